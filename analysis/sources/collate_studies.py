@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from lowrank.utils import atomic_folder
+from lowrank.utils import atomic_folder, write_bytes
 from sweeps.records import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
@@ -23,16 +23,20 @@ from sweeps.records import (
     LOOKS_BEFORE,
     MIXED,
     MODELS_FOLDER,
+    NOTES_FILE,
     RESULTS_FILE,
     TRIALS_FOLDER,
     Event,
     Journal,
+    Note,
     Status,
     StudyRecord,
     TrialRecord,
     count_test_looks,
     epochs_to_table,
     is_study,
+    notes_to_bytes,
+    read_notes,
     results_to_table,
 )
 
@@ -66,6 +70,7 @@ class CollatedStudy:
         rejected: a line for each trial that was left out because its counts are wrong.
         unchecked: a line for each group of trials whose counts could not be checked, with the reason.
         disagreements: a line for each trial whose completed copies have different validation errors, the widest first.
+        notes: of all the studies, from their files of notes.
     """
 
     study: StudyRecord
@@ -74,6 +79,7 @@ class CollatedStudy:
     rejected: tuple[str, ...]
     unchecked: tuple[str, ...]
     disagreements: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def collate(
@@ -126,6 +132,7 @@ def collate(
         rejected=tuple(rejected),
         unchecked=tuple(f"{_count_trials(n)} of {label}: {reason}" for (label, reason), n in unchecked.items()),
         disagreements=_disagreements(errors, {trial_id: source.label for trial_id, (_, source) in copies.items()}),
+        notes=tuple(note for source in sources if source.folder for note in read_notes(source.folder)),
     )
 
 
@@ -334,6 +341,8 @@ def write_study(collated: CollatedStudy, folder: Path) -> None:
         _write_journal(collated.study, temporary / JOURNAL_FILE)
         pq.write_table(results_to_table(collated.study), temporary / RESULTS_FILE)
         pq.write_table(epochs_to_table(collated.study), temporary / EPOCHS_FILE)
+        if collated.notes:
+            write_bytes(temporary / NOTES_FILE, notes_to_bytes(collated.notes))
         for trial_id, source in collated.sources.items():
             _copy_weights(trial_id, source, temporary)
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import atomic_path, first_line, free_name
+from lowrank.utils import atomic_path, first_line, free_name, write_bytes
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
     MODELS_FOLDER,
+    NOTES_FILE,
     OPTUNA_FILE,
     RANK_COSTS_FILE,
     RESULTS_FILE,
@@ -33,6 +34,8 @@ from sweeps.records import (
     apply_event,
     find_optuna_damage,
     fold_journal,
+    notes_to_bytes,
+    parse_notes,
     read_rank_costs,
     read_space_file,
     read_step_times,
@@ -143,6 +146,9 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
             read_tables(folder)
         except InputError as error:
             yield RESULTS_FILE, first_line(error)
+    if (folder / NOTES_FILE).is_file():
+        for reason in parse_notes((folder / NOTES_FILE).read_bytes())[1]:
+            yield NOTES_FILE, reason
     if reason := find_optuna_damage(folder / OPTUNA_FILE):
         yield OPTUNA_FILE, f"{reason}; --resume makes it again from {JOURNAL_FILE}"
     for name, read in ((STEP_TIMES_FILE, read_step_times), (RANK_COSTS_FILE, read_rank_costs)):
@@ -210,6 +216,10 @@ def _repair(folder: Path, path: Path) -> list[str]:
         count = report.lines - len(report.events)
         done.append(f"{path.name}: {len(report.events):,} lines kept, {count:,} left out; the old file is {aside.name}")
         done += _set_aside(folder, TRACKING_PROGRESS_FILE, "the next run brings the study into MLflow anew")
+    if NOTES_FILE in damaged:
+        notes, lost = parse_notes((folder / NOTES_FILE).read_bytes())
+        done += _set_aside(folder, NOTES_FILE, f"the {len(notes):,} notes that are whole are kept, {len(lost):,} not")
+        write_bytes(folder / NOTES_FILE, notes_to_bytes(notes))
     if OPTUNA_FILE in damaged:
         done += _set_aside(folder, OPTUNA_FILE, "--resume makes it again from the journal")
     if STEP_TIMES_FILE in damaged:

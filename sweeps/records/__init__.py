@@ -13,9 +13,18 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from sweeps.records.annotations import (
+        GROUP_TAG as GROUP_TAG,
         MAX_NOTE_LENGTH as MAX_NOTE_LENGTH,
+        Note as Note,
+        NoteKind as NoteKind,
+        append_note as append_note,
+        check_group as check_group,
         check_note as check_note,
+        notes_to_bytes as notes_to_bytes,
+        open_todos as open_todos,
+        parse_notes as parse_notes,
         parse_tags as parse_tags,
+        read_notes as read_notes,
     )
     from sweeps.records.decidable import decidable_difference as decidable_difference
     from sweeps.records.events import TERMINAL as TERMINAL, Event as Event, Role as Role, Status as Status
@@ -53,13 +62,17 @@ if TYPE_CHECKING:
     )
     from sweeps.records.load import (
         STUDIES_FOLDER as STUDIES_FOLDER,
+        StudyEvents as StudyEvents,
         StudyHistory as StudyHistory,
         find_optuna_damage as find_optuna_damage,
         find_study as find_study,
         find_trial as find_trial,
         fold_journal as fold_journal,
         is_study as is_study,
+        list_studies as list_studies,
+        load_history as load_history,
         load_study as load_study,
+        read_group as read_group,
         read_rank_costs as read_rank_costs,
         read_step_times as read_step_times,
     )
@@ -84,6 +97,7 @@ if TYPE_CHECKING:
         MACHINE_METRICS as MACHINE_METRICS,
         MLFLOW_FILE as MLFLOW_FILE,
         MODELS_FOLDER as MODELS_FOLDER,
+        NOTES_FILE as NOTES_FILE,
         OPTUNA_FILE as OPTUNA_FILE,
         RANK_COSTS_FILE as RANK_COSTS_FILE,
         REPORT_FOLDER as REPORT_FOLDER,
@@ -137,7 +151,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "annotations": "MAX_NOTE_LENGTH check_note parse_tags",
+        "annotations": (
+            "GROUP_TAG MAX_NOTE_LENGTH Note NoteKind append_note check_group check_note notes_to_bytes open_todos "
+            "parse_notes parse_tags read_notes"
+        ),
         "decidable": "decidable_difference",
         "events": "Event Role Status TERMINAL",
         "fronts": (
@@ -150,9 +167,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "locked_journal seal_line study_lock truncate_torn_line"
         ),
         "load": (
-            "STUDIES_FOLDER StudyHistory find_optuna_damage find_study find_trial fold_journal is_study load_study "
-            "read_rank_costs "
-            "read_step_times"
+            "STUDIES_FOLDER StudyEvents StudyHistory find_optuna_damage find_study find_trial fold_journal is_study "
+            "list_studies load_history load_study read_group read_rank_costs read_step_times"
         ),
         "model": (
             "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
@@ -160,9 +176,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
-            "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER RESULTS_FILE "
-            "SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE TRACKING_LOG_FILE TRACKING_PROGRESS_FILE "
-            "TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
+            "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER NOTES_FILE OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER "
+            "RESULTS_FILE SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE TRACKING_LOG_FILE "
+            "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
         "reasons": "reasons_by_method",
         "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",

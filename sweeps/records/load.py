@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError, unknown
 from lowrank.utils import first_line
-from sweeps.records.events import Status
+from sweeps.records.annotations import GROUP_TAG
+from sweeps.records.events import Event, Status
 from sweeps.records.fronts import completed_trials
-from sweeps.records.journal import JournalLine, JournalReader, damage_error
+from sweeps.records.journal import JournalLine, JournalReader, damage_error, parse_line
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event, garbage_collection_paused
 from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
-from sweeps.records.tables import read_tables
+from sweeps.records.tables import read_study_fields, read_tables
 
 STUDIES_FOLDER = Path("studies")
 MIN_ID_PREFIX = 4  # characters
+_NOTED = f'"{Event.ANNOTATED}"'.encode()
+# What drivers and people did, apart from the trials
+HISTORY_EVENTS = frozenset({Event.STUDY, Event.RESOURCES, Event.CLOSED, Event.ANNOTATED, Event.EXCLUDED})
+
+
+@dataclass(frozen=True)
+class StudyEvents:
+    """A study, and when its driver and people did what.
+
+    Attributes:
+        study: the records.
+        events: those of `HISTORY_EVENTS`, oldest first. Where there is no journal, the newest of each kind that the
+            tables have.
+    """
+
+    study: StudyRecord
+    events: tuple[Mapping[str, Any], ...]
 
 
 def list_studies(root: Path = STUDIES_FOLDER) -> list[str]:
@@ -94,10 +113,11 @@ class StudyHistory:
 
     Args:
         path: of the journal.
+        on_event: called with each event once it has been applied.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.record = path, StudyRecord()
+    def __init__(self, path: Path, on_event: Callable[[Mapping[str, Any]], None] = lambda event: None):
+        self.path, self.record, self._on_event = path, StudyRecord(), on_event
         self._reader = JournalReader(path)
 
     def update(self) -> StudyRecord:
@@ -125,17 +145,78 @@ class StudyHistory:
         if not damage:
             try:
                 apply_event(self.record, line.event)
+                self._on_event(line.event)
             except InputError as error:
                 damage = str(error)
         if damage:
             raise damage_error(self.path, line.number, line.byte, damage)
 
 
-def fold_journal(path: Path) -> StudyRecord:
+def load_history(folder: Path) -> StudyEvents:
+    """Read a study with the events that are no trial's.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study and its history.
+
+    Raises:
+        InputError: as `load_study`.
+    """
+    if not (folder / JOURNAL_FILE).is_file():
+        study = load_study(folder)
+        events = [study.header, *study.runs, study.closed or {}]
+        return StudyEvents(study, tuple(event for event in events if "event" in event))
+    events = []
+
+    def note_event(event: Mapping[str, Any]) -> None:
+        if event["event"] in HISTORY_EVENTS:
+            events.append(event)
+
+    study = fold_journal(folder / JOURNAL_FILE, note_event)
+    if not study.header:
+        raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
+    return StudyEvents(study, tuple(events))
+
+
+def read_group(folder: Path) -> str:
+    """Read to which group a study belongs, without reading its trials.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The name of the group; "" for none.
+
+    Raises:
+        InputError: the line that says it is damaged, or the tables are, where there is no journal.
+    """
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        return str(read_study_fields(folder).get("tags", {}).get(GROUP_TAG, ""))
+    group = ""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if _NOTED not in line or not line.endswith(b"\n"):
+                continue
+            try:
+                event, _ = parse_line(line)
+            except ValueError as error:
+                raise damage_error(path, number, file.tell() - len(line), str(error)) from error
+            if event["event"] == Event.ANNOTATED and "trial" not in event:
+                group = str(event["tags"].get(GROUP_TAG, group))
+    return group
+
+
+def fold_journal(
+    path: Path, on_event: Callable[[Mapping[str, Any]], None] = lambda event: None
+) -> StudyRecord:  # fmt: skip
     """Read a journal and fold its events into records.
 
     Args:
         path: of the journal.
+        on_event: called with each event once it has been applied.
 
     Returns:
         The study, as far as its journal has come.
@@ -143,7 +224,7 @@ def fold_journal(path: Path) -> StudyRecord:
     Raises:
         InputError: as `StudyHistory.update`.
     """
-    return StudyHistory(path).update()
+    return StudyHistory(path, on_event).update()
 
 
 def find_trial(study: StudyRecord, id_prefix: str, *, completed: bool = False) -> TrialRecord:

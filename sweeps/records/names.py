@@ -8,6 +8,7 @@ from __future__ import annotations
 JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "results.parquet"
 EPOCHS_FILE = "epochs.parquet"
+NOTES_FILE = "notes.jsonl"  # what people wrote about the study, apart from the journal
 SPACE_FILE = "space.yaml"
 SERIES_FILE = "series.yaml"  # in the folder of a series: the content of the series file and the options of the command
 LOCK_FILE = "driver.lock"

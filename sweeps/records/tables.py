@@ -337,6 +337,25 @@ def read_tables(folder: Path) -> StudyRecord:
         ) from error
 
 
+def read_study_fields(folder: Path) -> dict[str, Any]:
+    """Read what results.parquet says of the study itself.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        As `study_fields` gives; empty where the table has none.
+
+    Raises:
+        InputError: the table is damaged.
+    """
+    try:
+        metadata = pq.read_schema(folder / RESULTS_FILE).metadata or {}
+        return dict(json.loads(metadata.get(STUDY_KEY, b"{}")))
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError(f"{folder / RESULTS_FILE} is damaged ({first_line(error)})") from error
+
+
 def _read_table(path: Path) -> pa.Table | None:
     """The table; None if there is no such file and there need not be one."""
     return pq.read_table(path) if path.name == RESULTS_FILE or path.is_file() else None

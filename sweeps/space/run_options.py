@@ -47,6 +47,7 @@ class RunOptions:
     profile: bool = False
     note: str | None = None
     tag: Sequence[str] = ()
+    group: str | None = None
     allow_code: bool = False
     gpus_per_trial: float | str | None = None
     sharing: str | None = None

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from lowrank.errors import InputError
 from lowrank.utils import first_line, free_name, write_bytes
-from sweeps.records import JOURNAL_FILE, SPACE_FILE, hold_study_folder
+from sweeps.records import JOURNAL_FILE, NOTES_FILE, SPACE_FILE, hold_study_folder
 from sweeps.storage.claims import CLAIMS_FOLDER, DRIVER_FILE, stored_sizes
 from sweeps.storage.parts import PARTS_SUFFIX, PartsError
 from sweeps.storage.remote import GROWING_FILES, PROBE_PREFIX, STORAGE_ERRORS, Storage, list_stored_studies
@@ -99,7 +99,9 @@ def _update_folder(storage: Storage, folder: Path) -> dict[str, int]:
             f"{folder} and {storage.uri} hold two different histories of {folder.name!r}; "
             "move the folder away to go on with the stored one"
         )
-    whole = [name for name in names if _is_whole_file(name)]
+    whole = [name for name in names if _is_whole_file(name) and name != NOTES_FILE]
+    if NOTES_FILE in names:
+        _join_notes(storage, folder / NOTES_FILE)
     if orders[JOURNAL_FILE] is _Order.STORED_LONGER:
         _replace(storage, folder, whole)
     else:
@@ -138,6 +140,15 @@ def _read_growing(storage: Storage, path: Path, size: tuple[int, int] | None) ->
             "whose folder has all of it, which stores it anew"
         ) from error
     return content
+
+
+def _join_notes(storage: Storage, path: Path) -> None:
+    """Join the lines of both, each once: people may write notes on this machine while a driver runs on another."""
+    local = path.read_bytes() if path.exists() else b""
+    lines = [*local.splitlines(keepends=True), *storage.get(path.name).splitlines(keepends=True)]
+    joined = b"".join(dict.fromkeys(line for line in lines if line.endswith(b"\n")))
+    if joined != local:
+        _write(path, joined)
 
 
 def _fetch_missing(storage: Storage, folder: Path, names: list[str]) -> None:

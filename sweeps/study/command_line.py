@@ -91,6 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--profile", action="store_true", help="print at the end what the time was spent on")
     study.add_argument("--note", metavar="TEXT", help="a remark to keep with the study and show in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag for every run in MLflow")
+    study.add_argument(
+        "--group", metavar="NAME", help="the studies that this one belongs to: a chapter of the log, a tag in MLflow"
+    )
     study.add_argument("--allow-code", action="store_true", help="let the space run code: a network that is a function")
     host = parser.add_argument_group("where it runs")
     host.add_argument(

@@ -14,11 +14,13 @@ from lowrank.data import ImageData, absolute_data_name, load_data
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode
 from sweeps.records import (
+    GROUP_TAG,
     JOURNAL_FILE,
     SPACE_FILE,
     TRIAL_WEIGHTS,
     StudyHistory,
     StudyRecord,
+    check_group,
     check_note,
     check_specifications,
     find_study_folder,
@@ -328,7 +330,7 @@ def _study_config(folder: Path, space: Space, options: RunOptions, storage: str 
         teachers=(options.teachers or DEFAULT_TEACHERS).resolve(),
         cache_dir=options.cache_dir.resolve() if options.cache_dir else None,
         note=check_note(options.note),
-        tags=parse_tags(options.tag),
+        tags={**parse_tags(options.tag), **({} if options.group is None else {GROUP_TAG: check_group(options.group)})},
         began=options.began,
         profile=options.profile,
         test=options.test,
