@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks import add_network_options, network_from_options
-from lowrank.utils import OneLineParser, run_command, validate_model
+from lowrank.utils import OneLineParser, redact_arguments, run_command, validate_model
 
 if TYPE_CHECKING:
     from lowrank.deployment import CompressConfig
@@ -131,6 +132,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         InputError: a value is not allowed.
     """
     options = make_parser().parse_args(arguments)
+    words = redact_arguments(sys.argv[1:] if arguments is None else arguments)
     budgets = tuple(parse_budget(text) for text in options.budget)
     for flag, least in (("calibration", 8), ("finetune", 0)):
         if getattr(options, flag) < least:
@@ -159,7 +161,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         allocation=options.allocation, calibration=options.calibration, finetune=options.finetune,
         labels_only=options.labels_only, keep=tuple(options.keep), only=tuple(options.only) if options.only else None,
         report_on=options.report_on, seed=options.seed, device=options.device, out=options.out, opset=opset,
-        overwrite=options.overwrite, as_json=options.json,
+        overwrite=options.overwrite, as_json=options.json, command=f"python -m lowrank.compress {shlex.join(words)}",
     )  # fmt: skip
 
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
         repair_command as repair_command,
         repair_study as repair_study,
     )
-    from analysis.sources.mlflow import load_from_mlflow as load_from_mlflow
+    from analysis.sources.mlflow import (
+        find_group as find_group,
+        load_from_mlflow as load_from_mlflow,
+        load_typed_notes as load_typed_notes,
+    )
     from analysis.sources.push_to_mlflow import (
         check_store as check_store,
         push_if_tracked as push_if_tracked,
@@ -35,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "collate_studies": "StudySource check_new_study collate summary_lines write_study",
         "integrity": "check_study repair_command repair_study",
-        "mlflow": "load_from_mlflow",
+        "mlflow": "find_group load_from_mlflow load_typed_notes",
         "push_to_mlflow": "check_store push_if_tracked push_study",
     },
 )

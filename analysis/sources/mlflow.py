@@ -14,10 +14,10 @@ import os
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import sweeps.records.mlflow_names as names
@@ -26,6 +26,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils import first_line, redact
 from sweeps.records import (
     EPOCHS_FILE,
+    GROUP_TAG,
     RESULTS_FILE,
     Status,
     StudyRecord,
@@ -44,6 +45,7 @@ _STORED_ANEW = "`python -m sweeps.tracking STUDY_DIR --again` stores them anew f
 _OLDER = f"the runs of {{!r}} were written by another version, or without its artifacts; {_STORED_ANEW}"
 _DAMAGE = (KeyError, TypeError, AttributeError, ValueError)  # of content that is not what was written
 _TABLES = ("experiments", "runs", "tags", "params", "metrics")  # of every MLflow database
+T = TypeVar("T")
 Notify = Callable[[str], None]  # called with how far the reading is
 
 
@@ -64,28 +66,98 @@ def load_from_mlflow(uri: str, name: str, notify: Notify = silent) -> StudyRecor
         InputError: the store does not answer, has no such study (the message lists those that it has), another
             version of this project wrote it, or its records are damaged.
     """
-    os.environ.update(
-        MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
-        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_DISABLE_TELEMETRY="true",
-    )  # fmt: skip
-    _check_file(uri)
     notify("MLflow")
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
-        return _load(MlflowClient(tracking_uri=uri), name, notify)
+        return _read(uri, lambda client: _load(client, name, notify))
     except InputError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
     except _DAMAGE as error:
         raise InputError(
             f"the records of {name!r} in the MLflow store {redact(uri)} are damaged ({first_line(error)}); "
             f"{_STORED_ANEW}"
         ) from error
+
+
+def load_typed_notes(uri: str, study: StudyRecord, key: str) -> dict[str, str]:
+    """Read what people have typed into the descriptions of a study's runs in MLflow.
+
+    Args:
+        uri: of the store.
+        study: the records, whose own texts in the descriptions are left out.
+        key: of the study in the store, as `sweeps.records.mlflow_names.study_key` gives.
+
+    Returns:
+        Texts by trial id, "" for the study itself; those where something was typed.
+
+    Raises:
+        InputError: the store does not answer.
+    """
+    return _read(uri, lambda client: _typed_notes(client, study, key))
+
+
+def find_group(uri: str, group: str) -> list[str]:
+    """Find the studies of a group in an MLflow store.
+
+    Args:
+        uri: of the store.
+        group: its name.
+
+    Returns:
+        The names of the studies, the one that began first before the others.
+
+    Raises:
+        InputError: the store does not answer.
+    """
+
+    def find(client: MlflowClient) -> list[str]:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        rule = f"tags.`{GROUP_TAG}` = '{group}' and tags.`{names.KEY_TAG}` != ''"
+        runs = sorted(_runs(client, experiments, rule), key=lambda run: run.info.start_time or 0)
+        return list(dict.fromkeys(str(run.data.tags[names.STUDY_TAG]) for run in runs))
+
+    return _read(uri, find)
+
+
+def _read(uri: str, read: Callable[[MlflowClient], T]) -> T:
+    """What `read` gets from a store; raises InputError where the store does not answer."""
+    os.environ.update(
+        MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_DISABLE_TELEMETRY="true",
+    )  # fmt: skip
+    _check_file(uri)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return read(MlflowClient(tracking_uri=uri))
+    except InputError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
+
+
+def _typed_notes(client: MlflowClient, study: StudyRecord, key: str) -> dict[str, str]:
+    experiment = client.get_experiment_by_name(study.name)
+    if experiment is None:
+        return {}
+    runs = _runs(client, [experiment.experiment_id], f"tags.`{names.DESCRIPTION_TAG}` != ''")
+    described = {run.info.run_id: run.data.tags for run in runs}
+    parent = next((run_id for run_id, tags in described.items() if tags.get(names.KEY_TAG) == key), None)
+    if parent is None:  # it may have no description of its own
+        found = list(_runs(client, [experiment.experiment_id], f"tags.{names.KEY_TAG} = '{key}'"))
+        parent = found[0].info.run_id if found else None
+    typed = {}
+    for run_id, tags in described.items():
+        trial_id = tags.get(names.TRIAL_TAG, "")
+        record = study if run_id == parent else study.trials.get(trial_id)
+        if record is None or (record is not study and tags.get(names.PARENT_TAG) != parent):
+            continue  # of another study of the same name
+        text = names.typed_text(tags[names.DESCRIPTION_TAG], names.recorded_paragraphs(record))
+        if text:
+            typed[trial_id] = text
+    return typed
 
 
 def _check_file(uri: str) -> None:
@@ -108,7 +180,7 @@ def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         raise unknown("study", name, [entry.name for entry in client.search_experiments()] or ["none: it is empty"])
-    runs = list(_runs(client, experiment.experiment_id))
+    runs = list(_runs(client, [experiment.experiment_id]))
     parents = [run for run in runs if names.KEY_TAG in run.data.tags]
     if not parents:
         raise InputError(f"the MLflow experiment {name!r} holds no study of this project")
@@ -125,10 +197,10 @@ def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
         return _from_runs(client, files, parent, runs, notify)
 
 
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+def _runs(client: MlflowClient, experiments: Sequence[str], rule: str = "") -> Iterator[Run]:
     token = None
     while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        page = client.search_runs(list(experiments), rule, max_results=1000, page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -34,13 +34,15 @@ from lowrank.io import (
 )
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings, make_network, without_weights
-from lowrank.utils import ExitCode, atomic_folder, format_count, write_text
+from lowrank.utils import ExitCode, atomic_folder, commit, format_count, write_text
 
 Budget = Mapping[str, float]
 
 SEARCH_STEPS = 9
 """Sizes that `--max-loss` tries between 1/64 and all of the parameters."""
 REPORT_FILE = "report.json"
+RUN_FILE = "compress.json"
+"""What was asked of the command, when and on what machine, beside the networks that it made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class CompressConfig:
         overwrite: whether it may exist.
         opset: of the ONNX files.
         as_json: print one JSON object (a list for several budgets) on standard output and nothing else there.
+        command: the command line as one would type it again; "" where it is not known.
     """
 
     network: NetworkSettings
@@ -95,6 +98,7 @@ class CompressConfig:
     overwrite: bool
     opset: int
     as_json: bool
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,7 @@ def run_compress(config: CompressConfig) -> int:
     Raises:
         InputError: something that the user gave is wrong; nothing is then written.
     """
+    began = time.time()
     steps = _Steps(sys.stderr)
     device = _device(config.device)
     preprocessing = _preprocessing(config)
@@ -185,7 +190,7 @@ def run_compress(config: CompressConfig) -> int:
             )
             for budget in config.budgets
         ]  # fmt: skip
-    failed = _write(outcomes, config, dense, data, images, preprocessing, steps)
+    failed = _write(outcomes, config, dense, data, images, preprocessing, steps, began)
     _print(outcomes, config, failed)
     return ExitCode.FAILED if failed else ExitCode.DONE
 
@@ -326,7 +331,7 @@ def _outcome(
 
 def _write(
     outcomes: list[Outcome], config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images,
-    preprocessing: ImagePreprocessing | None, steps: _Steps,
+    preprocessing: ImagePreprocessing | None, steps: _Steps, began: float,
 ) -> list[str]:  # fmt: skip
     """Write one folder, or one for each budget inside it; returns the forms that could not be written."""
     failed: list[str] = []
@@ -338,7 +343,28 @@ def _write(
             target = folder if len(outcomes) == 1 else folder / folder_name(outcome)
             target.mkdir(parents=True, exist_ok=True)
             outcomes[index] = _write_one(outcome, target, config, dense, data, images, expected, steps, failed)
+        record = _run_record(outcomes, config, data, images, failed, began)
+        write_text(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
     return failed
+
+
+def _run_record(
+    outcomes: Sequence[Outcome], config: CompressConfig, data: ImageData, images: _Images, failed: Sequence[str],
+    began: float,
+) -> dict[str, Any]:  # fmt: skip
+    """What a log needs to know of this run; times are in seconds since the epoch, errors in percent."""
+    networks = []
+    for outcome in outcomes:
+        fields = {name: value for name, value in outcome.as_dict().items() if name != "layers"}
+        networks.append({"folder": "" if len(outcomes) == 1 else folder_name(outcome), **fields})
+    return {
+        "version": 1, "began": began, "ended": time.time(), "command": config.command, "commit": commit(),
+        "machine": describe_machine(), "device": str(images.calibration[0].device),
+        "network": config.network.model_dump(mode="json"), "weights": config.weights.name,
+        "data": {"name": data.name, "fingerprint": data.fingerprint}, "report_on": config.report_on,
+        "images": len(images.reporting[1]), "seed": config.seed, "finetune": config.finetune, "failed": list(failed),
+        "networks": networks,
+    }  # fmt: skip
 
 
 def folder_name(outcome: Outcome) -> str:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.processes import (
         available_mb as available_mb,
+        commit as commit,
         exit_with_parent as exit_with_parent,
         module_command as module_command,
         module_environment as module_environment,
@@ -79,7 +80,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
         "pareto": "non_dominated",
-        "processes": "available_mb exit_with_parent module_command module_environment usable_cores",
+        "processes": "available_mb commit exit_with_parent module_command module_environment usable_cores",
         "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "

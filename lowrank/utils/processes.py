@@ -1,4 +1,4 @@
-"""Processes: what one may use of the machine, and children that end with their parent, however that one ends."""
+"""Processes: this code's commands and commit, what one may use of the machine, and children that end with their parent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import ctypes
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 POLL_SECONDS = 0.5
+DISTRIBUTION = "lowrank-sweeps"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROJECT = Path(__file__).resolve().parents[2]
 _PROC, _CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -45,6 +48,28 @@ def module_environment(**variables: str) -> dict[str, str]:
     """
     path = os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **variables}
+
+
+def commit() -> str:
+    """Return the commit of this code.
+
+    Returns:
+        Twelve digits or a tag, `-dirty` behind it where files have changed since; the version of an installed
+        package; "unknown" for a copy of the files outside git.
+    """
+    if _git("ls-files", Path(__file__).name):  # else the environment lies in the repository of another project
+        return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+    installed = list(distributions(name=DISTRIBUTION, path=[str(_PROJECT)]))
+    return f"{DISTRIBUTION}-{installed[0].version}" if installed else "unknown"
+
+
+def _git(*words: str) -> str:
+    """Return what git prints in the folder of this file; "" if git is missing or fails."""
+    folder = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def usable_cores() -> int:

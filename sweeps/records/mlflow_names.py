@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowrank.utils import format_count
@@ -38,7 +39,20 @@ SYSTEM_NAMES = {
     "host_memory_mb": "system/system_memory_usage_megabytes",
 }
 _METRICS_BY_SYSTEM_NAME = {system_name: metric for metric, system_name in SYSTEM_NAMES.items()}
+_BROKEN_PREFIX = "Marked broken: "
 ID_SHOWN = 6  # characters of an id in a name; `analysis mark` takes them too
+
+
+def study_key(header: Mapping[str, Any]) -> str:
+    """Give the tag that tells a study from others of the same name.
+
+    Args:
+        header: the study's first STUDY event.
+
+    Returns:
+        Its name and the time when it began, in milliseconds.
+    """
+    return f"{header['name']} {round(header['time'] * 1000)}"
 
 
 def run_name(trial: TrialRecord) -> str:
@@ -217,7 +231,7 @@ def trial_tags(study: StudyRecord, trial: TrialRecord) -> dict[str, str]:
     tags: dict[str, str] = {
         **study.tags, **trial.tags, "role": str(trial.role), "stratum": trial.stratum, POINT_TAG: point_name(trial),
         "status": str(trial.status), "reason": trial.reason, "attempts": str(len(trial.attempts)),
-        BROKEN_TAG: trial.broken or SOUND, DESCRIPTION_TAG: _description(trial),
+        BROKEN_TAG: trial.broken or SOUND, DESCRIPTION_TAG: "\n\n".join(recorded_paragraphs(trial)),
     }  # fmt: skip
     tags |= {name: str(trial.last_attempt(name)) for name in ("host", "device") if trial.last_attempt(name) is not None}
     if trial.adopted:
@@ -227,9 +241,51 @@ def trial_tags(study: StudyRecord, trial: TrialRecord) -> dict[str, str]:
     return tags
 
 
-def _description(trial: TrialRecord) -> str:
-    lines = [f"Marked broken: {trial.broken}"] if trial.broken else []
-    return "\n\n".join([*lines, *trial.notes])
+def recorded_paragraphs(record: StudyRecord | TrialRecord) -> list[str]:
+    """Give what the records say in a run's description; people may add to it in MLflow's own page.
+
+    Args:
+        record: of the trial or, for the parent run, of the study.
+
+    Returns:
+        Of a trial why it is broken, and its notes; of a study the question and its notes.
+    """
+    if isinstance(record, StudyRecord):
+        return [str(record.header.get("question", "")), *record.notes]
+    lines = [f"{_BROKEN_PREFIX}{' '.join(record.broken.split())}"] if record.broken else []
+    return [*lines, *record.notes]
+
+
+def typed_text(description: str, paragraphs: Iterable[str]) -> str:
+    """Find what people have typed into a description in MLflow.
+
+    Args:
+        description: as the store has it.
+        paragraphs: what the records say, as `recorded_paragraphs` gives.
+
+    Returns:
+        The rest; "" where nothing was typed.
+    """
+    text = description.replace("\r\n", "\n")
+    for paragraph in sorted((paragraph.strip() for paragraph in paragraphs), key=len, reverse=True):
+        if paragraph:
+            text = re.sub(rf"(?:^|(?<=\n)){re.escape(paragraph)}\s*?(?=\n|$)", "", text, count=1)
+    lines = (part for part in re.split(r"\n{2,}", text) if not part.strip().startswith(_BROKEN_PREFIX))  # undone since
+    return "\n\n".join(lines).strip()
+
+
+def join_description(description: str, paragraphs: Sequence[str]) -> str:
+    """Renew what the records say in a description, and keep what people have typed.
+
+    Args:
+        description: as the store has it.
+        paragraphs: what the records say now.
+
+    Returns:
+        The new description.
+    """
+    typed = typed_text(description, paragraphs)
+    return "\n\n".join([*paragraphs, typed] if typed else paragraphs)
 
 
 def study_tags(study: StudyRecord) -> dict[str, str]:
@@ -244,8 +300,8 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
     header = study.header
     named = {"data": header.get("data", {}).get("name"), "network": header.get("network", {}).get("name")}
     plain = {key: header.get(key) for key in ("question", "commit", "command", "seed", "hardware")}
-    notes = "\n\n".join([str(header.get("question", "")), *study.notes])
-    tags = {**study.tags, **named, **plain, **source_tags(study), DESCRIPTION_TAG: notes}
+    tags = {**study.tags, **named, **plain, **source_tags(study)}
+    tags[DESCRIPTION_TAG] = "\n\n".join(recorded_paragraphs(study))
     return {name: str(value) for name, value in tags.items() if value is not None}
 
 

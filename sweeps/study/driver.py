@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, module_command, module_environment, redact
+from lowrank.utils import ExitCode, commit, module_command, module_environment, redact
 from sweeps.records import (
     JOURNAL_FILE,
     TERMINAL,
@@ -49,7 +49,7 @@ from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
 from sweeps.trials import Resolver, infeasible_lines, reachable_strata
-from sweeps.utils import command, commit, hardware, monotonic_time, versions
+from sweeps.utils import command, hardware, monotonic_time, versions
 
 if TYPE_CHECKING:
     from sweeps.resources import TrialResources

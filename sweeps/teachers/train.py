@@ -18,11 +18,11 @@ from lowrank.io import load_tensors, save_model, save_tensors
 from lowrank.layers import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training import Trainer
-from lowrank.utils import file_hash
+from lowrank.utils import commit, file_hash
 from sweeps.records import CHECKPOINT_FILE, Trial
 from sweeps.teachers.registry import reserve_name, store_teacher
 from sweeps.trials import make_trainer
-from sweeps.utils import command, commit, hardware, versions
+from sweeps.utils import command, hardware, versions
 
 CHECKPOINT_SECONDS = 10.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 

@@ -29,10 +29,11 @@ from sweeps.records import (
     damage_error,
     describe_damage,
     intern_names,
+    mlflow_names as names,
     write_tables,
 )
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
-from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, milliseconds, outages
+from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, outages
 from sweeps.tracking.process import behind_message, read_progress
 
 POLL_SECONDS = 0.5
@@ -98,7 +99,7 @@ class Follower:
             if event["event"] == Event.CLOSED:
                 self.closed_at = self._reader.offset
             if not self._key and event["event"] == Event.STUDY:
-                self._key = f"{event['name']} {milliseconds(event['time'])}"
+                self._key = names.study_key(event)
             self._tables_due = True
         if first and self.entries:
             self.carried = self._already_carried()

@@ -101,6 +101,7 @@ class MlflowStudy:
         self.artifact_error = ""  # why artifacts are missing, one line
         self._due: dict[str, Callable[[], None]] = {}  # artifacts that are not stored yet
         self._stored_states: dict[str, tuple[Any, ...]] = {}  # by run id
+        self._descriptions: dict[str, str] = {}  # by run id: what the records said when this object last wrote it
         self._complete: set[str] = set()  # ids of runs whose record is stored
         self._tables = ""  # the present value of the parent's tag
         self.experiment = self._experiment()
@@ -239,7 +240,8 @@ class MlflowStudy:
         self.client.update_run(self.parent, "RUNNING")
 
     def _describe_parent(self) -> None:
-        self._log(self.parent, "the study", tags=names.study_tags(self.study))
+        tags = self._with_description(self.parent, names.study_tags(self.study), self.study)
+        self._log(self.parent, "the study", tags=tags)
         self._due[names.STUDY_FILE] = self._store_study
 
     def _store_study(self) -> None:
@@ -266,10 +268,23 @@ class MlflowStudy:
         if state == self._stored_states.get(run_id):
             self._log(run_id, trial.trial_id, points)
             return
-        self._log(run_id, trial.trial_id, points, tags=tags)
+        marked = any(entry.event is Event.EXCLUDED for entry in entries)
+        described = self._with_description(run_id, tags, trial, again=marked)
+        self._log(run_id, trial.trial_id, points, tags=described)
         self._set_status(run_id, trial, status)
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
         self._stored_states[run_id] = state
+
+    def _with_description(
+        self, run_id: str, tags: Mapping[str, str], record: StudyRecord | TrialRecord, *, again: bool = False
+    ) -> dict[str, str]:
+        """The tags with what people have typed into the description in MLflow; without it where it does not change."""
+        recorded = tags[names.DESCRIPTION_TAG]
+        if self._descriptions.get(run_id, "") == recorded and not again:
+            return {name: value for name, value in tags.items() if name != names.DESCRIPTION_TAG}
+        stored = self.client.get_run(run_id).data.tags.get(names.DESCRIPTION_TAG, "")
+        self._descriptions[run_id] = recorded
+        return {**tags, names.DESCRIPTION_TAG: names.join_description(stored, names.recorded_paragraphs(record))}
 
     def _create(self, trial: TrialRecord) -> None:
         tags = names.identity_tags(self.study, trial, self.parent)

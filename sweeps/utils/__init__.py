@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sweeps.utils.duration import format_duration as format_duration
     from sweeps.utils.plain_names import NAME_RULE as NAME_RULE, check_plain_name as check_plain_name
     from sweeps.utils.process_ids import has_ended as has_ended, process_identity as process_identity
-    from sweeps.utils.provenance import command as command, commit as commit, hardware as hardware, versions as versions
+    from sweeps.utils.provenance import command as command, hardware as hardware, versions as versions
     from sweeps.utils.signals import (
         exit_process as exit_process,
         handle_sigterm as handle_sigterm,
@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "duration": "format_duration",
         "plain_names": "NAME_RULE check_plain_name",
         "process_ids": "has_ended process_identity",
-        "provenance": "command commit hardware versions",
+        "provenance": "command hardware versions",
         "signals": "exit_process handle_sigterm install_signal_handlers raise_if_interrupted sigterm_received",
         "uris": "is_uri",
     },

@@ -1,21 +1,17 @@
-"""Where a record comes from: command, versions of packages, hardware and commit."""
+"""Where a record comes from: command, versions of packages and hardware."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shlex
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distributions, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lowrank.utils import redact_arguments
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
-DISTRIBUTION = "lowrank-sweeps"
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def command() -> str:
@@ -52,25 +48,3 @@ def hardware() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
-
-
-def commit() -> str:
-    """Return the commit of this code.
-
-    Returns:
-        Twelve digits or a tag, `-dirty` behind it where files have changed since; the version of an installed
-        package; "unknown" for a copy of the files outside git.
-    """
-    if _git("ls-files", Path(__file__).name):  # else the environment lies in the repository of another project
-        return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
-    installed = list(distributions(name=DISTRIBUTION, path=[str(PROJECT)]))
-    return f"{DISTRIBUTION}-{installed[0].version}" if installed else "unknown"
-
-
-def _git(*words: str) -> str:
-    """Return what git prints in the folder of this file; "" if git is missing or fails."""
-    folder = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
-        return ""
