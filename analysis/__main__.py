@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-from analysis import collate, compare, export, report
-from analysis.cli import against, audit, check, mark, repair, summary, time_profile
 from lowrank.utils import OneLineParser, run_command
 
+# Module and description. The modules are imported by name: a command need not wait for what others import
 COMMANDS = {
-    "summary": (summary, "print the table and the answer, write front.png and summary.csv"),
-    "mark": (mark, "take a broken trial out of all conclusions, or remark on one"),
-    "profile": (time_profile, "where the time of a study went"),
-    "audit": (audit, "whether early stopping would have stopped the winner, by each rule"),
-    "check": (check, "read every file of a study and say what is damaged; changes nothing"),
-    "repair": (repair, "keep all of a damaged study that is whole, and say what is left out"),
-    "against": (against, "every value of a field against one of them, paired by seed"),
-    "report": (report, "one HTML page that answers the study's question"),
-    "compare": (compare, "fronts, hypervolume at equal cost and the trials that differ"),
-    "export": (export, "the chosen model as safetensors, torch.export program and ONNX, with proof"),
-    "collate": (collate, "the records of several machines or stores as one study"),
+    "summary": ("analysis.cli.summary", "print the table and the answer, write front.png and summary.csv"),
+    "mark": ("analysis.cli.mark", "take a broken trial out of all conclusions, or remark on one"),
+    "log": ("analysis.cli.log", "a research log of all studies, which keeps what you write into it"),
+    "note": ("analysis.cli.note", "keep a note, a takeaway or a to-do on a study for the log"),
+    "profile": ("analysis.cli.time_profile", "where the time of a study went"),
+    "audit": ("analysis.cli.audit", "whether early stopping would have stopped the winner, by each rule"),
+    "check": ("analysis.cli.check", "read every file of a study and say what is damaged; changes nothing"),
+    "repair": ("analysis.cli.repair", "keep all of a damaged study that is whole, and say what is left out"),
+    "against": ("analysis.cli.against", "every value of a field against one of them, paired by seed"),
+    "report": ("analysis.report", "one HTML page that answers the study's question"),
+    "compare": ("analysis.compare", "fronts, hypervolume at equal cost and the trials that differ"),
+    "export": ("analysis.export", "the chosen model as safetensors, torch.export program and ONNX, with proof"),
+    "collate": ("analysis.collate", "the records of several machines or stores as one study"),
 }
 
 
@@ -33,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of the command; 2 for bad input.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = OneLineParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, description) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+        if name in words[:1]:
+            chosen = importlib.import_module(module)
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run)
+    arguments = parser.parse_args(words)
     return run_command(lambda: arguments.run(arguments))
 
 

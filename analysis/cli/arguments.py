@@ -50,16 +50,19 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add_stores(parser)
 
 
-def add_stores(parser: argparse.ArgumentParser) -> None:
+def add_stores(
+    parser: argparse.ArgumentParser, tracking: str = "read the study from this MLflow store instead"
+) -> None:  # fmt: skip
     """Declare --studies and --tracking-uri.
 
     Args:
         parser: receives them.
+        tracking: what the store is for.
     """
     parser.add_argument(
         "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="read the study from this MLflow store instead")
+    parser.add_argument("--tracking-uri", metavar="URI", help=tracking)
 
 
 def load_source(arguments: argparse.Namespace, notify: Callable[[str], None] = silent) -> StudyRecord:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TrackingLink as TrackingLink,
         study_provenance as study_provenance,
         tracking_link as tracking_link,
+        tracking_uri as tracking_uri,
     )
     from analysis.findings.published_results import (
         PublishedResult as PublishedResult,
@@ -56,6 +57,10 @@ if TYPE_CHECKING:
         StudyComparison as StudyComparison,
         compare_studies as compare_studies,
     )
+    from analysis.findings.study_diff import (
+        FieldDifference as FieldDifference,
+        field_differences as field_differences,
+    )
     from analysis.findings.test_errors import (
         PointSeries as PointSeries,
         SettingTestError as SettingTestError,
@@ -80,10 +85,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "curves": "LearningCurve learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",
         "heatmap": "Cell HeatMap heat_maps",
-        "provenance": "Provenance TrackingLink study_provenance tracking_link",
+        "provenance": "Provenance TrackingLink study_provenance tracking_link tracking_uri",
         "published_results": "PublishedResult evaluation_setting matching_results",
         "reproduce": "ReproduceCommand reproduce_commands",
         "stopping_audit": "audit_text",
+        "study_diff": "FieldDifference field_differences",
         "study_comparison": "StudyComparison compare_studies",
         "test_errors": "PointSeries SettingTestError measured_test_errors series_of_test_errors",
         "time_profile": "TimeProfile profile_lines profile_study",

@@ -135,9 +135,7 @@ def tracking_link(study: StudyRecord, folder: Path, uri: str | None) -> Tracking
         The page of its run or the command that shows it, without passwords; None if no store is known.
     """
     progress = _progress(folder / TRACKING_PROGRESS_FILE)
-    beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
-    candidates = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
-    uri = next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)
+    uri = tracking_uri(study, folder, uri)
     if uri is None:
         return None
     shown = redact(uri)
@@ -146,6 +144,23 @@ def tracking_link(study: StudyRecord, folder: Path, uri: str | None) -> Tracking
     run = [progress.get("experiment"), progress.get("parent")]
     path = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
     return TrackingLink(link=f"{shown.rstrip('/')}{path}", words=f"experiment {study.name} at {shown}")
+
+
+def tracking_uri(study: StudyRecord, folder: Path, uri: str | None = None) -> str | None:
+    """Return the address of the MLflow store that has a study.
+
+    Args:
+        study: the records.
+        folder: of the study.
+        uri: the store that it was read from, if it was.
+
+    Returns:
+        The address, its password hidden where the records have it; None if no store is known.
+    """
+    recorded = _progress(folder / TRACKING_PROGRESS_FILE).get("uri")
+    beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
+    candidates = (uri, recorded, study.header.get("tracking_uri"), beside)
+    return next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)
 
 
 def _may_be_there(uri: str) -> bool:

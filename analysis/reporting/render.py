@@ -6,6 +6,7 @@ The pictures of a large study take longer than its numbers, so several processes
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DPI = 150
+SMALL, SMALL_DPI = Layout(width=6.4, columns=3, title=False), 100  # of a log
+HASH_KEY = "Comment"  # of a small picture's text that tells what it shows
 PRELOADED = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 MIN_TRIALS = 500  # of a study whose pictures are drawn by several processes
 MAX_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
@@ -137,6 +140,37 @@ def render_picture(job: DrawJob, folder: Path) -> Picture:
         narrow, narrow_colours = _svg(figure, f"{name}-narrow", fixed)
     colours = frozenset(wide_colours | narrow_colours)
     return Picture(name=name, caption=job.caption, wide=wide, narrow=narrow, colours=colours, png=png)
+
+
+def render_png(job: DrawJob, path: Path) -> None:
+    """Draw a small picture as PNG, unless it is there already.
+
+    The file carries a hash of what it shows: a log of many studies draws only what has changed.
+
+    Args:
+        job: what to draw.
+        path: of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shown = hashlib.sha256(f"{SMALL}{job.caption}{job.height}{job.data!r}".encode()).hexdigest()
+    if _shown_by(path) == shown:
+        return
+    with literal_text(), atomic_path(path) as temporary:
+        figure, _ = _draw(job, replace(SMALL, height=job.height))
+        figure.savefig(temporary, format="png", dpi=SMALL_DPI, metadata={HASH_KEY: shown, "Title": job.caption})
+
+
+def _shown_by(path: Path) -> str:
+    """The hash in a picture; "" where there is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get(HASH_KEY, ""))
+    except (FileNotFoundError, UnidentifiedImageError):
+        return ""
 
 
 def _draw(job: DrawJob, layout: Layout) -> tuple[Figure, tuple[str, ...]]:

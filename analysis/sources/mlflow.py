@@ -14,7 +14,7 @@ import os
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +45,7 @@ _STORED_ANEW = "`python -m sweeps.tracking STUDY_DIR --again` stores them anew f
 _OLDER = f"the runs of {{!r}} were written by another version, or without its artifacts; {_STORED_ANEW}"
 _DAMAGE = (KeyError, TypeError, AttributeError, ValueError)  # of content that is not what was written
 _TABLES = ("experiments", "runs", "tags", "params", "metrics")  # of every MLflow database
+_SQLITE = "sqlite:///"
 T = TypeVar("T")
 Notify = Callable[[str], None]  # called with how far the reading is
 
@@ -92,7 +93,11 @@ def load_typed_notes(uri: str, study: StudyRecord, key: str) -> dict[str, str]:
     Raises:
         InputError: the store does not answer.
     """
-    return _read(uri, lambda client: _typed_notes(client, study, key))
+    if uri.startswith(_SQLITE):
+        described = _described_in_file(uri, study.name)
+    else:
+        described = _read(uri, lambda client: _described_runs(client, study.name))
+    return _typed_notes(described, study, key)
 
 
 def find_group(uri: str, group: str) -> list[str]:
@@ -138,23 +143,45 @@ def _read(uri: str, read: Callable[[MlflowClient], T]) -> T:
         raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
 
 
-def _typed_notes(client: MlflowClient, study: StudyRecord, key: str) -> dict[str, str]:
-    experiment = client.get_experiment_by_name(study.name)
+def _described_runs(client: MlflowClient, name: str) -> dict[str, dict[str, str]]:
+    """The tags, by run id, of the runs of an experiment: those with a description, and the parents."""
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return {}
-    runs = _runs(client, [experiment.experiment_id], f"tags.`{names.DESCRIPTION_TAG}` != ''")
-    described = {run.info.run_id: run.data.tags for run in runs}
+    rules = (f"tags.`{names.DESCRIPTION_TAG}` != ''", f"tags.{names.KEY_TAG} != ''")
+    return {
+        run.info.run_id: dict(run.data.tags)
+        for rule in rules
+        for run in _runs(client, [experiment.experiment_id], rule)
+    }
+
+
+def _described_in_file(uri: str, name: str) -> dict[str, dict[str, str]]:
+    """The same from a database beside a study.
+
+    It is read directly: MLflow takes seconds to import and to open a database, and there is one for each study.
+    """
+    query = """
+        select t.run_uuid, t.key, t.value from tags t
+        join runs r on r.run_uuid = t.run_uuid and r.lifecycle_stage = 'active'
+        join experiments e on e.experiment_id = r.experiment_id and e.name = ?
+        where t.run_uuid in (select run_uuid from tags where (key = ? and value != '') or key = ?)
+    """
+    described: dict[str, dict[str, str]] = {}
+    for run_id, key, value in _query_file(uri, query, (name, names.DESCRIPTION_TAG, names.KEY_TAG)):
+        described.setdefault(run_id, {})[key] = value
+    return described
+
+
+def _typed_notes(described: Mapping[str, Mapping[str, str]], study: StudyRecord, key: str) -> dict[str, str]:
     parent = next((run_id for run_id, tags in described.items() if tags.get(names.KEY_TAG) == key), None)
-    if parent is None:  # it may have no description of its own
-        found = list(_runs(client, [experiment.experiment_id], f"tags.{names.KEY_TAG} = '{key}'"))
-        parent = found[0].info.run_id if found else None
     typed = {}
     for run_id, tags in described.items():
         trial_id = tags.get(names.TRIAL_TAG, "")
         record = study if run_id == parent else study.trials.get(trial_id)
         if record is None or (record is not study and tags.get(names.PARENT_TAG) != parent):
             continue  # of another study of the same name
-        text = names.typed_text(tags[names.DESCRIPTION_TAG], names.recorded_paragraphs(record))
+        text = names.typed_text(tags.get(names.DESCRIPTION_TAG, ""), names.recorded_paragraphs(record))
         if text:
             typed[trial_id] = text
     return typed
@@ -162,16 +189,19 @@ def _typed_notes(client: MlflowClient, study: StudyRecord, key: str) -> dict[str
 
 def _check_file(uri: str) -> None:
     """Refuse a database that does not exist, or is none: MLflow would make an empty one, or try for an hour."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return
-    path = Path(uri.removeprefix(prefix).partition("?")[0])
+    if uri.startswith(_SQLITE):
+        for table in _TABLES:
+            _query_file(uri, f"select 1 from {table} limit 1")
+
+
+def _query_file(uri: str, query: str, values: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+    """The rows of a query to an MLflow database; raises InputError where it does not exist, or is none."""
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
     if not path.is_file():
         raise InputError(f"there is no MLflow database {path}")
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-            for table in _TABLES:
-                connection.execute(f"select 1 from {table} limit 1").fetchall()
+            return connection.execute(query, values).fetchall()
     except sqlite3.DatabaseError as error:
         raise InputError(f"the MLflow store {redact(uri)} cannot be read: {first_line(error)}") from error
 
