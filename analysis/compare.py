@@ -1,4 +1,7 @@
-"""`python analysis/compare.py STUDY STUDY ...`: fronts, hypervolume at equal cost, and the trials that differ."""
+"""`python analysis/compare.py STUDY STUDY ...`: fronts, hypervolume at equal cost, and the trials that differ.
+
+`--group NAME` compares all studies of a group.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
-from analysis.cli import add_stores, load_named, open_page, output_folder, run_script
+from analysis.cli import add_stores, group_members, load_named, open_page, output_folder, run_script
 from analysis.findings import compare_studies
 from analysis.reporting import write_comparison
 from analysis.stats import COST_UNITS, check_equal, differing_fields, parse_reference
@@ -28,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: receives them.
     """
-    parser.add_argument("names", nargs="+", metavar="STUDY", help="two studies or more: names or folders")
+    parser.add_argument("names", nargs="*", metavar="STUDY", help="two studies or more: names or folders")
+    parser.add_argument("--group", metavar="NAME", help="all studies of this group, and those that are named")
     add_stores(parser)
     parser.add_argument(
         "--cost", choices=COST_UNITS, help="what is made equal (default: seconds; epochs on unlike machines)"
@@ -49,23 +53,24 @@ def run(arguments: argparse.Namespace) -> int:
         The exit code, 0.
 
     Raises:
-        InputError: fewer than two studies, one that is unknown, studies of other networks, epochs or recipes without
-            `--mixed`, no common reference point, or an output folder that
-            cannot be written.
+        InputError: fewer than two studies, a study or group that is unknown, studies of other networks, epochs or
+            recipes without `--mixed`, no common reference point, or an output folder that cannot be written.
     """
-    if len(arguments.names) < 2:
-        raise InputError(f"a comparison needs two studies or more, but got {len(arguments.names)}")
+    names = list(dict.fromkeys([*arguments.names, *(group_members(arguments) if arguments.group else ())]))
+    if len(names) < 2:
+        of_group = f" ({', '.join(names) or 'none'} with the group {arguments.group!r})" if arguments.group else ""
+        raise InputError(f"a comparison needs two studies or more, but got {len(names)}{of_group}")
     reference = parse_reference(arguments.reference) if arguments.reference else None
-    with steps("compare", len(arguments.names) + 1) as step:
+    with steps("compare", len(names) + 1) as step:
         studies = []
-        for name in arguments.names:
+        for name in names:
             step(name)
             studies.append(load_named(name, arguments, step.detail))
         step("page")
-        _tell_apart(studies, arguments.names)
+        _tell_apart(studies, names)
         check_equal(differing_fields(studies), allowed=arguments.mixed)
         comparison = compare_studies(studies, arguments.cost, reference)
-        default = arguments.studies / FOLDER / "_".join(comparison.fronts.names).replace("/", "-")
+        default = arguments.studies / FOLDER / (arguments.group or "_".join(comparison.fronts.names).replace("/", "-"))
         page = write_comparison(comparison, output_folder(arguments.out or default))
     files = f"{page}: fronts, hypervolume and trials, pictures and tables beside it"
     print("\n".join([*comparison.sentences(), "", files]))

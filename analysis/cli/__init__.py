@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from analysis.cli.arguments import (
         add_source as add_source,
         add_stores as add_stores,
+        group_members as group_members,
         load_named as load_named,
         load_source as load_source,
         open_page as open_page,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "arguments": "add_source add_stores load_named load_source open_page output_folder run_script source_folder",
+        "arguments": (
+            "add_source add_stores group_members load_named load_source open_page output_folder run_script "
+            "source_folder"
+        ),
     },
 )

@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.utils import silent
-from lowrank.errors import InputError
+from lowrank.errors import InputError, unknown
 from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
-from sweeps.records import STUDIES_FOLDER, StudyRecord, find_study, load_study
+from sweeps.records import (
+    STUDIES_FOLDER,
+    StudyRecord,
+    check_group,
+    find_study,
+    list_studies,
+    load_study,
+    read_group,
+)
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +108,30 @@ def load_named(name: str, arguments: argparse.Namespace, notify: Callable[[str],
 
         return load_from_mlflow(arguments.tracking_uri, name, notify)
     return load_study(find_study(name, arguments.studies))
+
+
+def group_members(arguments: argparse.Namespace) -> list[str]:
+    """Find the studies of the group that --group names.
+
+    Args:
+        arguments: as `add_stores` declares them, with `group`.
+
+    Returns:
+        The names of the studies.
+
+    Raises:
+        InputError: no study is of this group; the message lists the groups there are.
+    """
+    if arguments.tracking_uri:
+        from analysis.sources import find_group
+
+        members, groups = find_group(arguments.tracking_uri, check_group(arguments.group)), {}
+    else:
+        groups = {name: read_group(arguments.studies / name) for name in list_studies(arguments.studies)}
+        members = [name for name, group in groups.items() if group == arguments.group]
+    if not members:
+        raise unknown("group", arguments.group, sorted(set(filter(None, groups.values()))) or ["none found"])
+    return members
 
 
 def source_folder(arguments: argparse.Namespace) -> Path:

@@ -55,6 +55,8 @@ def _entry(
 ) -> Entry:  # fmt: skip
     points = collect_points(run.snapshot)
     front = pareto_front(points)
+    trained = any(point.finished for point in points)
+    answer = answer_text(run.snapshot, points).splitlines() if trained else ["No trial was trained to its end."]
     key = entry_key(STUDY, study.name, run.began)
     number = f", run {run.number}" if runs > 1 else ""
     collated = ", put together of other studies" if run.header.get("collated") else ""
@@ -62,10 +64,10 @@ def _entry(
         key=key, kind=STUDY, name=study.name, title=f"{study.name}{number}{collated}", began=run.began,
         group=study.tags.get(GROUP_TAG, ""), question=str(run.header.get("question", "")),
         outcome=_outcome(run, front), facts=tuple(_facts(run)),
-        answer=tuple(answer_text(run.snapshot, points).splitlines()) if front else (),
+        answer=tuple(answer),
         tables=tuple(_front_table(front, points)), failures=_failures(run.work),
         notes=tuple(_notes(run, notes, typed)), commands=tuple(_commands(run, front, folder)),
-        pictures=tuple(_pictures(run.snapshot, points, key)) if front else (), header=run.header, folder=folder,
+        pictures=tuple(_pictures(run.snapshot, points, key)) if trained else (), header=run.header, folder=folder,
     )  # fmt: skip
 
 

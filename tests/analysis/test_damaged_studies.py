@@ -27,6 +27,8 @@ COMMANDS = {
     "report": ["report", "--study", "{study}"],
     "compare": ["compare", "{study}", "{whole}"],
     "export": ["export", "--study", "{study}"],
+    "log": ["log", "{study}", "--out", "{root}/LOG.md"],
+    "note": ["note", "{study}", "abcdef", "a dead fan"],
     "collate": ["collate", "{study}", "{whole}", "--name", "both", "--studies", "{root}"],
 }
 

@@ -103,6 +103,8 @@ STUDY_COMMANDS = {
     "collate": ["theirs", "old_study", "--mixed", "--name", "all"],
     "check": ["theirs"],
     "repair": ["theirs"],
+    "log": ["theirs", "--out", "LOG.md"],
+    "note": ["theirs", SMALL, "bad images"],
 }
 
 

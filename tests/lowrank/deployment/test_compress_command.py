@@ -178,7 +178,9 @@ def test_overwriting_replaces_the_folder(tmp_path, capsys, monkeypatch) -> None:
     (out / "older.txt").write_text("of an earlier run")
     monkeypatch.setattr(compress_run, "export_formats", lambda *arguments, **options: exported())
     assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "preprocessing.json", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "compress.json", "preprocessing.json", "report.json",
+    ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "analysis.compare": ("run", ["a", "b"]),
     "analysis.export": ("run", ["--study", "study"]),
     "analysis.collate": ("run", ["a", "--name", "b"]),
-    "analysis.__main__": ("summary.run", ["summary", "."]),
+    "analysis.__main__": ("analysis.cli.summary.run", ["summary", "."]),
 }
 
 
@@ -35,7 +35,7 @@ def test_every_command_reports_errors_in_one_line(command, fault, code, begins, 
         raise fault
 
     module = importlib.import_module(command)
-    monkeypatch.setattr(f"{command}.{name}", fails)
+    monkeypatch.setattr(name if "." in name else f"{command}.{name}", fails)
     monkeypatch.setattr(module, "find_study", lambda *args: tmp_path, raising=False)
     assert module.main(arguments) == code
     output = capsys.readouterr()
