@@ -12,7 +12,11 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from analysis.findings.cost import StudyCost as StudyCost, study_cost as study_cost
-    from analysis.findings.curves import LearningCurve as LearningCurve, learning_curves as learning_curves
+    from analysis.findings.curves import (
+        LearningCurve as LearningCurve,
+        evenly_spaced as evenly_spaced,
+        learning_curves as learning_curves,
+    )
     from analysis.findings.failures import (
         Failure as Failure,
         FailureGroup as FailureGroup,
@@ -82,7 +86,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
         ),
         "cost": "StudyCost study_cost",
-        "curves": "LearningCurve learning_curves",
+        "curves": "LearningCurve evenly_spaced learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",
         "heatmap": "Cell HeatMap heat_maps",
         "provenance": "Provenance TrackingLink study_provenance tracking_link tracking_uri",

@@ -39,13 +39,21 @@ def learning_curves(study: StudyRecord, points: Sequence[FrontPoint]) -> list[Le
         At most `MAX_CURVES` of the front by size, evenly chosen where it is longer, then at most half as many of the
         references. A trial with fewer than two epochs on record is left out.
     """
-    curves = [_curve(study, point, reference=False) for point in _evenly_spaced(pareto_front(points), MAX_CURVES)]
-    curves += [_curve(study, p, reference=True) for p in _evenly_spaced(references(points), MAX_CURVES // 2)]
+    curves = [_curve(study, point, reference=False) for point in evenly_spaced(pareto_front(points), MAX_CURVES)]
+    curves += [_curve(study, p, reference=True) for p in evenly_spaced(references(points), MAX_CURVES // 2)]
     return [curve for curve in curves if len(curve.points) > 1]
 
 
-def _evenly_spaced(points: Sequence[FrontPoint], limit: int) -> list[FrontPoint]:
-    """At most `limit` of the points: the first, the last, and others evenly between."""
+def evenly_spaced(points: Sequence[FrontPoint], limit: int) -> list[FrontPoint]:
+    """Choose from a list of points: the first, the last, and others evenly between.
+
+    Args:
+        points: the list.
+        limit: how many to choose at most, 2 or more.
+
+    Returns:
+        The points in their order.
+    """
     if len(points) <= limit:
         return list(points)
     return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DPI = 150
-SMALL, SMALL_DPI = Layout(width=6.4, columns=3, title=False), 100  # of a log
+SMALL, SMALL_DPI, SMALL_COLOURS = Layout(width=6.4, columns=3, title=False), 100, 64  # of a log
 HASH_KEY = "Comment"  # of a small picture's text that tells what it shows
 PRELOADED = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 MIN_TRIALS = 500  # of a study whose pictures are drawn by several processes
@@ -157,9 +157,17 @@ def render_png(job: DrawJob, path: Path) -> None:
     shown = hashlib.sha256(f"{SMALL}{job.caption}{job.height}{job.data!r}".encode()).hexdigest()
     if _shown_by(path) == shown:
         return
-    with literal_text(), atomic_path(path) as temporary:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text(HASH_KEY, shown)
+    with literal_text():
         figure, _ = _draw(job, replace(SMALL, height=job.height))
-        figure.savefig(temporary, format="png", dpi=SMALL_DPI, metadata={HASH_KEY: shown, "Title": job.caption})
+        figure.savefig(buffer, format="png", dpi=SMALL_DPI)
+    # Few colours make a third of the size, which counts in version control
+    with Image.open(buffer) as image, atomic_path(path) as temporary:
+        image.convert("RGB").quantize(SMALL_COLOURS).save(temporary, format="png", optimize=True, pnginfo=text)
 
 
 def _shown_by(path: Path) -> str:

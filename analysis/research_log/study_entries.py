@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.findings import (
     answer_text,
+    evenly_spaced,
     group_failures,
     learning_curves,
     list_failures,
@@ -25,7 +26,8 @@ from analysis.stats import FrontPoint, collect_points, pareto_front, references
 from analysis.utils import data_label, format_duration, format_percent, status_label
 from sweeps.records import GROUP_TAG, Event, Note, NoteKind, Status, StudyEvents, StudyRecord, open_todos
 
-SHOWN_POINTS, SHOWN_COMMANDS, SHOWN_FAILURES = 10, 3, 12
+SHOWN_POINTS, SHOWN_COMMANDS, SHOWN_FAILURES = 15, 3, 12
+ORIGIN = "repeats"  # of a header: whose recorded trials the study trains again (sweeps.study.retrain)
 PICTURE_HEIGHT = 4.0  # inches
 ENDS = {
     "finished": "finished", "time": "ended by its limit of time", "interrupted": "interrupted",
@@ -120,10 +122,11 @@ def _join(*parts: str | None) -> str:
 def _planned(header: Mapping[str, Any], space: Mapping[str, Any]) -> str:
     search: dict[str, Any] = dict(space.get("search") or {})
     train: dict[str, Any] = dict(space.get("train") or {})
-    named = {
-        "sampler": "by {}", "stop": "stopped early by {}", "time": "at most {}", "repeats": "{} seeds each",
-    }  # fmt: skip
+    named = {"sampler": "by {}", "stop": "stopped early by {}", "repeats": "{} seeds each", "time": "at most {}"}
     parts = [f"{search['trials']} trials of the search"] if "trials" in search else []
+    origin = header.get(ORIGIN)
+    if origin:  # of the search only the limit of time holds
+        parts, named = [f"recorded trials of {Path(origin['study']).name} once more"], {"time": named["time"]}
     parts += [text.format(search[name]) for name, text in named.items() if search.get(name) not in (None, "none")]
     parts += [f"{train['epochs']} epochs each"] if isinstance(train.get("epochs"), int) else []
     listed = space.get("references")
@@ -197,9 +200,9 @@ def _front_table(front: Sequence[FrontPoint], points: Sequence[FrontPoint]) -> I
             "" if point.mult_adds is None else f"{point.mult_adds:,}", format_percent(point.error),
             "" if point.test_error is None else format_percent(point.test_error), str(point.seeds),
         )
-        for point in shown[:SHOWN_POINTS]
+        for point in evenly_spaced(shown, SHOWN_POINTS)
     )  # fmt: skip
-    more = f", the smallest {SHOWN_POINTS} of {len(shown)}" if len(shown) > SHOWN_POINTS else ""
+    more = f", {SHOWN_POINTS} of {len(shown)}" if len(shown) > SHOWN_POINTS else ""
     headings = ("network", "parameters", "of the dense", "mult-adds", "validation error", "test error", "seeds")
     yield EntryTable(title=f"Front and references{more}", headings=headings, rows=rows)
 
