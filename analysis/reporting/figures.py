@@ -40,7 +40,13 @@ def plain_axes(figure: Figure, layout: Layout, *, left: float, bottom: float, ri
 
 
 def draw_curves(figure: Figure, curves: Sequence[LearningCurve], layout: Layout) -> None:
-    """Draw validation error (log scale) over epochs; references are dashed."""
+    """Draw validation error (log scale) over epochs; references are dashed.
+
+    Args:
+        figure: receives the axes.
+        curves: to draw.
+        layout: of the picture.
+    """
     from matplotlib.ticker import MaxNLocator
 
     rows = -(-len(curves) // (1 if layout.columns < 3 else 2))

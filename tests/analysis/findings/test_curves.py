@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from analysis.findings.curves import MAX_CURVES, _evenly_spaced, learning_curves
+from analysis.findings.curves import MAX_CURVES, evenly_spaced, learning_curves
 from analysis.stats.front import collect_points, pareto_front
 from sweeps.records.events import Role
 from tests.support.synthetic_data import study, trial
@@ -20,6 +20,6 @@ class TestCurves:
 
     def test_a_long_front_keeps_its_ends(self):
         points = pareto_front(collect_points(study(*(trial(f"t{n}", 10 + n, 50.0 - n) for n in range(20)))))
-        spaced = _evenly_spaced(points, MAX_CURVES)
+        spaced = evenly_spaced(points, MAX_CURVES)
         assert len(spaced) == MAX_CURVES
         assert (spaced[0], spaced[-1]) == (points[0], points[-1])
