@@ -1,4 +1,4 @@
-"""Processes: this code's commands and commit, what one may use of the machine, and children that end with their parent."""
+"""Processes: this code's commands and commit, the machine that one may use, children that end with their parent."""
 
 from __future__ import annotations
 
