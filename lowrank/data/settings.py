@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from lowrank.errors import InputError, unknown
+from lowrank.utils import absolute_path
 
 BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ON_DISK = ("parquet", "folder", "csv")
@@ -194,7 +195,7 @@ def absolute_data_name(name: str) -> str:
         The name; as it is where it has no folder.
     """
     kind, colon, folder = name.partition(":")
-    return f"{kind}:{Path(folder).expanduser().resolve()}" if kind in ON_DISK and colon and folder else name
+    return f"{kind}:{absolute_path(folder, 'the data folder')}" if kind in ON_DISK and colon and folder else name
 
 
 def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name: bool = True) -> None:
@@ -212,7 +213,7 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
         InputError: the images lie elsewhere.
     """
     _, colon, folder = name.partition(":")
-    path, allowed = Path(folder).expanduser().resolve(), (data_dir or DATA_FOLDER).resolve()
+    path, allowed = absolute_path(folder, "the data folder"), absolute_path(data_dir or DATA_FOLDER, "--data-dir")
     if colon and not path.is_relative_to(allowed):
         option = f"name the data yourself: --data {absolute_data_name(name)}" if by_name else f"--data-dir {path}"
         raise InputError(

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from lowrank.errors import InputError, UncountableError, did_you_mean
+from lowrank.errors import InputError, UncountableError, did_you_mean, shorten
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
+MESSAGE_CHARACTERS = 300  # of an error on standard error
 RERUN_MESSAGE = "interrupted; the same command begins again"
 
 
@@ -42,6 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
             flag = words.split()[0].partition("=")[0]
             hint = did_you_mean(flag.lstrip("-"), [name.lstrip("-") for name in self._option_string_actions])
             message += hint.replace("did you mean ", "did you mean --")
+        message = shorten(" ".join(message.splitlines()), MESSAGE_CHARACTERS - 30)
         self.exit(ExitCode.BAD_INPUT, f"error: {message}; see --help\n")
 
 
@@ -69,7 +71,7 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
 
 
 def report_error(code: int, message: str) -> int:
-    """Print a message on standard error, its line breaks replaced by spaces.
+    """Print a message on standard error as one line of MESSAGE_CHARACTERS at most.
 
     Args:
         code: the exit code that belongs to the message.
@@ -78,5 +80,5 @@ def report_error(code: int, message: str) -> int:
     Returns:
         `code`.
     """
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    print(shorten(" ".join(message.splitlines()), MESSAGE_CHARACTERS), file=sys.stderr)
     return code

@@ -1,13 +1,15 @@
-"""Turns a validation error of pydantic into one line: the rule, the value, the choices."""
+"""Turns what a user gave into checked values; a mistake is one line: the rule, the value, the choices."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_choices, show_value
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -24,16 +26,16 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
         One line, e.g. "`method.dims`: must be less than or equal to 9, but got 12".
     """
     fault = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
+    path = ".".join(str(part)[:60] for part in (where, *fault["loc"]) if part != "")
     if fault["type"] == "extra_forbidden":
-        return f"unknown field `{path}`; choose from: {', '.join(sorted(kind.model_fields))}"
+        return f"unknown field `{path}`; choose from: {show_choices(sorted(kind.model_fields), str(fault['loc'][-1]))}"
     if fault["type"] == "missing":
         return f"`{path}` is missing"
     rule = fault["msg"].removeprefix("Value error, ")
     rule = rule.replace("Input should be", "must be").replace("Input should", "must")
     if not fault["loc"]:  # the message of a rule between fields has the values
         return f"`{path}`: {rule}"
-    return f"`{path}`: {rule}, but got {fault['input']!r}"
+    return f"`{path}`: {rule}, but got {show_value(fault['input'])}"
 
 
 def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
@@ -54,3 +56,30 @@ def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str =
         return kind(**values)
     except ValidationError as error:
         raise InputError(format_validation_error(error, kind, where)) from error
+
+
+def absolute_path(path: str | Path, what: str = "the path") -> Path:
+    """Make a path that a user gave absolute.
+
+    Args:
+        path: the path, which may begin with `~`; there need not be such a file.
+        what: what the path is of, as the message begins, e.g. `--weights`.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        InputError: no file can have this path: it has a NUL or a name that is too long, or begins with the home of a
+            user who is unknown here.
+    """
+    try:
+        absolute = Path(path).expanduser().resolve()
+        absolute.stat()
+    except RuntimeError as error:  # of expanduser
+        raise InputError(f"{what} {show_value(str(path))} begins with a home folder that is unknown here") from error
+    except ValueError as error:
+        raise InputError(f"{what} {show_value(str(path))} has a character that no path may have") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{what} {show_value(str(path))} cannot be a path: {error.strerror}") from error
+    return absolute

@@ -11,13 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lowrank.errors import InputError
-from lowrank.utils import nearest_existing, write_text
+from lowrank.utils import absolute_path, nearest_existing, write_text
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SPACE_FILE
-from sweeps.space import read_yaml
+from sweeps.space import dump_yaml, read_yaml
 from sweeps.utils import NAME_RULE, check_plain_name, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
@@ -35,7 +33,7 @@ def check_studies_folder(root: Path) -> Path:
     Raises:
         InputError: the folder can be neither written nor made.
     """
-    root = root.resolve()
+    root = absolute_path(root, "the folder of studies")
     nearest = nearest_existing(root)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"studies cannot be kept in {root}: {nearest} is not a folder that can be written")
@@ -230,8 +228,7 @@ def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, An
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    text = yaml.safe_dump({**source, OPTIONS: options}, sort_keys=False, allow_unicode=True)
-    write_text(folder / SPACE_FILE, text)
+    write_text(folder / SPACE_FILE, dump_yaml({**source, OPTIONS: options}))
 
 
 def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

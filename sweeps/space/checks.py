@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowrank.errors import InputError, unknown
+from lowrank.errors import InputError, show_value, unknown
 from lowrank.utils import validate_model
 from sweeps.space.domains import Value
 from sweeps.space.method_names import (
@@ -14,6 +14,7 @@ from sweeps.space.method_names import (
     resolve_method,
 )
 from sweeps.space.model import Space
+from sweeps.space.points import SHARES_FIELD, Points, check_grid_size
 from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, NETWORK_WEIGHTS, BudgetSettings, StartSettings
 from sweeps.space.teacher_settings import START, TEACHER_WEIGHTS, TeacherSettings
 
@@ -119,9 +120,11 @@ def _check_search(space: Space) -> None:
     _check_scales(space)
     if space.search.sampler == "grid":
         sections = (space.domains, *(domains for _, domains in space.alternatives))
-        continuous = [name for section in sections for name, domain in section.items() if domain.grid() is None]
+        continuous = [name for section in sections for name, domain in section.items() if domain.count() is None]
         if continuous:
             raise InputError(f"a grid needs finite domains; `{continuous[0]}` is continuous: give a step or a choice")
+        if SHARES_FIELD not in space.domains:  # whose groups only the network tells
+            check_grid_size(Points(space).size())
         if space.search.repeats > 1 and space.search.stop != "none":
             raise InputError(
                 "a grid with `search.repeats` compares means over seeds and needs all of them trained to their end: "
@@ -134,8 +137,8 @@ def _check_search(space: Space) -> None:
         )
     if len(set(space.search.objectives)) != len(space.search.objectives) or "val_error" not in space.search.objectives:
         raise InputError(
-            f"`search.objectives` must hold val_error, and no name twice, but got {list(space.search.objectives)}; "
-            f"choose from: {', '.join(OBJECTIVES)}"
+            f"`search.objectives` must hold val_error, and no name twice, but got "
+            f"{show_value(list(space.search.objectives))}; choose from: {', '.join(OBJECTIVES)}"
         )
 
 
@@ -249,7 +252,7 @@ def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
         else:
             raise unknown("field of `search.enqueue`, which is not searched:", name, domains)
         if not is_inside:
-            raise InputError(f"`search.enqueue`: `{name}` must lie in its domain, but got {value!r}")
+            raise InputError(f"`search.enqueue`: `{name}` must lie in its domain, but got {show_value(value)}")
 
 
 def _check_teacher(space: Space) -> None:

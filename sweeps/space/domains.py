@@ -8,17 +8,20 @@ Both ends belong to a range.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 
 if TYPE_CHECKING:
     import optuna
 
 Value = bool | int | float | str | None
 DOMAIN_KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
+MAX_CHOICES = 1000  # of one choice
+MAX_INTEGER = 2**53  # up to it a float holds every whole number
+MIN_STEP = 1e-9  # values are rounded to 12 decimals
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,21 @@ class Choice:
         """Return the values to check: if these are valid, all are. Of a choice they are all values."""
         return self.values
 
+    def count(self) -> int | None:
+        """Count the values; None for a continuous range."""
+        return len(self.values)
+
     def grid(self) -> tuple[Value, ...] | None:
         """Return all values in order, or None for a continuous range."""
         return self.values
+
+    def sample(self, limit: int) -> tuple[Value, ...]:
+        """Return all values, or `limit` that are spread evenly over them where there are more."""
+        return _spread(len(self.values), limit, self.values.__getitem__)
+
+    def between(self, low: float, high: float) -> Choice:
+        """Cut numbers to those from `low` to `high`, both included."""
+        return Choice(tuple(v for v in self.values if isinstance(v, int | float) and low <= v <= high))
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
         """Let Optuna choose a value of the field `name`."""
@@ -78,12 +93,39 @@ class Range:
         """Return the values to check: both ends."""
         return self._cast(self.low), self._cast(self.high)
 
+    def count(self) -> int | None:
+        """Count the values; None for a range without a step."""
+        return None if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
     def grid(self) -> tuple[Value, ...] | None:
-        """Return all values in order, or None for a continuous range."""
-        if self.step is None:
+        """Return all values in order, or None for a range without a step. There may be very many: see `count`."""
+        count = self.count()
+        return None if count is None else tuple(map(self._step_value, range(count)))
+
+    def sample(self, limit: int) -> tuple[Value, ...]:
+        """Return all values, or `limit` that are spread evenly over them; without a step both ends."""
+        count = self.count()
+        return self.corners() if count is None else _spread(count, limit, self._step_value)
+
+    def between(self, low: float, high: float) -> Range:
+        """Cut the range to the part from `low` to `high`, which are values of it; its step and scale stay."""
+        return replace(self, low=low, high=high)
+
+    def values_between(self, above: float, high: float) -> tuple[float, float] | None:
+        """Find the ends of the part above `above` and up to `high`.
+
+        Returns:
+            Its smallest and its largest value, None where it has no value. Of a continuous range the smallest is
+            `above` itself.
+        """
+        if self.step is None and not self.integer:
+            return above, high
+        step = self.step or 1.0
+        lowest = max(0, math.floor((above - self.low) / step + 1e-9) + 1)
+        highest = math.floor((high - self.low) / step + 1e-9)
+        if lowest > highest:
             return None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self._cast(round(self.low + index * self.step, 12)) for index in range(count))
+        return round(self.low + lowest * step, 12), round(self.low + highest * step, 12)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
         """Let Optuna choose a value of the field `name`."""
@@ -102,9 +144,9 @@ class Range:
 
     def value_at(self, coordinate: float) -> Value:
         """Return the value at a coordinate in [0, 1); equal parts of it are equal steps, or equal ratios with `log`."""
-        grid = self.grid()
-        if grid is not None:
-            return grid[int(coordinate * len(grid))]
+        count = self.count()
+        if count is not None:
+            return self._step_value(int(coordinate * count))
         if self.log and self.integer:
             # Every integer, the ends included, gets all numbers that round to it
             low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
@@ -122,11 +164,21 @@ class Range:
             return optuna.distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
         return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
-    def _cast(self, value: float) -> Value:
+    def _step_value(self, index: int) -> float:
+        return self._cast(round(self.low + index * (self.step or 0.0), 12))
+
+    def _cast(self, value: float) -> float:
         return int(value) if self.integer else float(value)
 
 
 Domain = Choice | Range
+
+
+def _spread(count: int, limit: int, value_at: Callable[[int], Value]) -> tuple[Value, ...]:
+    """Values at up to `limit` indexes below `count`, the first and the last among them."""
+    if count <= limit:
+        return tuple(map(value_at, range(count)))
+    return tuple(value_at(index * (count - 1) // (limit - 1)) for index in range(limit))
 
 
 def is_domain(value: object) -> bool:
@@ -156,16 +208,19 @@ def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
     """
     key, values = next(iter(value.items()))
     if not isinstance(values, list) or not values:
-        raise InputError(f"`{path}`: `{key}` must be a list that is not empty, but got {values!r}")
+        raise InputError(f"`{path}`: `{key}` must be a list that is not empty, but got {show_value(values)}")
     if key == "choice":
         return _parse_choice(path, values)
     return _parse_range(path, key, values)
 
 
 def _parse_choice(path: str, values: list[Any]) -> Choice:
-    if any(isinstance(value, list | dict) for value in values) or len(set(map(repr, values))) != len(values):
+    if len(values) > MAX_CHOICES:
+        raise InputError(f"`{path}`: `choice` must list at most {MAX_CHOICES} values, but got {len(values):,}")
+    # Optuna knows a value by equality, by which 1, 1.0 and true are one value
+    if any(isinstance(value, list | dict) for value in values) or len(set(values)) != len(values):
         raise InputError(
-            f"`{path}`: `choice` must list distinct numbers, texts, true, false or null, but got {values!r}"
+            f"`{path}`: `choice` must list distinct numbers, texts, true, false or null, but got {show_value(values)}"
         )
     return Choice(tuple(values))
 
@@ -176,14 +231,18 @@ def _parse_range(path: str, key: str, values: list[Any]) -> Range:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) != len(values) or not 2 <= len(values) <= max_length or not all(map(math.isfinite, numbers)):
         form = "[low, high]" if log else "[low, high] or [low, high, step]"
-        raise InputError(f"`{path}`: `{key}` must be {form} of numbers, but got {values!r}")
+        raise InputError(f"`{path}`: `{key}` must be {form} of numbers, but got {show_value(values)}")
     if integer and any(number != int(number) for number in numbers):
-        raise InputError(f"`{path}`: `{key}` must be whole numbers, but got {values!r}")
+        raise InputError(f"`{path}`: `{key}` must be whole numbers, but got {show_value(values)}")
+    if integer and max(map(abs, numbers)) > MAX_INTEGER:
+        raise InputError(f"`{path}`: `{key}` must be at most 2**53 in size, but got {show_value(values)}")
     low, high, *step = numbers
     if low > high or (log and low <= 0) or (step and step[0] <= 0):
         raise InputError(
             f"`{path}`: `{key}` must have low <= high{' and low above 0' if log else ' and a step above 0'}, "
-            f"but got {values!r}"
+            f"but got {show_value(values)}"
         )
+    if step and step[0] < MIN_STEP:
+        raise InputError(f"`{path}`: `{key}` must have a step of at least {MIN_STEP:g}, but got {step[0]:g}")
     default_step = 1.0 if integer and not log else None
     return Range(float(low), float(high), float(step[0]) if step else default_step, log, integer)

@@ -5,13 +5,12 @@ Imports little, so that `--list` and the message about an unknown space come at 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lowrank.errors import InputError, unknown
+from lowrank.errors import InputError, show_value, unknown
+from lowrank.utils import absolute_path
+from sweeps.space.plain_yaml import MAX_BYTES, YamlError, load_yaml
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 SECTIONS = (
@@ -43,11 +42,11 @@ def find_space(name: str) -> Path:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not absolute_path(name, "--space").is_file():
             raise InputError(
-                f"no space file {name!r}; give a file that exists, or one of: {', '.join(available_spaces())}"
+                f"no space file {show_value(name)}; give a file that exists, or one of: {', '.join(available_spaces())}"
             )
-        return path
+        return path.expanduser()
     spaces = available_spaces()
     if name not in spaces:
         raise unknown("space", name, spaces)
@@ -67,28 +66,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: the file is not YAML of plain values, or its content is not a mapping.
     """
     try:
-        content = check_no_cycles(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML of plain values: {detail}") from error
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
+    except UnicodeDecodeError as error:
+        problem = f"it is no UTF-8: {error.reason} at byte {error.start}"
+        raise InputError(f"{show_value(str(path))} is not YAML of plain values: {problem}") from error
+    try:
+        content = load_yaml(text)
+    except YamlError as error:
+        raise InputError(f"{show_value(str(path))} is not YAML of plain values: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} must be a mapping with the sections {', '.join(SECTIONS)}")
-    return content
-
-
-def check_no_cycles(content: Any) -> Any:
-    """Check that no mapping or list of YAML content contains itself.
-
-    Anchors and aliases can write that (`&a [*a]`), and code that walks through such content would never end.
-
-    Args:
-        content: what YAML gives: mappings, lists, numbers, texts, dates.
-
-    Returns:
-        The same content.
-
-    Raises:
-        ValueError: a mapping or list contains itself.
-    """
-    json.dumps(content, default=str)  # raises ValueError at a cycle; `str` is for dates, which JSON has not
+        raise InputError(f"{show_value(str(path))} must be a mapping with the sections {', '.join(SECTIONS)}")
     return content

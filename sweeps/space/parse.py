@@ -9,18 +9,16 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lowrank.errors import InputError, unknown
-from lowrank.utils import validate_model
+from lowrank.errors import InputError, show_value, unknown
+from lowrank.utils import absolute_path, validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
-from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
+from sweeps.space.files import SECTIONS, find_space, read_yaml
 from sweeps.space.method_names import REFERENCES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
+from sweeps.space.plain_yaml import YamlError, load_yaml
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import (
     NETWORK_WEIGHTS,
@@ -35,7 +33,6 @@ from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 
 # Fields that hold a mapping of their own, in which nothing is searched
 LITERAL_FIELDS = {"teacher": ("train",), "start": ("scratch_train",)}
-TEXT_FIELDS = {"network": ("keep", "only")}  # patterns of names, which may be digits alone
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
 
 
@@ -123,15 +120,18 @@ def resolve_content(
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"--set must be written a.b=value, but got {text!r}")
-    return key.strip(), _parse_value(text, value)
+        raise InputError(f"--set must be written a.b=value, but got {show_value(text)}")
+    try:
+        return key.strip(), load_yaml(value)
+    except YamlError as error:
+        raise InputError(f"--set {show_value(key)}: the value is not YAML of plain values: {error}") from error
 
 
 def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
     """Resolve all paths now: workers and later resumes may have another working directory."""
     start = content.get("start")
     if isinstance(start, dict) and isinstance(start.get("weights"), str) and start["weights"] != NETWORK_WEIGHTS:
-        weights = str(Path(start["weights"]).expanduser().resolve())
+        weights = str(absolute_path(start["weights"], "`start.weights`"))
         content = {**content, "start": {**start, "weights": weights}}
     return _with_absolute_teacher(with_absolute_network(with_absolute_data(content)))
 
@@ -290,29 +290,16 @@ def teacher_space(space: Space) -> Space:
         raise InputError(f"`teacher.train`: {error}") from error
 
 
-def _parse_value(override: str, text: str) -> Any:
-    try:
-        value = check_no_cycles(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"--set {override}: the value is not YAML of plain values") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _check_sections(content: Mapping[str, Any]) -> None:
     for key in content:
         if key not in SECTIONS:
-            similar = difflib.get_close_matches(str(key), SECTIONS, 1)
+            similar = difflib.get_close_matches(key[:60], SECTIONS, 1)
             hint = f" (did you mean `{similar[0]}`?)" if similar else ""
             if key == "studies":
                 raise InputError(
                     "a file with `studies` is a series, which is run as a whole: python sweeps/run.py --space"
                 )
-            raise InputError(f"unknown section `{key}`{hint}; choose from: {', '.join(SECTIONS)}")
+            raise InputError(f"unknown section `{key[:60]}`{hint}; choose from: {', '.join(SECTIONS)}")
 
 
 def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -323,26 +310,11 @@ def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     if isinstance(fields, str) and section in SECTIONS_BY_NAME:
         fields = {"name": fields}
     if not isinstance(fields, Mapping):
-        raise InputError(f"`{section}` must be a section with fields, but got {fields!r}")
+        raise InputError(f"`{section}` must be a section with fields, but got {show_value(fields)}")
     for key, value in fields.items():
         if is_domain(value) and section in ("data", "search", "resources", "answer"):
-            raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {value!r}")
-    texts = TEXT_FIELDS.get(section, ())
-    return {str(key): value if key in texts else _parse_number(value) for key, value in fields.items()}
-
-
-def _parse_number(value: Any) -> Any:
-    """Take `5e-4`, which YAML 1.1 reads as a string, as the number that its writer meant."""
-    if isinstance(value, str) and value[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, list):
-        return [_parse_number(element) for element in value]
-    if isinstance(value, dict):
-        return {key: _parse_number(element) for key, element in value.items()}
-    return value
+            raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {show_value(value)}")
+    return dict(fields)
 
 
 def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
@@ -355,7 +327,7 @@ def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
         elif isinstance(value, Mapping):
             raise InputError(
                 f"`{path}.{key}` must be one value or a domain ({{choice: ...}}, {{int: ...}}, {{log_int: ...}}, "
-                f"{{uniform: ...}}, {{log_uniform: ...}}), but got {dict(value)!r}"
+                f"{{uniform: ...}}, {{log_uniform: ...}}), but got {show_value(dict(value))}"
             )
         else:
             literals[key] = value
@@ -379,7 +351,7 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
     alternatives = []
     for index, entry in enumerate(entries):
         path = f"method.{index}" if isinstance(section, list) else "method"
-        literals, domains = _split(path, _parse_number(dict(entry)))
+        literals, domains = _split(path, entry)
         names = alternative_names((literals, domains))
         methods = [resolve_method(str(name)) for name in names]
         for key in entry:
@@ -392,14 +364,14 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
 
 def _references(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list):
-        raise InputError(f"`references` must be a list of {', '.join(REFERENCES)}, but got {names!r}")
+        raise InputError(f"`references` must be a list of {', '.join(REFERENCES)}, but got {show_value(names)}")
     from lowrank.layers import METHODS  # imports torch, which listing spaces does without
 
     for name in names:
         if name not in (*REFERENCES, *METHODS):
             raise unknown("reference", name, dict.fromkeys((*REFERENCES, *METHODS)))
         if names.count(name) > 1:
-            raise InputError(f"`references` must list each name once, but got {names}")
+            raise InputError(f"`references` must list each name once, but got {show_value(names)}")
     return tuple(names)
 
 
@@ -407,11 +379,11 @@ def _with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
     """Resolve the path of a teacher's file; a name in the folder of teachers stays."""
     section = content.get(TEACHER_SECTION)
     if isinstance(section, dict) and isinstance(weights := section.get("weights"), str) and weights != START:
-        return {**content, TEACHER_SECTION: {**section, "weights": str(Path(weights).expanduser().resolve())}}
+        return {**content, TEACHER_SECTION: {**section, "weights": str(absolute_path(weights, "`teacher.weights`"))}}
     name = section.get("name") if isinstance(section, dict) else section
     if not isinstance(name, str) or name.startswith("torchvision:"):
         return content
     if "/" not in name and not name.endswith(".safetensors"):
         return content
     fields = section if isinstance(section, dict) else {}
-    return {**content, TEACHER_SECTION: {**fields, "name": str(Path(name).expanduser().resolve())}}
+    return {**content, TEACHER_SECTION: {**fields, "name": str(absolute_path(name, "`teacher.name`"))}}

@@ -7,11 +7,13 @@ A point is plain data: dotted name -> value. The shares of an allocation are one
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sweeps.space.domains import Domain, Range, Value
+from lowrank.errors import InputError
+from sweeps.space.domains import Domain, Value
 from sweeps.space.model import Space
 from sweeps.space.settings import ALLOCATIONS_BY_ERROR
 from sweeps.space.strata import Point, Stratum
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 SHARE_PREFIX = "share."
 SHARES_FIELD = "budget.shares"
 ALLOCATION_FIELD = "budget.allocation"
+MAX_GRID_POINTS = 10_000  # every one is solved before the first is trained
 Groups = Mapping[str, tuple[str, ...]]  # allocation -> names of its groups of layers
 
 
@@ -119,7 +122,11 @@ class Points:
 
         Returns:
             The points; those of a space with several `method` sections have `alternative`, the section's index.
+
+        Raises:
+            InputError: there are more than MAX_GRID_POINTS.
         """
+        check_grid_size(self.size())
         points = []
         for index in range(len(self.space.alternatives)):
             section: Point = {"alternative": index} if len(self.space.alternatives) > 1 else {}
@@ -133,9 +140,19 @@ class Points:
         Returns:
             The count; None where a domain is continuous.
         """
-        domains = [domain for index in range(len(self.space.alternatives)) for domain in self.domains(index).values()]
-        domains += [self.space.domains[SHARES_FIELD]] if SHARES_FIELD in self.space.domains else []
-        return None if any(domain.grid() is None for domain in domains) else len(self.grid())
+        total = 0
+        for index in range(len(self.space.alternatives)):
+            domains = self.domains(index)
+            allocation = domains.pop(ALLOCATION_FIELD, None)
+            points: list[Point] = [{}] if allocation is None else [
+                {ALLOCATION_FIELD: value} for value in allocation.corners()
+            ]  # fmt: skip
+            for point in points:
+                counts = [domain.count() for domain in (*domains.values(), *self.shares(point).values())]
+                if None in counts:
+                    return None
+                total += math.prod(count or 0 for count in counts)
+        return total
 
     def point_domains(self, point: Point, stratum: Stratum) -> dict[str, Domain] | None:
         """List the domains of a complete point of a stratum.
@@ -171,9 +188,23 @@ def restrict_to_stratum(domain: Domain, name: str, stratum: Stratum) -> Domain:
     Returns:
         The stratum's part of the budget that is searched; any other domain as it is.
     """
-    if name == stratum.budget and isinstance(domain, Range):
-        return Range(*stratum.interval, log=domain.log, integer=domain.integer)
-    return domain
+    return domain.between(*stratum.interval) if name == stratum.budget else domain
+
+
+def check_grid_size(size: int | None) -> None:
+    """Check that the points of a grid can be listed.
+
+    Args:
+        size: their number; None where a domain is continuous.
+
+    Raises:
+        InputError: there are more than MAX_GRID_POINTS.
+    """
+    if size is not None and size > MAX_GRID_POINTS:
+        raise InputError(
+            f"a grid must have at most {MAX_GRID_POINTS:,} points, but this one has {size:,}; give larger steps or "
+            "fewer choices, or another `search.sampler`"
+        )
 
 
 def _product(domains: Mapping[str, Domain]) -> list[dict[str, Value]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from sweeps.space.run_options import AUTO, GpuSharing
 
 
@@ -27,7 +27,7 @@ def parse_time(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if match is None or float(match[1]) <= 0:
-        raise InputError(f"a time must be a number above 0 with s, m or h (such as 30m), but got {text!r}")
+        raise InputError(f"a time must be a number above 0 with s, m or h (such as 30m), but got {show_value(text)}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from sweeps.space.domains import is_domain
 from sweeps.space.settings import ALLOCATIONS_BY_ERROR, LIMITS
 
@@ -55,7 +55,7 @@ def set_start_weights(content: dict[str, Any], path: str) -> None:
     if _is_short_start(start):
         start = {"how": start}
     if not isinstance(start, Mapping):
-        raise InputError(f"`start` must be a section with fields, but got {start!r}")
+        raise InputError(f"`start` must be a section with fields, but got {show_value(start)}")
     how = start.get("how", "scratch")
     content["start"] = {**start, "how": "dense" if how == "scratch" else how, "weights": path}
 
@@ -67,7 +67,9 @@ def _expand_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
         if key in LIMITS and isinstance(value, Mapping) and not is_domain(value):
             if not value or not value.keys() <= WINDOW_KEYS or (key == "step_ms" and "min" in value):
                 form = "{max: B}" if key == "step_ms" else "{min: A, max: B}"
-                raise InputError(f"`budget.{key}` must be a number, a domain or {form}, but got {dict(value)!r}")
+                raise InputError(
+                    f"`budget.{key}` must be a number, a domain or {form}, but got {show_value(dict(value))}"
+                )
             expanded[key] = value.get("max")
             if "min" in value:
                 expanded[f"{key}_min"] = value["min"]
@@ -132,5 +134,5 @@ def set_field(
             content[part] = {"name": content[part]}
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
-            raise InputError(f"cannot set `{dotted}`: `{part}` is not a section with fields")
+            raise InputError(f"cannot set `{dotted[:80]}`: `{part[:60]}` is not a section with fields")
     content[field] = value

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sweeps.space.domains import Value
+from sweeps.space.domains import Domain, Range, Value
 from sweeps.space.model import Space
 from sweeps.space.settings import LIMITS
 
@@ -23,8 +23,9 @@ class Stratum:
     label: str
     limit: float  # the most parameters; infinity where they are not limited
     fixed: tuple[tuple[str, Value], ...] = ()  # budget fields and their values, the same for every point of the stratum
-    budget: str = ""  # a searched budget field; its part in this stratum is `interval`, both ends included
+    budget: str = ""  # a searched budget field; its part in this stratum is `interval`
     interval: tuple[float, float] = (0.0, 0.0)
+    is_open: bool = False  # the lower end of `interval` is the upper end of the stratum below, to which it belongs
     covers_all: bool = False  # the space has one budget, so every point belongs to it
 
     def contains(self, point: Point) -> bool:
@@ -34,7 +35,9 @@ class Stratum:
         if self.fixed:
             return all(point.get(name) == value for name, value in self.fixed)
         value = point.get(self.budget)
-        return isinstance(value, int | float) and self.interval[0] <= value <= self.interval[1]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.interval[0] <= value <= self.interval[1] and not (self.is_open and value == self.interval[0])
 
     def admits(self, point: Point) -> bool:
         """Tell whether a point that leaves fields open can be completed in this stratum."""
@@ -63,11 +66,11 @@ def make_strata(space: Space, separable_params: int, dense_params: int | None = 
         return (Stratum(ALL_SIZES, math.inf),)
     if searched is not None:
         domain = space.domains[searched]
-        values = domain.grid()
-        if values is not None and len(values) <= MAX_LISTED_STRATA:
-            return _listed(space, searched, [float(value) for value in values if value is not None], sizes)
-        low, high = domain.corners()
-        return _halved_budget(space, searched, (float(low or 0), float(high or 0)), sizes)
+        count = domain.count()
+        if count is not None and count <= MAX_LISTED_STRATA:
+            values = [float(value) for value in domain.grid() or () if value is not None]
+            return _listed(space, searched, values, sizes)
+        return _halved_budget(space, searched, domain, sizes)
     limited = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
     if not space.has_budget or limited is None:
         return halving_strata(separable_params)
@@ -98,17 +101,28 @@ def _listed(space: Space, name: str, values: list[float], sizes: Mapping[str, in
     return tuple(strata)
 
 
-def _halved_budget(
-    space: Space, name: str, ends: tuple[float, float], sizes: Mapping[str, int | None]
-) -> tuple[Stratum, ...]:
+def _halved_budget(space: Space, name: str, domain: Domain, sizes: Mapping[str, int | None]) -> tuple[Stratum, ...]:
     strata: list[Stratum] = []
-    low, top = ends
+    ends = [float(value) for value in domain.corners() if value is not None]
+    low, top = min(ends), max(ends)
+    is_continuous = isinstance(domain, Range) and domain.step is None and not domain.integer
     while not strata or top > low * 1.0001:
         bottom = max(low, top / 2)
-        label, limit = _size_label(space, name, top, sizes)
-        strata.append(Stratum(label, limit, budget=name, interval=(bottom, top)))
+        is_lowest = bottom <= low * 1.0001
+        if interval := _values_between(domain, low - 1 if is_lowest and not is_continuous else bottom, top):
+            label, limit = _size_label(space, name, top, sizes)
+            is_open = is_continuous and not is_lowest
+            strata.append(Stratum(label, limit, budget=name, interval=interval, is_open=is_open))
         top = bottom
     return tuple(reversed(strata))
+
+
+def _values_between(domain: Domain, above: float, high: float) -> tuple[float, float] | None:
+    """The smallest and largest value of a budget's domain that are above `above` and at most `high`."""
+    if isinstance(domain, Range):
+        return domain.values_between(above, high)
+    values = [float(value) for value in domain.values if value is not None and above < float(value) <= high]
+    return (min(values), max(values)) if values else None
 
 
 def halving_strata(separable_params: int) -> tuple[Stratum, ...]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank.utils import OneLineParser
+from lowrank.utils import OneLineParser, absolute_path
 from sweeps.space import AUTO, GPU_SHARING, RunOptions
 from sweeps.utils import PROCESS_START, monotonic_time
 
@@ -130,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _absolute_path(text: str) -> str:
-    return str(Path(text).expanduser().resolve())
+    return str(absolute_path(text, "--weights"))
 
 
 def _gpu_share(text: str) -> float | str:

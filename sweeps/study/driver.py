@@ -323,7 +323,7 @@ def expected_trials(space: Space, resolver: Resolver) -> int:
         The largest number of trials, references included, further seeds of the final front not.
     """
     grid = space.search.sampler == "grid"
-    rows = len(resolver.points.grid()) * space.search.repeats if grid else space.search.trials
+    rows = (resolver.points.size() or 0) * space.search.repeats if grid else space.search.trials
     references = len(resolver.references()[0]) * (space.search.repeats if grid else 1)
     return min(space.search.trials, rows) + references
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 from lowrank.compression import NetworkPlan, build_sized_student, find_builder_weights
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
-from lowrank.layers import Separable
+from lowrank.layers import Dense, Separable
+from lowrank.networks import NetworkSettings
 from lowrank.training import RECIPE_FIELD, default_recipe, use_channels_last
 from lowrank.utils import usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
@@ -27,6 +28,8 @@ from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, re
 from sweeps.utils import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
+MEASURED_SECONDS = 5.0  # after which no more points are looked at where the step of each is measured
+MAX_PROBED_PARAMS = 20_000_000  # of the dense network that gives the speed of this machine
 PLAN_ERRORS = (2.0, 5.0, 20.0)  # percent
 BACKWARD = 3  # forward and backward cost about three forwards
 
@@ -57,6 +60,7 @@ class Plan:
     # label -> method -> validation error (percent) after the start and before any training
     initial_errors: dict[str, dict[str, float]]
     initial_unmeasured: int  # methods, counted once for each stratum, that there was no time to measure
+    unseen: int  # points whose sizes were not looked at, because the step of each is measured
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +91,11 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     infeasible: list[tuple[dict[str, Value], str]] = []
     output_errors: dict[str, dict[str, dict[str, float]]] = {}
     initial_errors = InitialErrors(resolver.data)
-    for point in _points(space, resolver, reachable):
+    points, unseen, start = _points(space, resolver, reachable), 0, time.monotonic()
+    for index, point in enumerate(points):
+        if index and _is_measured(space) and time.monotonic() - start > MEASURED_SECONDS:
+            unseen = len(points) - index
+            break
         try:
             trial = resolver.resolve(point)
         except InfeasibleError as error:
@@ -103,7 +111,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     sizes = [trial.counts["params"] for trial in distinct.values()]
     references, impossible = resolver.references()
     grid, repeats = space.search.sampler == "grid", space.search.repeats
-    trials = min(space.search.trials, len(distinct) * repeats) if grid else space.search.trials
+    trials = min(space.search.trials, (len(distinct) + unseen) * repeats) if grid else space.search.trials
     references *= repeats if grid else 1
     mean = sum(trial.counts["mult_adds"] for trial in distinct.values()) / max(1, len(distinct))
     trained = trials * mean * space.epochs
@@ -114,7 +122,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible), unreachable + impossible, reached, work,
         work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
-        initial_errors.unmeasured, list_layers(resolver.plan(space.network)),
+        initial_errors.unmeasured, unseen, list_layers(resolver.plan(space.network)),
     )  # fmt: skip
 
 
@@ -183,9 +191,15 @@ def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list
     return [resolver.points.suggest(strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
 
 
+def _is_measured(space: Space) -> bool:
+    """Whether the step of every network is measured, which takes time."""
+    return "budget.step_ms" in space.domains or space.budget.step_ms is not None
+
+
 def _speed(space: Space, resolver: Resolver) -> float:
     """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
-    network, plan, _ = build_sized_student(space.network, {"name": "separable"}, resolver.image_shape, resolver.classes)
+    settings = _small_enough(space.network, resolver)
+    network, plan, _ = build_sized_student(settings, {"name": "separable"}, resolver.image_shape, resolver.classes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_channels_last(network.to(device))
     batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)
@@ -198,6 +212,21 @@ def _speed(space: Space, resolver: Resolver) -> float:
     finally:
         torch.set_num_threads(threads)
     return BACKWARD * plan.mult_adds(Separable()) * batch / seconds
+
+
+def _small_enough(settings: NetworkSettings, resolver: Resolver) -> NetworkSettings:
+    """Make a large network narrower, so that to measure this machine's speed takes little memory and time.
+
+    A network of another library or of the user's, whose width cannot be set, stays as it is.
+    """
+    params = resolver.plan(settings).params(Dense())
+    while params > MAX_PROBED_PARAMS and ":" not in settings.name:
+        narrower = settings.model_copy(update={"width": settings.width * (MAX_PROBED_PARAMS / params) ** 0.5})
+        fewer = resolver.plan(narrower).params(Dense())
+        if fewer >= params:  # its fixed layers alone are that large
+            break
+        settings, params = narrower, fewer
+    return settings
 
 
 def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -278,6 +307,8 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     lines += _teacher_line(space, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
+    if plan.unseen:
+        lines.append(f"  ({plan.unseen} more points were not looked at: the step of each is measured)")
     for label, (_, low, high) in sorted(plan.strata.items(), key=lambda stratum: stratum[1][1:]):
         lines.append(f"  {label}: {low:,} to {high:,}")
         if space.has_budget and len(plan.reached[label]) > 1:

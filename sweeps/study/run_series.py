@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, write_bytes, write_text
 from sweeps.records import (
@@ -27,7 +25,7 @@ from sweeps.records import (
     searched_points,
     studies_root,
 )
-from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, permission_options, read_yaml
+from sweeps.space import FOLDER_OPTIONS, RunOptions, dump_yaml, find_space, parse_time, permission_options, read_yaml
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
@@ -62,7 +60,7 @@ def start_series(options: RunOptions) -> int:
     stored: dict[str, Any] = {name: value for name in _FIELD_OPTIONS if (value := getattr(options, name))}
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
     series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
-    text = yaml.safe_dump(series, sort_keys=False)
+    text = dump_yaml(series)
     write_text(folder / SERIES_FILE, text)
     if uri:
         Storage(uri, folder.name).put(SERIES_FILE, text.encode())

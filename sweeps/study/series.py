@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowrank.errors import InputError, unknown
+from lowrank.errors import InputError, show_value, unknown
 from sweeps.space import RunOptions, Space, check_options, find_space, read_yaml, resolve_content, space_from_content
 from sweeps.utils import check_plain_name
 
@@ -50,12 +50,12 @@ def parse_series(
     """
     entries = content.get("studies")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
-        raise InputError(f"`studies` must be a list of sections with a `name` each, but got {entries!r}")
+        raise InputError(f"`studies` must be a list of sections with a `name` each, but got {show_value(entries)}")
     rest = {key: value for key, value in content.items() if key != "studies"}
     members = [_parse_member(entry, rest, name, options, typed or options, base) for entry in entries]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
-        raise InputError(f"the names in `studies` must differ, but got {', '.join(names)}")
+        raise InputError(f"the names in `studies` must differ, but got {show_value(names)}")
     return members
 
 
@@ -67,7 +67,10 @@ def _parse_member(
             raise unknown("field of `studies`", key, ENTRY_FIELDS)
     name, changes = entry.get("name"), entry.get("set", {})
     if not isinstance(name, str) or not isinstance(changes, Mapping):
-        raise InputError(f"each of `studies` needs a `name`, and `set` must map dotted names to values; got {entry!r}")
+        raise InputError(
+            "each of `studies` needs a `name`, and `set` must map dotted names to values, but got "
+            f"{show_value(dict(entry))}"
+        )
     check_plain_name(name, "the `name` of a study in `studies`")
     updates = [(str(key), value) for key, value in changes.items()]
     updates += [("search.trials", entry["trials"])] if "trials" in entry else []

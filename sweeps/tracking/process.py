@@ -12,10 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lowrank.errors import InputError
 from lowrank.utils import module_command, module_environment, redact
-from sweeps.records import JOURNAL_FILE, SPACE_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE
+from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE, read_space_file
 from sweeps.tracking.uri import default_tracking_uri
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
@@ -104,9 +103,8 @@ def last_tracking_uri(study_dir: Path) -> str:
         last; else the study's own.
     """
     try:
-        content = yaml.safe_load((study_dir / SPACE_FILE).read_text())
-        uri = content["options"]["tracking_uri"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError):  # a collated study, or a damaged file
+        uri = read_space_file(study_dir)[1]["tracking_uri"]
+    except (OSError, InputError):  # a collated study, or a damaged file
         uri = read_progress(study_dir).get("uri")
     return str(uri) if uri else default_tracking_uri(study_dir)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
@@ -9,6 +11,9 @@ from sweeps.records import reasons_by_method
 from sweeps.space import REFERENCES, Space, Stratum, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
 from sweeps.trials.teacher import corner_networks
+
+MEASURED_SECONDS = 5.0  # in which one of a stratum's networks must prove fast enough
+MAX_SHAPES = 200  # of each method that are solved at a stratum's largest budget
 
 
 def check_replaceable(space: Space, resolver: Resolver) -> None:
@@ -99,7 +104,7 @@ def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Any]]:
 
 def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
     """The first reason when every method and shape fails at the largest budget of the stratum; None if one fits."""
-    first = None
+    first, start = None, time.monotonic()
     for point in corner_points(space, stratum):
         try:
             resolver.resolve(point)
@@ -107,6 +112,8 @@ def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | N
             if stratum.budget:
                 return None
             first = first or str(error)
+            if time.monotonic() - start > MEASURED_SECONDS:
+                return first
         except InfeasibleError as error:
             first = first or str(error)
         else:
@@ -122,12 +129,17 @@ def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Any]]:
         stratum: one of its strata.
 
     Returns:
-        Every method and finite shape of the space at the stratum's largest budget, other fields at their last value.
+        Every method and finite shape of the space at the stratum's largest budget, other fields at their last value;
+        of very many shapes some that are spread evenly over them.
     """
     points: list[dict[str, Any]] = [{}]
     (_, method_domains), *_ = space.alternatives
+    limit = MAX_SHAPES
+    shapes = [domain for key, domain in method_domains.items() if key != "name"]
+    while limit > 2 and math.prod(min(limit, domain.count() or 2) for domain in shapes) > MAX_SHAPES:
+        limit -= 1
     for key, domain in method_domains.items():
-        values = domain.grid() or domain.corners()
+        values = domain.corners() if key == "name" else domain.sample(limit)
         points = [{**point, f"method.{key}": value} for point in points for value in values]
     fixed = dict(stratum.fixed)
     if stratum.budget:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
+from lowrank.compression import network_to_count
 from lowrank.data import ImageData
 from lowrank.distillation import (
     WEIGHTS_FILE,
@@ -27,7 +25,7 @@ from lowrank.distillation import (
     teacher_from_weights,
 )
 from lowrank.errors import InputError
-from lowrank.networks import ImageShape, NetworkSettings, make_network, without_weights
+from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import Recipe
 from sweeps.space import START, TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
 from sweeps.trials.trained_network import trained_settings
@@ -126,12 +124,7 @@ def default_student_taps(network: NetworkSettings, image_shape: ImageShape, clas
     Raises:
         InputError: the network does not name them.
     """
-    return default_taps(_dense_network(network, image_shape, classes), image_shape)
-
-
-def _dense_network(network: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        return make_network(without_weights(network), image_shape, classes)
+    return default_taps(network_to_count(network, image_shape, classes), image_shape)
 
 
 def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:
@@ -219,7 +212,7 @@ def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> Res
     assert settings is not None
     if space.largest("attention_weight") == 0:
         return ResolvedTeacher(settings, weights, (), ())
-    network = _dense_network(weights.network, data.image_shape, weights.classes)
+    network = network_to_count(weights.network, data.image_shape, weights.classes)
     taps = settings.taps or default_taps(network, data.image_shape)
     teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
     for student in corner_networks(space):
@@ -246,7 +239,7 @@ def corner_networks(space: Space) -> list[NetworkSettings]:
 
 
 def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
-    network = _dense_network(student, data.image_shape, len(data.classes))
+    network = network_to_count(student, data.image_shape, len(data.classes))
     taps = teacher.settings.student_taps or default_taps(network, data.image_shape)
     tap_sizes(network, taps, data.image_shape)
     if len(taps) != len(teacher.taps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # safe in every file system, in MLflow's filters and in a shell
 _COMPILED = re.compile(NAME_RULE)
@@ -22,5 +22,6 @@ def check_plain_name(name: object, what: str) -> None:
     """
     if not isinstance(name, str) or not _COMPILED.fullmatch(name):
         raise InputError(
-            f"{what} must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, but got {name!r}"
+            f"{what} must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, but got "
+            f"{show_value(name)}"
         )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError, LowrankError
 from lowrank.networks.images import ImageShape
-from lowrank.utils import first_line
+from lowrank.utils import absolute_path, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,9 +46,9 @@ def absolute_name(name: str) -> str:
         The name; unchanged for a name without a path.
     """
     if name.startswith("hf:"):
-        return f"hf:{Path(name.removeprefix('hf:')).expanduser().resolve()}"
+        return f"hf:{absolute_path(name.removeprefix('hf:'), 'the folder of the network')}"
     if match := re.fullmatch(FILE_NAME, name):
-        return f"{Path(match[1]).expanduser().resolve()}:{match[2]}"
+        return f"{absolute_path(match[1], 'the file of the network')}:{match[2]}"
     return name
 
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from lowrank.errors import InputError
 from sweeps.space.files import SPACES_FOLDER, available_spaces, read_yaml
 from sweeps.space.parse import parse_space, read_space
+from sweeps.space.plain_yaml import load_yaml
 from sweeps.study.plan_report import _recipe_line
 
 SMALL = {
@@ -54,7 +55,7 @@ def test_domains_are_separated_from_literals():
 
 
 def test_numbers_without_a_decimal_point_are_numbers():
-    content = yaml.safe_load("train: {lr: 1e-1, weight_decay: {log_uniform: [1e-5, 1e-2]}}")
+    content = load_yaml("train: {lr: 1e-1, weight_decay: {log_uniform: [1e-5, 1e-2]}}")
     space = parse_space("small", {**SMALL, **content})
     assert space.train["lr"] == 0.1
     assert space.domains["train.weight_decay"].corners() == (1e-5, 1e-2)
