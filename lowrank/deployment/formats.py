@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ SUFFIXES = {SAFETENSORS: "safetensors", PROGRAM: "pt2", ONNX: "onnx"}
 INPUT, OUTPUT = "images", "logits"
 PREPROCESSING_FILE = "preprocessing.json"  # in the folder of an export, and inside of each `torch.export` program
 MAX_BATCH = 4096  # images in one batch of an exported program
+TRACED_BATCH = 4  # images that a network runs on while it is recorded
+FIXED_BATCH = "You marked batch as dynamic but your code specialized it"  # in the words of torch.export
 MAX_CONSTANT = 1024  # numbers in a constant that is computed when an ONNX file is written
 TOLERANCE = 1e-3  # of the largest logit: float32 rounding when sums are taken in another order
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 10}
@@ -310,13 +312,14 @@ def _forms(
         failures = [f"{MERGED}.{suffix}: not written: {one_line(error)}" for suffix in SUFFIXES.values()]
     forms = []
     for name, model, mult_adds in networks:
+        program = cache(partial(_trace, model, specification))  # of both formats; a failure is raised for each
         writers: dict[str, tuple[Callable[[Path], None], Callable[[Path], Forward]]] = {
             SAFETENSORS: (
                 partial(_write_tensors, name, model, specification, preprocessing),
                 partial(_read_tensors, name, specification),
             ),
-            PROGRAM: (partial(_write_program, model, specification, preprocessing), _read_program),
-            ONNX: (partial(_write_onnx, model, specification, preprocessing, opset), onnx_forward),
+            PROGRAM: (partial(_write_program, program, preprocessing), _read_program),
+            ONNX: (partial(_write_onnx, program, preprocessing, opset), onnx_forward),
         }
         forms += [_Form(name, kind, write, read, mult_adds) for kind, (write, read) in writers.items()]
     return forms, failures
@@ -365,16 +368,50 @@ def _read_tensors(name: str, specification: ModelSpecification, path: Path) -> F
     return load_merged(path, trusted_network=trusted) if name == MERGED else load_model(path, trusted_network=trusted)
 
 
+def _trace(model: nn.Module, specification: ModelSpecification) -> torch.export.ExportedProgram:
+    """Record what a network computes for any number of images.
+
+    The network's code is run on symbolic images. Where it makes the number of images a constant, as `len(images)` must
+    since it returns an int, it is read by torch's compiler instead, which keeps that number open.
+
+    Raises:
+        ValueError: neither way works.
+    """
+    # Not one image: the exporters would take a batch of one as fixed
+    example = torch.zeros(TRACED_BATCH, *specification.image_shape)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+    with _quiet():
+        try:
+            return torch.export.export(model, (example,), dynamic_shapes=shapes)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # the user's code may raise anything
+            try:
+                return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=True)
+            except (OSError, MemoryError):
+                raise
+            except Exception:
+                raise ValueError(_trace_failure(error)) from error
+
+
+def _trace_failure(error: Exception) -> str:
+    """Say why a network could not be recorded, and where its code made the number of images a constant."""
+    if FIXED_BATCH not in str(error):
+        return one_line(error)
+    return (
+        f"its code makes the number of images a constant ({TRACED_BATCH} where {TRACED_BATCH} images were tried); "
+        "use images.shape[0] as it is, without int(), .item() or a number written out"
+    )
+
+
 def _write_program(
-    model: nn.Module, specification: ModelSpecification, preprocessing: ImagePreprocessing | None, path: Path
+    program: Callable[[], torch.export.ExportedProgram], preprocessing: ImagePreprocessing | None, path: Path
 ) -> None:
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     extra = {} if preprocessing is None else {PREPROCESSING_FILE: preprocessing.model_dump_json()}
     with _quiet():
-        program = torch.export.export(model, (_example(specification),), dynamic_shapes=({0: batch},))
-        for node in program.graph.nodes:
+        for node in program().graph.nodes:
             node.meta.pop("stack_trace", None)  # it names folders of this machine
-        torch.export.save(program, path, extra_files=extra)
+        torch.export.save(program(), path, extra_files=extra)
 
 
 def _read_program(path: Path) -> Forward:
@@ -384,25 +421,23 @@ def _read_program(path: Path) -> Forward:
 
 
 def _write_onnx(
-    model: nn.Module,
-    specification: ModelSpecification,
+    program: Callable[[], torch.export.ExportedProgram],
     preprocessing: ImagePreprocessing | None,
     opset: int,
     path: Path,
 ) -> None:
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
-        program = torch.onnx.export(
-            model, (_example(specification),), dynamo=True, dynamic_shapes=({0: batch},), input_names=[INPUT],
-            output_names=[OUTPUT], verbose=False, optimize=False, opset_version=opset,
+        model = torch.onnx.export(
+            program(), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=False,
+            opset_version=opset,
         )  # fmt: skip
-        assert program is not None
-        _simplify(program.model)
-        if (actual := program.model.opset_imports[""]) != opset:  # the exporter only warns
+        assert model is not None
+        _simplify(model.model)
+        if (actual := model.model.opset_imports[""]) != opset:  # the exporter only warns
             raise ValueError(f"its operators cannot be expressed in opset {opset}, but in {actual}")
-        program.model.ir_version = IR_VERSIONS[opset]
-        program.model.metadata_props.update(_onnx_metadata(preprocessing))
-        program.save(path, external_data=False)
+        model.model.ir_version = IR_VERSIONS[opset]
+        model.model.metadata_props.update(_onnx_metadata(preprocessing))
+        model.save(path, external_data=False)
 
 
 def _onnx_metadata(preprocessing: ImagePreprocessing | None) -> dict[str, str]:
@@ -449,10 +484,6 @@ def onnx_forward(path: Path, threads: int | None = None) -> Forward:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.contiguous().numpy()})[0])
 
     return forward
-
-
-def _example(specification: ModelSpecification) -> Tensor:
-    return torch.zeros(4, *specification.image_shape)  # not one image: the exporters would take a batch of one as fixed
 
 
 @contextmanager

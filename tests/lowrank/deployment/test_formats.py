@@ -120,6 +120,36 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_there(network, only_ten
     assert "onnxruntime" not in card.partition("```python")[2]
 
 
+class CountsByLen(torch.nn.Module):
+    """Takes the number of images by `len`, as many networks with a class token do."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.zeros(1, 1, 3))
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, images):
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), images.flatten(2).transpose(1, 2)], 1)
+        return self.head(tokens.mean(1))
+
+
+class FixesTheBatch(CountsByLen):
+    def forward(self, images):
+        return super().forward(images)[torch.arange(int(str(images.shape[0])))]
+
+
+def test_the_number_of_images_stays_open_where_the_code_takes_it_by_len():
+    network = CountsByLen().eval()
+    program = formats._trace(network, SPECIFICATION)
+    torch.testing.assert_close(program.module()(IMAGES), network(IMAGES))
+
+
+def test_code_that_fixes_the_number_of_images_is_told_what_to_change():
+    reason = r"the number of images a constant \(4 where 4 images were tried\); use images.shape\[0\] as it is"
+    with pytest.raises(ValueError, match=reason):
+        formats._trace(FixesTheBatch().eval(), SPECIFICATION)
+
+
 def test_a_full_disk_is_no_failure_of_a_form(network, only_tensors, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
