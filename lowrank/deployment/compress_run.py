@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import list_layers
+from lowrank.compression import check_classifier, list_layers
 from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data
 from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
@@ -216,6 +216,7 @@ def _trained_network(
 ) -> nn.Module:
     settings = without_weights(config.network)
     network = make_network(settings, data.image_shape, len(data.classes))
+    check_classifier(network, torch.zeros(1, *data.image_shape), len(data.classes))
     for line in load_weights(network, config.weights).lines():
         steps(line)
     positions = None if preprocessing is None else preprocessing.class_positions(data.classes)

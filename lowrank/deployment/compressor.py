@@ -22,6 +22,7 @@ from lowrank.compression import (
     Replay,
     allocate,
     batches_of,
+    check_classifier,
     collect_all_moments,
     count_calls,
     count_mult_adds,
@@ -142,7 +143,7 @@ class Compressor:
         progress: called with one line for each step.
 
     Raises:
-        InputError: the network has nothing that can be replaced, or there are no images.
+        InputError: the network has nothing that can be replaced, returns anything but logits, or there are no images.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Compressor:
             cut = fitting_count(len(images))
             self.calibration, self.choosing_images = images[:cut], images[cut:]
             self.choosing_labels = None if labels is None else labels[cut:]
+        check_classifier(network, images[:1], None)
         self.dense, self.projected_attention = project_where_equal(
             copy.deepcopy(network).eval(), images[:ATTENTION_IMAGES], progress
         )

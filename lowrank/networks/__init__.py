@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         is_own_code as is_own_code,
         make_network as make_network,
         network_from_options as network_from_options,
+        takes_width as takes_width,
         without_weights as without_weights,
     )
     from lowrank.networks.vit import LearnedPositions as LearnedPositions
@@ -43,7 +44,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "own_networks": "check_logits",
         "registry": (
             "CONVERTING_NETWORKS NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code "
-            "default_images for_counting is_own_code make_network network_from_options without_weights"
+            "default_images for_counting is_own_code make_network network_from_options takes_width "
+            "without_weights"
         ),
         "vit": "LearnedPositions",
     },

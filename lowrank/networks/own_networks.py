@@ -71,23 +71,23 @@ def _plain_logits(network: nn.Module, inputs: Any, output: Any) -> Tensor | None
     return inside if isinstance(inside, Tensor) else None
 
 
-def check_logits(output: Any, classes: int, name: str) -> None:
+def check_logits(output: Any, classes: int | None, name: str) -> None:
     """Check that an output for one image is logits, one for each class.
 
     Args:
         output: of the network, for one image.
-        classes: number of classes.
+        classes: number of classes; None for any.
         name: of the network, for messages.
 
     Raises:
         InputError: it is no tensor (1, classes) of floating-point numbers.
     """
-    if isinstance(output, Tensor) and output.is_floating_point() and output.shape == (1, classes):
-        return
     if isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2 and output.shape[0] == 1:
+        if classes in (None, output.shape[1]):
+            return
         raise InputError(f"{name} must give one output for each of {classes} classes, but gives {output.shape[1]}")
     raise InputError(
-        f"{name} must be a classifier, which returns logits (1, {classes}) for one image, but returned "
+        f"{name} must be a classifier, which returns logits (1, {classes or 'K'}) for one image, but returned "
         f"{_describe(output)}"
     )
 

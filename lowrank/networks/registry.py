@@ -295,6 +295,26 @@ def default_images(name: str) -> tuple[ImageShape, int]:
     return (entry.image, entry.classes) if entry.find_images is None else entry.find_images(match)
 
 
+def takes_width(name: str) -> bool:
+    """Tell whether a network can be made thinner or wider.
+
+    Args:
+        name: of the network; a module of the user's is imported, so its name must be one that may run code.
+
+    Returns:
+        Whether it has a `width`.
+
+    Raises:
+        InputError: the name is unknown, or the user's function cannot be imported.
+    """
+    entry, _ = _find(name)
+    if entry.make is not _imported:
+        return entry.has_width
+    from lowrank.networks.external import function_takes_width
+
+    return function_takes_width(name)
+
+
 def without_weights(settings: NetworkSettings) -> NetworkSettings:
     """Return the settings of the same network with initial weights.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,9 +113,23 @@ def resolve_content(
     content = apply_data_overrides(content)
     for key, value in updates:
         set_field(content, key, value)
+    _leave_out_width(content, dict(updates))
     if weights is not None:
         set_start_weights(content, weights)
     return content
+
+
+def _leave_out_width(content: dict[str, Any], typed: Mapping[str, Any]) -> None:
+    """Take the width of the space's own network out, in place, where the user has typed a network without one."""
+    name, network = typed.get("network.name"), content.get("network")
+    width = network.get("width") if isinstance(network, dict) else None
+    if not isinstance(name, str) or not isinstance(width, int | float) or "network.width" in typed:
+        return
+    from lowrank.networks import absolute_name, takes_width
+
+    if not takes_width(absolute_name(name)):
+        del network["width"]
+        print(f"{name} has no `width`: the space's, {width:g}, is left out", file=sys.stderr, flush=True)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

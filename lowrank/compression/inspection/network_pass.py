@@ -15,6 +15,7 @@ from lowrank.compression.inspection.plain_layers import PLAIN
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Pair
+from lowrank.networks import check_logits
 from lowrank.utils import first_line, keep_modes
 
 ImageSize = tuple[int, int, int]
@@ -112,6 +113,25 @@ class NetworkPass:
 
     def _pool(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.pooling += pooling_cost(module, output)
+
+
+def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> None:
+    """Check that a network takes an image and returns logits.
+
+    Args:
+        network: runs once in evaluation mode; it is not changed.
+        image: (1, C, H, W), on the network's device.
+        classes: number of classes; None for any.
+
+    Raises:
+        InputError: it raises an error for such an image, or returns anything but logits (1, classes).
+    """
+    try:
+        with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = network.eval()(image)
+    except Exception as error:  # the network's own code may raise anything
+        raise cannot_run(tuple(image.shape[1:]), error) from error
+    check_logits(output, classes, type(network).__name__)
 
 
 def run_order(network: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> list[str]:

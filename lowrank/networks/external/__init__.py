@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
+        function_takes_width as function_takes_width,
         import_function as import_function,
         imported_network as imported_network,
         shipped_module as shipped_module,
@@ -35,6 +36,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "timm_models": "timm_images timm_network",
         "torchvision_models": "torchvision_network",
         "transformers_models": "transformers_images transformers_network",
-        "user_code": ("absolute_name import_function imported_network shipped_module user_modules width_unsupported"),
+        "user_code": (
+            "absolute_name function_takes_width import_function imported_network shipped_module user_modules "
+            "width_unsupported"
+        ),
     },
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lowrank.errors import InputError, LowrankError
+from lowrank.errors import InfeasibleError, InputError, LowrankError
 from lowrank.networks.images import ImageShape
 from lowrank.utils import absolute_path, first_line
 
@@ -96,7 +96,7 @@ def imported_network(name: str, image_shape: ImageShape, classes: int, width: fl
     return prepare_network(network, name, image_shape)
 
 
-def width_unsupported(name: str) -> InputError:
+def width_unsupported(name: str) -> InfeasibleError:
     """Return the error for a network that has no `width`.
 
     Args:
@@ -105,7 +105,25 @@ def width_unsupported(name: str) -> InputError:
     Returns:
         The error, to be raised.
     """
-    return InputError(f"{name} has no `width`, so it cannot be made thinner or wider")
+    return InfeasibleError(f"{name} has no `width`, so it cannot be made thinner or wider")
+
+
+def function_takes_width(name: str) -> bool:
+    """Tell whether a function of the user's takes a `width`.
+
+    Args:
+        name: `package.module:function` or `path/to/file.py:function`; its module is imported.
+
+    Returns:
+        Whether it has an argument of that name.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        return "width" in inspect.signature(import_function(name)).parameters
+    except ValueError:  # of a builtin
+        return False
 
 
 def _select_arguments(
