@@ -17,6 +17,7 @@ from lowrank.deployment.compress_run import reorder_outputs
 from lowrank.deployment.formats import Export, ExportedFile, onnx_forward
 from lowrank.errors import InputError
 from lowrank.io import load_merged, load_model
+from tests.support import own_networks
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "digits_resnet9.safetensors"
 BASE = ["--network", "resnet9", "--width", "0.0625", "--weights", str(WEIGHTS), "--data", "digits"]
@@ -232,3 +233,21 @@ def test_a_network_is_named_with_the_options_of_counting(tmp_path) -> None:
     assert (network.name, network.width, network.stem) == ("resnet18", 0.25, "small")
     with pytest.raises(InputError, match="patch"):
         parse_config([*options, "--data", "digits", "--out", str(tmp_path / "out"), "--patch", "0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tuple_of_two", "must be a classifier, which returns logits (1, 10) for one image, but returned a tuple of 2"),
+        ("too_few_outputs", "must give one output for each of 10 classes, but gives 5"),
+        ("failing_forward", "the network cannot take images of (1, 8, 8): IndexError: no such stage"),
+    ],
+)
+def test_a_network_that_is_no_such_classifier_is_refused_before_its_weights_are_read(
+    name, message, tmp_path, capsys
+) -> None:
+    network = f"{Path(own_networks.__file__)}:{name}"
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["--network", network, "--weights", str(WEIGHTS), "--data", "digits", *out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

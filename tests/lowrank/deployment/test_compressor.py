@@ -14,6 +14,7 @@ from lowrank.data import DataSettings, eval_batches, load_data
 from lowrank.deployment.compressor import ALLOCATIONS, METHODS, Compressed, Compressor
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.io import load_model
+from tests.support import own_networks
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "digits_resnet9.safetensors"
 
@@ -211,3 +212,9 @@ def test_a_network_without_layers_is_refused() -> None:
 def test_the_command_offers_the_methods_and_allocations_that_there_are():
     assert ("auto", *METHODS) == OFFERED_METHODS  # repeated there, so that --help needs no torch
     assert ("auto", *ALLOCATIONS) == OFFERED_ALLOCATIONS
+
+
+def test_a_network_that_returns_no_logits_is_refused():
+    network = own_networks.tuple_of_two(10)
+    with pytest.raises(InputError, match=r"which returns logits \(1, K\) for one image, but returned a tuple"):
+        Compressor(network, [torch.zeros(8, 1, 12, 12)])

@@ -71,3 +71,26 @@ def test_patterns_of_layers_leave_dumps_of_other_networks_as_they_were():
     assert (dump["keep"], dump["only"]) == (["stage1.*"], ["a", "b"])
     assert NetworkSettings(keep=[5]).keep == ("5",)
     assert NetworkSettings(**dump) == NetworkSettings(keep=("stage1.*",), only=("a", "b"))
+
+
+def test_a_width_of_the_space_is_left_out_for_a_network_without_one(space, tmp_path, capsys):
+    content = {**SPACE, "network": {"name": "resnet9", "width": 0.25}}
+    (tmp_path / "thin.yaml").write_text(yaml.safe_dump(content))
+    arguments = ["--space", str(tmp_path / "thin.yaml"), "--plan", "--network", "nets.py:make"]
+    assert main([*arguments, "--set", "network.linear=true"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "nets.py:make has no `width`: the space's, 0.25, is left out\n"
+    assert "nets.py:make, 2,530 parameters in its separable form" in captured.out
+    assert main([*arguments, "--set", "network.linear=true", "--set", "network.width=0.25"]) == 2
+    assert "nets.py:make has no `width`, so it cannot be made thinner" in capsys.readouterr().err
+
+
+def test_a_network_without_width_has_no_thinner_one_and_the_study_goes_on(space, tmp_path, capsys):
+    method = {"name": {"choice": ["svd", "thin_dense"]}}
+    budget = {"params": 0.5, "relative_to": "separable"}
+    content = {**SPACE, "method": method, "budget": budget, "references": ["dense", "thin_dense"]}
+    (tmp_path / "thin.yaml").write_text(yaml.safe_dump(content))
+    arguments = ["--space", str(tmp_path / "thin.yaml"), "--plan", "--network", "nets.py:make"]
+    assert main([*arguments, "--set", "network.linear=true"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("nets.py:make has no `width`, so it cannot be made thinner") == 2  # the point, the reference
