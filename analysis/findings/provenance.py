@@ -53,6 +53,7 @@ def study_provenance(study: StudyRecord) -> Provenance:
     data: dict[str, Any] = header.get("data") or {}
     facts_by_name = {
         "command": header.get("command"), "network": _network(header), "data": _data(data), "images": _images(data),
+        "class sizes": _class_sizes(data), "notes on the data": "; ".join(data.get("notes") or ()),
         "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials),
         "dates": date_range(trials),
         "versions": ", ".join(f"{name} {number}" for name, number in (header.get("versions") or {}).items()),
@@ -81,6 +82,15 @@ def _images(data: dict[str, Any]) -> str:
     parts = [f"{data[field]:,} {name}" for name, field in sizes.items() if data.get(field)]
     classes = f"{data['classes']} classes" if data.get("classes") else ""
     return ", ".join(filter(None, (*parts, classes)))
+
+
+def _class_sizes(data: dict[str, Any]) -> str:
+    """The smallest and the largest class of training; empty where they are of one size, or not on record."""
+    names, counts = data.get("class_names") or [], (data.get("class_counts") or {}).get("train") or []
+    sizes = sorted(zip(counts, names, strict=True)) if len(names) == len(counts) else []
+    if not sizes or sizes[0][0] == sizes[-1][0]:
+        return ""
+    return f"from {sizes[0][0]:,} ({sizes[0][1]}) to {sizes[-1][0]:,} ({sizes[-1][1]}) training images"
 
 
 def _counted(trials: list[TrialRecord], field: str) -> str:

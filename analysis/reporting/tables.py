@@ -83,13 +83,25 @@ class ReportTable:
         return path
 
 
+BALANCED_SHOWN = 0.5  # points
+
+
 def format_point_error(point: FrontPoint) -> str:
-    """Return a point's validation error, or mean and deviation: `5.23 % ± 0.1 (n = 3)`."""
+    """Return a point's validation error, or mean and deviation: `5.23 % ± 0.1 (n = 3)`.
+
+    The balanced error follows where it differs by BALANCED_SHOWN points or more, as for classes of unequal size.
+    """
     if point.val_error is None:
         return ""
-    if point.seeds == 1 or point.mean_error is None or point.spread is None:
-        return format_percent(point.val_error)
-    return format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
+    text = format_percent(point.val_error)
+    if point.seeds > 1 and point.mean_error is not None and point.spread is not None:
+        text = format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
+    if (
+        point.balanced_error is None
+        or abs(point.balanced_error - (point.mean_error or point.val_error)) < BALANCED_SHOWN
+    ):
+        return text
+    return f"{text}, balanced {format_percent(point.balanced_error)}"
 
 
 def budget_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> ReportTable:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from analysis.stats.conditions import mixed_fields, mixed_words
 from analysis.utils import format_percent, method_label
 from sweeps.records import (
+    BALANCED_ERROR,
     Role,
     Status,
     StudyRecord,
@@ -59,6 +60,7 @@ class FrontPoint:
     ratio: float | None = None
     dense_ratio: float | None = None  # its parameters over those of the network that it replaces
     val_error: float | None = None
+    balanced_error: float | None = None  # mean over classes of the validation error (percent) on their images
     test_error: float | None = None
     weight_decay: float | None = None
     scaled_decay: bool | None = None
@@ -373,6 +375,7 @@ def _point(
         ratio=counts["params"] / separable if separable else None,
         dense_ratio=counts["params"] / dense if dense else None,
         val_error=trial.val_error,
+        balanced_error=_balanced_error([*seeds] or [trial]),
         test_error=trial.test_error,
         weight_decay=train.get("weight_decay"),
         scaled_decay=train.get("scaled_decay"),
@@ -435,3 +438,10 @@ def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
         _start_words(spec): "start" in spec,
     }
     return tuple(words for words, applies in labels.items() if applies and words)
+
+
+def _balanced_error(trials: Sequence[TrialRecord]) -> float | None:
+    """Mean over seeds of the last epoch's balanced error; None where a record is older than that metric."""
+    errors = [trial.epochs.get(trial.last_epoch, {}).get(BALANCED_ERROR) for trial in trials]
+    measured = [error for error in errors if error is not None]
+    return sum(measured) / len(measured) if len(measured) == len(errors) else None

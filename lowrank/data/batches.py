@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data.augment import AugmentationDraws, Normaliser, apply_augmentations, draw_augmentations, normalise
-from lowrank.data.counter_rng import epoch_order
+from lowrank.data.counter_rng import balanced_order, epoch_order
 from lowrank.data.dataset import ImageData, Split, SplitName
 from lowrank.data.process_shard import UNSHARDED, ProcessShard
 from lowrank.data.settings import AugmentationSettings
@@ -77,6 +77,7 @@ def train_batches(
     workers: int | None = None,
     cache_epoch: int | None = None,
     shard: ProcessShard = UNSHARDED,
+    balanced: bool = False,
 ) -> Iterator[Batch]:
     """Yield one epoch of the training split, augmented and in random order.
 
@@ -94,6 +95,7 @@ def train_batches(
         workers: processes that decode a streamed set; 0 decodes in this one, None takes what the data's settings say.
         cache_epoch: draw the augmentations of this epoch, and take only the order from `epoch`.
         shard: the images of this process; order and augmentations are those of the whole batches.
+        balanced: draw each class equally often. An image that comes twice in an epoch is augmented alike.
 
     Yields:
         Images (B, C, H, W), labels int64 (B,), global indices int64 (B,).
@@ -112,7 +114,11 @@ def train_batches(
         dtype=dtype,
         values_at_once=_CPU_VALUES if options.device.type == "cpu" else _GPU_VALUES,
     )
-    order = epoch_order(order_seed, epoch, len(data.train), device if data.resident else "cpu")
+    place = device if data.resident else "cpu"
+    if balanced:
+        order = balanced_order(order_seed, epoch, data.train.labels).to(place)
+    else:
+        order = epoch_order(order_seed, epoch, len(data.train), place)
     order = shard.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
     if data.resident:
         return _resident_train_batches(data, options, order, augmenter)

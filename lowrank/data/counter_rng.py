@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 Word = TypeVar("Word", int, Tensor)
-Purpose = Literal["augmentation", "order", "test split", "validation split", "training subset", "validation subset"]
+Purpose = Literal[
+    "augmentation", "order", "test split", "validation split", "training subset", "validation subset", "balanced order"
+]
 
 WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0x43B79BC3, 0x5C60647F, 0x780CB351)
@@ -24,6 +26,7 @@ _PURPOSES: dict[Purpose, int] = {
     "validation split": 4,
     "training subset": 5,
     "validation subset": 6,
+    "balanced order": 7,
 }
 
 
@@ -118,3 +121,29 @@ def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
         A permutation, int64 (n,), the same on every device.
     """
     return shuffled(Stream(seed, epoch, "order"), torch.arange(n, device=device))
+
+
+def balanced_order(seed: int, epoch: int, labels: Tensor) -> Tensor:
+    """Return the order of images in an epoch in which each class comes equally often.
+
+    An epoch has as many images as there are, so some of a frequent class are left out, each time others, and those of a
+    rare class come several times. Where the number is no multiple of the classes, some classes come once more, in each
+    epoch others.
+
+    Args:
+        seed: of the order.
+        epoch: another one gives another order.
+        labels: int64 (n,) on the CPU.
+
+    Returns:
+        Positions, int64 (n,).
+    """
+    order = epoch_order(seed, epoch, len(labels))
+    classes = labels.unique().tolist()
+    share, remainder = divmod(len(labels), len(classes))
+    drawn = []
+    for number, label in enumerate(classes):
+        members = order[labels[order] == label]
+        count = share + ((number - epoch) % len(classes) < remainder)
+        drawn.append(members[torch.arange(count) % len(members)])
+    return torch.cat(drawn)[shuffled(Stream(seed, epoch, "balanced order"), torch.arange(len(labels)))]

@@ -163,6 +163,8 @@ def run_compress(config: CompressConfig) -> int:
     preprocessing = _preprocessing(config)
     fields = preprocessing.data_fields() if preprocessing is not None else {}
     data = load_data(config.data.model_copy(update=fields), config.data_dir)
+    for note in data.notes:
+        steps(f"note on the data: {note}")
     if preprocessing is not None:
         steps(f"images: {preprocessing.describe()}")
     dense = _trained_network(config, data, preprocessing, steps).to(device)

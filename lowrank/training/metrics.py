@@ -139,7 +139,9 @@ class EvalMeter:
         self.classes, self.count, self._position = classes, 0, start
         self.wrong_images = torch.zeros(images, dtype=torch.uint8, device=device)
         self.loss, self.wrong, self.wrong5 = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
-        self.sums, self.squares = (torch.zeros(classes, dtype=torch.float64, device=device) for _ in range(2))
+        self.sums, self.squares, self.images_of, self.wrong_of = (
+            torch.zeros(classes, dtype=torch.float64, device=device) for _ in range(4)
+        )
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -154,6 +156,8 @@ class EvalMeter:
         self.wrong_images[self._position : self._position + len(labels)] = wrong
         self._position += len(labels)
         self.wrong += wrong.sum()
+        self.images_of.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+        self.wrong_of.scatter_add_(0, labels, wrong.double())
         if self.classes > TOP5_ABOVE:
             self.wrong5 += (logits.topk(5, dim=1).indices != labels[:, None]).all(1).sum()
         predicted = logits.softmax(1).double()
@@ -167,20 +171,23 @@ class EvalMeter:
             group: every process of it must call this.
         """
         count = torch.tensor([self.count], device=self.sums.device)
-        group.sum_in_place(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count, self.wrong_images)
+        sums = (self.loss, self.wrong, self.wrong5, self.sums, self.squares, self.images_of, self.wrong_of)
+        group.sum_in_place(*sums, count, self.wrong_images)
         self.count = int(count.item())
 
     def read(self) -> dict[str, float]:
         """Read the split, which waits for the device.
 
         Returns:
-            loss, error and error_top5 (in percent; the latter only for more than 5 classes), and prediction_spread: the
-            mean over classes of the standard deviation, over images, of the predicted probability. It is 0 for a
-            network with the same output for every image, sqrt(K - 1) / K for one that is always certain and predicts
-            each of K classes equally often.
+            loss, error, balanced_error (the mean over classes of the error on their images) and error_top5 (in percent;
+            the latter only for more than 5 classes), and prediction_spread: the mean over classes of the standard
+            deviation, over images, of the predicted probability. It is 0 for a network with the same output for every
+            image, sqrt(K - 1) / K for one that is always certain and predicts each of K classes equally often.
         """
         variance = (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
         metrics = {"loss": self.loss.item() / self.count, "error": 100 * self.wrong.item() / self.count}
+        present = self.images_of > 0
+        metrics["balanced_error"] = 100 * (self.wrong_of[present] / self.images_of[present]).mean().item()
         if self.classes > TOP5_ABOVE:
             metrics["error_top5"] = 100 * self.wrong5.item() / self.count
         return metrics | {"prediction_spread": variance.sqrt().mean().item()}

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,8 +58,9 @@ class Loss:
         return tuple(name for name, is_used in used.items() if is_used)
 
     def __call__(
-        self, output: Tensor | tuple[Tensor, Tensor], labels: Tensor, signals: Signals | None, maps: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        self, output: Tensor | tuple[Tensor, Tensor], labels: Tensor, signals: Signals | None, maps: Sequence[Tensor],
+        class_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
         """Compute the loss of a batch.
 
         Args:
@@ -66,22 +68,28 @@ class Loss:
             labels: int64 (B,).
             signals: the teacher's; without them its parts are left out.
             maps: the student's attention maps, one for each tap.
+            class_weights: (K,), what the cross-entropy of an image is multiplied by, by its class; None for 1.
 
         Returns:
             Logits (B, K), the loss to minimise, and its parts in the order of `names`.
         """
         logits, second = (output[0], output[1]) if isinstance(output, tuple) else (output, None)  # others are ignored
-        parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels)}
+        parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels, class_weights)}
         if signals is not None and self.kd_weight > 0:
             parts[KD] = distillation_loss(logits, signals.logits, self.kd_temperature)
         if signals is not None and self.attention_weight > 0:
             parts[ATTENTION] = attention_loss(maps, signals.maps)
         if second is not None and self.auxiliary_weight > 0:
-            parts[AUXILIARY_LOSS] = self._cross_entropy(second, labels)
+            parts[AUXILIARY_LOSS] = self._cross_entropy(second, labels, class_weights)
         return logits, self._sum(parts), tuple(parts.values())
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+        if class_weights is None:
+            return functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        losses = functional.cross_entropy(
+            logits.float(), labels, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        return (losses * class_weights[labels]).mean()  # over images, so that parts of a batch add up
 
     def _sum(self, parts: dict[str, Tensor]) -> Tensor:
         loss = parts[CROSS_ENTROPY] if KD not in parts else (1 - self.kd_weight) * parts[CROSS_ENTROPY]
@@ -92,15 +100,33 @@ class Loss:
         return loss
 
 
+def balanced_weights(class_counts: Sequence[int]) -> Tensor:
+    """Return the weights by which each class counts alike in a mean over images.
+
+    Args:
+        class_counts: images of each class.
+
+    Returns:
+        float32 (K,), inverse to the counts, with mean 1 over the images; 0 for a class without images.
+    """
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    weights = counts.sum() / (counts.count_nonzero() * counts)
+    return torch.where(counts > 0, weights, 0).float()
+
+
 class Objective:
     """The forward pass and training loss of one network under one recipe.
 
     Attributes:
         names: the parts of the loss, unweighted, under the names that the records use.
         taps: collect attention maps while the network runs; None where the loss needs none.
+        class_weights: (K,), on the network's device; None where all classes weigh 1.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = ()):
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = (),
+        class_counts: Sequence[int] = (),
+    ):  # fmt: skip
         """Take what the recipe needs.
 
         Args:
@@ -108,6 +134,7 @@ class Objective:
             recipe: weights the parts of the loss.
             teacher: needed if the recipe weights its signals.
             taps: names of the modules whose attention maps are compared; without them the ends of the stages.
+            class_counts: training images of each class; needed for the recipe's `class_weights: balanced`.
 
         Raises:
             InputError: the recipe weights a teacher's signals and there is no teacher, or no module to tap.
@@ -115,7 +142,10 @@ class Objective:
         if recipe.needs_teacher and teacher is None:
             raise InputError("`kd_weight` and `attention_weight` above 0 need a teacher, but there is none")
         self.network, self.recipe = network, recipe
-        on_gpu = next(network.parameters()).is_cuda
+        device = next(network.parameters()).device
+        on_gpu = device.type == "cuda"
+        balanced = recipe.class_weights == "balanced"
+        self.class_weights = balanced_weights(class_counts).to(device) if balanced else None
         rebuild = BatchedRebuild(network) if on_gpu and not recipe.rebuild_checkpoint else None
         self.rebuild = rebuild if rebuild is not None and rebuild.maps else None
         self.teacher = teacher if recipe.needs_teacher else None
@@ -164,4 +194,5 @@ class Objective:
         """
         with self.taps or nullcontext(), autocast(), self.rebuilt_weights():
             output = self.network(images)
-        return self.loss(output, labels, signals, self.taps.take() if self.taps is not None else ())
+        maps = self.taps.take() if self.taps is not None else ()
+        return self.loss(output, labels, signals, maps, self.class_weights)

@@ -20,6 +20,7 @@ _OPTIONAL = frozenset(
     (
         "kd_weight", "attention_weight", "auxiliary_weight", "factor_lr", "body_lr", "head_lr", "freeze", "drop_path",
         "ema_decay", "accumulate", "label_smoothing", "clip_norm", "decay_multiplier", "optimizer",
+        "class_weights", "sampler",
     )
 )  # fmt: skip
 
@@ -48,6 +49,8 @@ class Recipe(BaseModel):
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)  # step: shares of the run at which lr is multiplied by gamma
     gamma: float = Field(default=0.2, gt=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: each class counts alike in the cross-entropy
+    sampler: Literal["shuffle", "balanced"] = "shuffle"  # balanced: each class is drawn as often as any other
     clip_norm: float | None = Field(default=None, gt=0)
     kd_weight: float = Field(default=0.0, ge=0, le=1)  # share of distillation in the loss, beside cross-entropy
     kd_temperature: float = Field(default=4.0, gt=0)

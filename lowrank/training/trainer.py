@@ -35,7 +35,12 @@ from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
 
 MIN_EVAL_BATCH = 256  # images: evaluation keeps no gradients, so a larger batch than the recipe's fits
-PREFIXED_METRICS = ("loss", "error", "error_top5")  # recorded as val_NAME; other metrics of evaluation keep their name
+PREFIXED_METRICS = (
+    "loss",
+    "error",
+    "balanced_error",
+    "error_top5",
+)  # recorded as val_NAME; other metrics of evaluation keep their name
 EPOCH_SEED_STRIDE = 1_000_003  # a prime: epochs of neighbouring seeds do not draw the same numbers
 
 
@@ -87,7 +92,7 @@ class Trainer:
         head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
-        objective = Objective(network, recipe, teacher, taps)
+        objective = Objective(network, recipe, teacher, taps, data.class_counts("train"))
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
         optimizer = make_optimizer(network, recipe, decay_ratio, head, may_skip_steps=scaler is not None)
@@ -195,6 +200,7 @@ class Trainer:
         return train_batches(
             self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
             order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
+            balanced=self.recipe.sampler == "balanced",
         )  # fmt: skip
 
     def endless_steps(self, *, wait: bool = True) -> Iterator[None]:

@@ -30,10 +30,12 @@ INFEASIBLE_PREFIX = "infeasible-"  # of the id of a point that was never launche
 TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial of the study; its id follows
 
 VAL_ERROR = "val_error"  # in percent
+BALANCED_ERROR = "val_balanced_error"  # in percent, mean over classes of the error on their images
 
 # Metrics of an epoch, where they apply; errors in percent, losses as means over samples (see docs/training.md)
 EPOCH_METRICS = (
     VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds", "val_error_top5",
+    BALANCED_ERROR,
     "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
     "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
     "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",

@@ -258,6 +258,8 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             "name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes),
             "image_shape": list(data.image_shape),
             "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
+            "class_names": list(data.classes), "notes": list(data.notes),
+            "class_counts": {name: list(data.class_counts(name)) for name in ("train", "val", "test")},
         },
         teacher=resolver.teacher.header() if resolver.teacher else None,
         network=space.network.model_dump(), references=references, seed=space.search.seed,

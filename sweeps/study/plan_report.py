@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional
 
 from lowrank.compression import NetworkPlan, build_sized_student, find_builder_weights
-from lowrank.data import load_data, steps_per_epoch
+from lowrank.data import ImageData, load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import NetworkSettings
-from lowrank.training import RECIPE_FIELD, default_recipe, use_channels_last
+from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, use_channels_last
 from lowrank.utils import usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
@@ -30,6 +30,8 @@ from sweeps.utils import format_duration
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 MEASURED_SECONDS = 5.0  # after which no more points are looked at where the step of each is measured
 MAX_PROBED_PARAMS = 20_000_000  # of the dense network that gives the speed of this machine
+_LISTED_CLASSES = 10
+_UNEVEN = 3  # times as many images in the largest class as in the smallest
 PLAN_ERRORS = (2.0, 5.0, 20.0)  # percent
 BACKWARD = 3  # forward and backward cost about three forwards
 
@@ -61,6 +63,9 @@ class Plan:
     initial_errors: dict[str, dict[str, float]]
     initial_unmeasured: int  # methods, counted once for each stratum, that there was no time to measure
     unseen: int  # points whose sizes were not looked at, because the step of each is measured
+    class_counts: list[tuple[str, int]]  # name of each class, and its training images
+    augmentation: str  # of training images, in words
+    notes: list[str]  # on the data: what is not used, what is done to images
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +127,9 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible), unreachable + impossible, reached, work,
         work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
-        initial_errors.unmeasured, unseen, list_layers(resolver.plan(space.network)),
+        initial_errors.unmeasured, unseen,
+        list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
+        _augmentation_words(space, resolver), list(resolver.data.notes), list_layers(resolver.plan(space.network)),
     )  # fmt: skip
 
 
@@ -250,6 +257,34 @@ def _recipe_line(space: Space) -> str:
     return f"recipe: {name}, {', '.join(shown)}"
 
 
+def _augmentation_words(space: Space, resolver: Resolver) -> str:
+    """What is done to each training image; fields that are searched say so."""
+    searched = [field for field in ("shift", "flip", "cutout") if f"train.{field}" in space.domains]
+    views = augmentation_for(space.recipe({}), resolver.data.name, resolver.image_shape, space.search.seed)
+    words = {
+        "shift": f"shifted by up to {views.shift} pixels" if views.shift else "",
+        "flip": "mirrored left to right (train.flip: false for letters, digits or signs)" if views.flip else "",
+        "cutout": f"a square of {views.cutout} pixels cut out" if views.cutout else "",
+    }
+    parts = [f"train.{field} is searched" if field in searched else text for field, text in words.items()]
+    return ", ".join(filter(None, parts)) or "none"
+
+
+def _class_line(data: ImageData) -> str:
+    """How many training images the classes have: all of a few classes, of many the smallest and the largest."""
+    sizes = sorted(zip(data.class_counts("train"), data.classes, strict=True), key=lambda size: (-size[0], size[1]))
+    (most, largest), (least, smallest) = sizes[0], sizes[-1]
+    if len(sizes) <= _LISTED_CLASSES:
+        line = f"{len(sizes)}, training images {', '.join(f'{name}: {count:,}' for count, name in sizes)}"
+    elif least == most:
+        line = f"{len(sizes)}, with {most:,} training images each"
+    else:
+        line = f"{len(sizes)}, with {least:,} ({smallest}) to {most:,} ({largest}) training images"
+    if most >= _UNEVEN * max(1, least):
+        line += "; uneven: see the balanced error, and train.class_weights or train.sampler: balanced"
+    return f"classes: {line}"
+
+
 def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
     """Which teacher the space names, and whether it is trained first."""
     if resolver.teacher is None:
@@ -299,6 +334,10 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"{plan.name}: {plan.question}",
         f"data: {data.name}, {len(data.train):,} training, {len(data.val):,} validation, "
         f"{len(data.test):,} test images",
+        *(f"  note: {note}" for note in plan.notes),
+        _class_line(data),
+        f"images: {'x'.join(map(str, data.image_shape))}{'' if data.resident else ', streamed from disk'}",
+        f"augmentation: {plan.augmentation}",
         f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
         _recipe_line(space),
         f"trials: {plan.trials} at most, references included, of {points} points; "

@@ -77,7 +77,7 @@ def start_study(space: Space, options: RunOptions) -> int:
         config = _study_config(folder, space, options, uri)
         data = load_data(space.data, config.data_dir)
         fetch_weights(space, data)
-        for line in check_start(space, data):
+        for line in (*(f"note on the data: {note}" for note in data.notes), *check_start(space, data)):
             print(line, flush=True)
         started = monotonic_time()
         resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))

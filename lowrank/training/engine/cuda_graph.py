@@ -76,13 +76,14 @@ def make_captured_epoch(
 
     Returns:
         None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded, and for a
-        network that several processes train together.
+        network that several processes train together. A loss with class weights is recorded, but not compiled.
     """
     on_gpu = train_step.device.type == "cuda"
     engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
     if engine == "plain" or train_step.scaler is not None or train_step.group is not None:
         return None
-    return CapturedEpoch(train_step, timers, record=on_gpu, compiled=engine == "compiled", notify=notify)
+    compiled = engine == "compiled" and train_step.recipe.class_weights == "none"
+    return CapturedEpoch(train_step, timers, record=on_gpu, compiled=compiled, notify=notify)
 
 
 class CapturedEpoch:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lowrank.data.counter_rng import WORD, Stream, epoch_order, scramble, uniform_below
+from lowrank.data.counter_rng import WORD, Stream, balanced_order, epoch_order, scramble, uniform_below
 
 N = 20_000
 GOLDEN = [[1026511149, 4264928069, 3183530598], [2754634694, 1815117720, 3156042629]]
@@ -131,3 +131,31 @@ def test_the_same_bits_on_a_gpu():
     ):
         assert torch.equal(cpu, gpu.cpu())
     assert torch.equal(epoch_order(3, 4, N), epoch_order(3, 4, N, "cuda").cpu())
+
+
+class TestBalancedOrder:
+    """Each class comes equally often in an epoch."""
+
+    labels = torch.tensor([0] * 90 + [1] * 10 + [3] * 1)
+
+    def test_counts(self):
+        order = balanced_order(0, 0, self.labels)
+        assert len(order) == 101
+        counts = [torch.bincount(self.labels[balanced_order(0, epoch, self.labels)], minlength=4) for epoch in range(3)]
+        assert [count.sort().values.tolist() for count in counts] == [[0, 33, 34, 34]] * 3
+        assert torch.stack(counts).sum(0).tolist() == [101, 101, 0, 101]  # the remainder goes round
+
+    def test_all_images_of_a_frequent_class_come_in_time_and_rare_ones_evenly(self):
+        orders = [balanced_order(0, epoch, self.labels) for epoch in range(60)]
+        seen = torch.bincount(torch.cat(orders), minlength=101)
+        assert int(seen[:90].min()) > 0
+        first = torch.bincount(orders[0], minlength=101)
+        assert int(first[:90].max()) == 1
+        assert set(first[90:100].tolist()) <= {3, 4}
+
+    def test_it_replays_and_changes_with_seed_and_epoch(self):
+        order = balanced_order(3, 5, self.labels)
+        assert torch.equal(order, balanced_order(3, 5, self.labels))
+        assert not torch.equal(order, balanced_order(3, 6, self.labels))
+        assert not torch.equal(order, balanced_order(4, 5, self.labels))
+        assert not torch.equal(order.sort().values, order)

@@ -56,6 +56,14 @@ def test_top_1_and_top_5_errors():
     assert "error_top5" not in evaluate(torch.randn(4, 5), [0, 1, 2, 3])
 
 
+def test_the_balanced_error_counts_each_class_alike():
+    """Class 0 has six images, one of them wrong; class 1 has two, one wrong; class 2 has none."""
+    logits = torch.eye(3)[[0, 0, 0, 0, 0, 1, 1, 0]]
+    metrics = evaluate(logits, [0, 0, 0, 0, 0, 0, 1, 1])
+    assert metrics["error"] == pytest.approx(25.0)
+    assert metrics["balanced_error"] == pytest.approx(100 * (1 / 6 + 1 / 2) / 2)
+
+
 def test_each_process_marks_the_wrong_images_of_its_own_shard():
     logits, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 2, 2, 1])
     shards = []
@@ -142,8 +150,8 @@ def test_an_epoch_has_exactly_these_metrics():
     stages = {f"grad_norm.{stage}" for stage in ("stem", "stage1", "stage2", "stage3", "classifier")}
     assert metrics.keys() == stages | {
         "train_loss", "train_error", "loss_cross_entropy", "val_loss", "val_error", "val_error_top5",
-        "prediction_spread", "grad_norm", "lr", "images_per_second", "epoch_seconds", "host_memory_mb",
-        "input_seconds", "eval_seconds",
+        "prediction_spread", "val_balanced_error", "grad_norm", "lr", "images_per_second", "epoch_seconds",
+        "host_memory_mb", "input_seconds", "eval_seconds",
     }  # fmt: skip
     assert all(math.isfinite(value) for value in metrics.values())
 

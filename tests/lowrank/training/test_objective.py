@@ -113,3 +113,54 @@ def test_the_auxiliary_loss_is_added_with_its_weight():
 def test_an_auxiliary_weight_needs_an_auxiliary_head():
     with pytest.raises(InputError, match="`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"):
         small_trainer(small_recipe(auxiliary_weight=0.4))
+
+
+class TestClassWeights:
+    """Each class counts alike in the loss, however many images it has."""
+
+    def test_weights_are_inverse_to_the_counts_with_mean_1(self):
+        from lowrank.training.objective import balanced_weights
+
+        weights = balanced_weights([6, 2, 0])
+        assert weights.tolist() == pytest.approx([8 / 12, 8 / 4, 0])
+        assert (weights * torch.tensor([6, 2, 0])).sum().item() == pytest.approx(8)
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_the_loss_is_the_weighted_mean_over_images(self, smoothing: float):
+        from lowrank.training.objective import Objective
+
+        network = nn.Linear(5, 3)
+        images, labels = torch.randn(8, 5), torch.tensor([0] * 6 + [1] * 2)
+        recipe = small_recipe(class_weights="balanced", label_smoothing=smoothing)
+        objective = Objective(network, recipe, class_counts=[6, 2, 0])
+        _, loss, parts = objective(images, labels, None)
+        plain = nn.functional.cross_entropy(network(images), labels, reduction="none", label_smoothing=smoothing)
+        expected = (plain[:6].mean() + plain[6:].mean()) / 2
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert parts[0].item() == pytest.approx(expected.item(), rel=1e-6)
+        halves = [objective(images[part], labels[part], None)[1] for part in (slice(0, 4), slice(4, 8))]
+        assert sum(half.item() for half in halves) / 2 == pytest.approx(expected.item(), rel=1e-6)
+
+    def test_the_trainer_takes_the_counts_of_its_data(self):
+        run = small_trainer(small_recipe(class_weights="balanced"))
+        counts = torch.tensor(run.data.class_counts("train"))
+        assert torch.allclose(
+            run.step.objective.class_weights * counts, torch.full((10,), float(len(run.data.train)) / 10)
+        )
+        assert small_trainer(small_recipe()).step.objective.class_weights is None
+
+    def test_such_a_loss_is_not_compiled(self):
+        engine = small_trainer(small_recipe(class_weights="balanced", engine="compiled")).captured_epoch
+        assert engine is not None
+        assert not engine.compiled
+
+
+def test_a_balanced_sampler_draws_each_class_equally_often():
+    run = small_trainer(small_recipe(sampler="balanced", batch_size=10))
+    drawn = torch.cat([labels for _, labels, _ in run.batches()])
+    assert torch.bincount(drawn).max() - torch.bincount(drawn).min() <= 1
+
+
+def test_fields_against_imbalance_at_their_defaults_change_no_id():
+    assert not {"class_weights", "sampler"} & small_recipe().identity().keys()
+    assert small_recipe(sampler="balanced").identity()["sampler"] == "balanced"

@@ -1,0 +1,64 @@
+"""What a plan says of the data, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lowrank.data import DataSettings, ImageData, clear_cache, load_data
+from lowrank.utils import processes
+from sweeps.space.parse import parse_space
+from sweeps.study.plan_report import _augmentation_words, _class_line, _local_slots
+from sweeps.trials.resolver import Resolver
+
+
+def write_set(root: Path, counts: dict[str, int], side: int = 12) -> ImageData:
+    for label, count in counts.items():
+        (root / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng([number, count]).integers(0, 256, (side, side, 3), np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{number}.png")
+    clear_cache()
+    return load_data(DataSettings(name=f"folder:{root}"))
+
+
+def test_classes_and_their_sizes(tmp_path: Path, digits: ImageData):
+    data = write_set(tmp_path / "few", {"cat": 40, "dog": 10})
+    assert _class_line(data) == (
+        "classes: 2, training images cat: 26, dog: 6; uneven: see the balanced error, and train.class_weights or "
+        "train.sampler: balanced"
+    )
+    assert _class_line(digits).startswith("classes: 10, training images 1: 117, 3: 117, 5: 117, 4: 116")
+    many = write_set(tmp_path / "many", {f"c{number:02}": 6 + number % 2 for number in range(12)})
+    assert _class_line(many).startswith("classes: 12, with 4 (c10) to 5 (c09) training images")
+    even = write_set(tmp_path / "even", {f"c{number:02}": 5 for number in range(11)})
+    assert _class_line(even) == "classes: 11, with 3 training images each"
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({}, "shifted by up to 3 pixels, mirrored left to right (train.flip: false for letters, digits or signs), a "
+             "square of 3 pixels cut out"),
+        ({"flip": False, "shift": 0}, "a square of 3 pixels cut out"),
+        ({"flip": False, "shift": 6, "cutout": {"choice": [0, 4]}},
+         "shifted by up to 6 pixels, train.cutout is searched"),
+        ({"flip": False, "shift": 0, "cutout": 0}, "none"),
+    ],
+)  # fmt: skip
+def test_augmentation_in_words(tmp_path: Path, content: dict, train: dict, words: str):
+    data = write_set(tmp_path, {"a": 6, "b": 6})
+    space = parse_space(
+        "small", {**content, "data": data.settings.model_dump(), "train": {**content["train"], **train}}
+    )
+    assert _augmentation_words(space, Resolver(space, data)) == words
+
+
+def test_trials_at_a_time_go_by_the_cores_that_may_be_used(content: dict, monkeypatch: pytest.MonkeyPatch):
+    space = parse_space("small", content)
+    for cores in (1, 3):
+        monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert _local_slots(space) == cores
