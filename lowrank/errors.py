@@ -31,8 +31,12 @@ class UncountableError(LowrankError):
     """There is no rule for counting a layer's parameters or mult-adds, and counting it as zero would be wrong."""
 
 
-class LoaderHungError(LowrankError):
-    """A data loader has delivered no batch for too long.
+class HungError(LowrankError):
+    """Something that was waited for made no progress for too long; the message says what and how long."""
+
+
+class LoaderHungError(HungError):
+    """Nothing of a data set could be read for too long.
 
     Reads from its storage may block this process forever, so the trial should go on in a new process.
     """

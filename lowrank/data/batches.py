@@ -266,7 +266,6 @@ def _stream(
     workers = data.settings.workers if workers is None else workers
     if workers is None:
         workers = max(_FEWEST_WORKERS, torch.get_num_threads())  # a trial has as many threads as its share of cores
-    split.store.preload(split.indices[order].numpy())
     return stream_images(split, order, options.batch_size, options.device, workers, options.loader_seconds)
 
 

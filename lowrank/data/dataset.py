@@ -20,6 +20,7 @@ from lowrank.data.reading.image_codec import DECODER_VERSION
 from lowrank.data.reading.image_scan import count_images
 from lowrank.data.reading.image_store import ArrayStore, EncodedStore, ImageStore
 from lowrank.data.reading.source import ImageSource, make_source
+from lowrank.data.reading_progress import run_watched
 from lowrank.data.settings import DATA_FOLDER, DataSettings, parse_data_name
 from lowrank.data.splits import Indices, hold_out, training_subset, validation_subset
 from lowrank.errors import InputError
@@ -32,6 +33,7 @@ _TEST_SEED = 0  # fixed, so that the test set never changes with `split_seed`
 _MEGABYTE = 1_000_000
 _CACHED_SETS = 4  # in the cache of a process
 _CACHED_BYTES = 2_000_000_000  # of decoded images of earlier sets in that cache, copies on devices included
+LOAD_SECONDS = 60.0  # the least limit for loading a set: between two reads lie imports and sums
 _BLOCK = 2048  # images decoded at a time for statistics
 _COMPARED = 16  # images that are compared first, to see that not all are equal
 
@@ -230,6 +232,7 @@ def load_data(settings: DataSettings, data_dir: Path | None = None, download: bo
     Raises:
         InputError: the set is unknown, missing or damaged, or the settings do not fit it; one line that names the
             file, the rule and the choices.
+        LoaderHungError: nothing of the user's images could be read for `loader_seconds`, or a minute if that is longer.
     """
     working_directory = os.getcwd()
     folder = os.path.join(working_directory, data_dir or DATA_FOLDER)
@@ -241,10 +244,21 @@ def load_data(settings: DataSettings, data_dir: Path | None = None, download: bo
                 _CACHE[key] = data = replace(data, settings=settings)
             _CACHE.move_to_end(key)
             return data
-    data = _build(settings, _read(settings, Path(folder), download))
+    data = _load(settings, Path(folder), download)
     _CACHE[settings.contents(), data.resident, folder, working_directory] = data
     _limit_cache()
     return data
+
+
+def _load(settings: DataSettings, data_dir: Path, download: bool) -> ImageData:
+    """Read and build a set; watched where it is the user's, for a download makes no progress that could be seen."""
+
+    def load() -> ImageData:
+        return _build(settings, _read(settings, data_dir, download))
+
+    if parse_data_name(settings.name)[1] is None:
+        return load()
+    return run_watched(load, max(settings.loader_seconds, LOAD_SECONDS))
 
 
 def _is_resident(data: ImageData, settings: DataSettings) -> bool:

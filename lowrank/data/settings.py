@@ -57,7 +57,7 @@ class DataSettings(BaseModel):
         skip_broken: leave out up to so many images that cannot be read; more of them are an error.
         workers: processes that decode a streamed set for each trial, at most one for each core of the machine; 0
             decodes in the trial's own process, null takes as many as the trial has cores, but at least two.
-        loader_seconds: time after which a loader that gives no batch counts as hung.
+        loader_seconds: time without any progress in reading, after which it counts as hung.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

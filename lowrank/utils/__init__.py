@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lowrank.utils.countdown import Countdown as Countdown
     from lowrank.utils.hooks import ForwardHooks as ForwardHooks, keep_modes as keep_modes
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
-    from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
+    from lowrank.utils.locks import IdleWatch as IdleWatch, LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.processes import (
         available_mb as available_mb,
@@ -78,7 +78,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "countdown": "Countdown",
         "hooks": "ForwardHooks keep_modes",
         "linalg": "factor_matrix robust_eigh",
-        "locks": "LockedError hold_lock",
+        "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
         "processes": "available_mb commit exit_with_parent module_command module_environment usable_cores",
         "templates": "Markdown read_resource render_template",

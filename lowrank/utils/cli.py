@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from lowrank.errors import InputError, UncountableError, did_you_mean, shorten
+from lowrank.errors import HungError, InputError, UncountableError, did_you_mean, shorten
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -56,12 +56,14 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
 
     Returns:
         The command's exit code; `BAD_INPUT` for an InputError or UncountableError, `INTERRUPTED` for Ctrl-C, `FAILED`
-        for a disk that is full or cannot be written. Other errors are raised.
+        for a disk that is full or cannot be written, and for a HungError. Other errors are raised.
     """
     try:
         return command()
     except (InputError, UncountableError) as error:
         return report_error(ExitCode.BAD_INPUT, f"error: {error}")
+    except HungError as error:
+        return report_error(ExitCode.FAILED, f"error: {error}")
     except KeyboardInterrupt:
         return report_error(ExitCode.INTERRUPTED, interrupted)
     except OSError as error:

@@ -1,10 +1,11 @@
-"""Locks between processes: a file that one process holds at a time.
+"""Locks between processes: a file that one process holds at a time; and when a wait is given up.
 
 The kernel releases a lock when its process ends, however it ends. The file itself stays: only the lock on it counts.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,31 @@ POLL_SECONDS = 0.1
 
 class LockedError(LowrankError):
     """Another process holds a lock, and the time to wait for it is over."""
+
+
+class IdleWatch:
+    """Tells when something that is waited for has made no progress for too long.
+
+    Args:
+        seconds: without progress, that are too long. Time in which the machine sleeps does not count.
+        progress: returns anything that changes when there is progress.
+    """
+
+    def __init__(self, seconds: float, progress: Callable[[], object]):
+        self.seconds, self._progress = seconds, progress
+        self._last, self._since = progress(), time.monotonic()
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often to look."""
+        return min(1.0, self.seconds / 4)
+
+    def is_idle(self) -> bool:
+        """Look; returns whether the last progress is too long ago."""
+        current = self._progress()
+        if current != self._last:
+            self._last, self._since = current, time.monotonic()
+        return time.monotonic() - self._since > self.seconds
 
 
 @contextmanager

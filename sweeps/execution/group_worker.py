@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 
 from lowrank.data import ImageData
 from lowrank.distillation import Teacher
-from lowrank.errors import LowrankError
+from lowrank.errors import HungError, LowrankError
 from lowrank.training import DataParallelGroup, DivergedError, Trainer
 from lowrank.utils import exit_with_parent, first_line
 from sweeps.cluster import out_of_memory
@@ -28,7 +28,8 @@ from sweeps.execution.worker_errors import check_memory_is_back, device_lost
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer
 
-DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input", "other"  # kinds of errors
+# Kinds of errors
+DIVERGED, MEMORY, DEVICE, HUNG, INPUT, OTHER = "diverged", "memory", "device", "hung", "input", "other"
 
 
 class GroupWorker:
@@ -121,6 +122,8 @@ def describe_error(error: Exception) -> dict[str, Any]:
         return {"kind": MEMORY, "text": first_line(error)}
     if device_lost(error):
         return {"kind": DEVICE, "text": first_line(error)}
+    if isinstance(error, HungError):  # this process may never read again
+        return {"kind": HUNG, "text": str(error)}
     if isinstance(error, LowrankError):
         return {"kind": INPUT, "text": str(error)}
     traceback.print_exc()

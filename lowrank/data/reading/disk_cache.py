@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.data.reading_progress import READING
 from lowrank.utils import TEMPORARY_SUFFIX, atomic_write, hold_lock
 
 CACHE_VARIABLE = "LOWRANK_IMAGE_CACHE"
@@ -27,6 +29,7 @@ MAX_SHARE = 0.5  # of what is free on the disk
 _LOCKS = 16  # files; processes that make different files seldom wait for each other
 _CHECKSUM_BYTES = 4
 _CHECKED_AT_ONCE = 2**24
+_TOUCH_SECONDS = 1.0  # at least, between two signs that a file is being made
 
 
 def cache_folder() -> Path | None:
@@ -112,10 +115,39 @@ def making(folder: Path, name: str) -> Iterator[None]:
     Yields:
         None.
     """
+    lock = folder / f"lock-{zlib.crc32(name.encode()) % _LOCKS:x}"
     with ExitStack() as stack:
         with suppress(OSError):  # a file system without locks: the work is then done more than once
-            stack.enter_context(hold_lock(folder / f"lock-{zlib.crc32(name.encode()) % _LOCKS:x}"))
-        yield
+            stack.enter_context(hold_lock(lock, cancelled=_CountOtherProcess(lock)))
+        with READING.told_to(_TouchLock(lock)):
+            yield
+
+
+class _TouchLock:
+    """Touches a lock's file as the process that holds it gets on, but not at every image."""
+
+    def __init__(self, path: Path):
+        self._path, self._touched = path, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._touched >= _TOUCH_SECONDS:
+            self._touched = time.monotonic()
+            mark_used(self._path)
+
+
+class _CountOtherProcess:
+    """Counts the progress of the process that holds a lock as that of this one, which waits; never ends the wait."""
+
+    def __init__(self, path: Path):
+        self._path, self._changed = path, 0
+
+    def __call__(self) -> bool:
+        with suppress(OSError):
+            changed = self._path.stat().st_mtime_ns
+            if changed != self._changed:
+                self._changed = changed
+                READING.step()
+        return False
 
 
 def load_or_make(sha: Any, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -167,6 +199,7 @@ def _checksum(array: NDArray[Any]) -> bytes:
     value, flat = 0, array.reshape(-1).view(np.uint8)
     for start in range(0, len(flat), _CHECKED_AT_ONCE):
         value = zlib.crc32(flat[start : start + _CHECKED_AT_ONCE], value)
+        READING.step()
     return value.to_bytes(_CHECKSUM_BYTES, "little")
 
 

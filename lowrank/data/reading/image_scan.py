@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lowrank.data.reading.disk_cache import load_or_make
 from lowrank.data.reading.image_codec import DECODER_VERSION, Conversion, pillow_warnings_ignored, read_header
+from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils import usable_cores
@@ -105,6 +106,7 @@ def _scan(store: EncodedImages, count: int, decode: bool) -> NDArray[Any]:
         for index in range(start, min(start + _IMAGES_PER_TASK, count)):
             if candidates[index]:
                 table["content"][index] = _content(store.read_encoded(index))
+                READING.step()
 
     with pillow_warnings_ignored():
         _in_threads(read, count)
@@ -116,6 +118,7 @@ def _scan(store: EncodedImages, count: int, decode: bool) -> NDArray[Any]:
 
 def _scan_image(store: EncodedImages, index: int, table: NDArray[Any], decode: bool) -> None:
     """Fill one row of the table."""
+    READING.step()
     try:
         with store.open(index) as file:
             size = file.seek(0, io.SEEK_END)

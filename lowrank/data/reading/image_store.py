@@ -18,6 +18,7 @@ import numpy as np
 from lowrank.data.reading.disk_cache import load_or_make
 from lowrank.data.reading.image_codec import DECODER_VERSION, Pixels, Resize, decode_image, pillow_warnings_ignored
 from lowrank.data.reading.image_scan import ImageScan, count_images, scan_images, size_text
+from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils import usable_cores
@@ -198,6 +199,7 @@ class EncodedStore(ImageStore):
             for row in order[start : start + _IMAGES_PER_TASK].tolist():
                 index = int(indices[row])
                 pixels[row] = decode_image(self.read_encoded(index), self.origin(index), self.shape, self._resize)
+                READING.step()
 
         starts = range(0, len(indices), _IMAGES_PER_TASK)
         workers = min(threads or (usable_cores() if height * width >= _SMALL_IMAGE else 2), len(starts))
@@ -227,5 +229,6 @@ class EncodedStore(ImageStore):
             sha.update(f"Resize({', '.join(fields[:3] if self._resize.mode == 'crop' else fields)})".encode())
         for index in indices.tolist():
             blob = self.read_encoded(index)
+            READING.step()
             sha.update(len(blob).to_bytes(8, "little"))
             sha.update(blob)

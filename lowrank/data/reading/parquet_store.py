@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from lowrank.data.reading import disk_cache
 from lowrank.data.reading.image_store import EncodedStore
+from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils import atomic_write, format_bytes, one_line
@@ -81,6 +82,7 @@ class ParquetImages:
                 column = file.read_row_group(group, columns=[self._column]).column(self._column)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
+        READING.step()
         array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         if pa.types.is_struct(array.type):
             array = array.flatten()[array.type.get_field_index("bytes")]

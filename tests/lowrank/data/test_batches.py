@@ -187,7 +187,7 @@ def test_the_workers_of_a_hung_loader_are_killed(folder: Path):
     loaders = set(multiprocessing.active_children()) - before
     for process in loaders:
         os.kill(process.pid or 0, signal.SIGSTOP)
-    with pytest.raises(LoaderHungError, match="no batch came from the loader's processes for 1 s"):
+    with pytest.raises(LoaderHungError, match="a process that decodes images made no progress for 1 s"):
         list(batches)
     for process in loaders:
         process.join(20)

@@ -180,7 +180,7 @@ def test_a_process_that_comes_second_waits_and_takes_what_the_first_made(tempora
     path = folder / f"{sha.hexdigest()[:32]}.npy"
 
     @contextmanager
-    def other_writes(*_):
+    def other_writes(*_, cancelled=None):
         assert disk_cache._write(path, np.ones(3, np.uint8))
         yield
 
