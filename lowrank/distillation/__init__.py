@@ -13,6 +13,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.distillation.cache import (
+        MAX_IDLE_SECONDS as MAX_IDLE_SECONDS,
         CacheKey as CacheKey,
         CacheSource as CacheSource,
         Notify as Notify,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "cache": "CacheKey CacheSource Notify TeacherCache fill_cache",
+        "cache": "CacheKey CacheSource MAX_IDLE_SECONDS Notify TeacherCache fill_cache",
         "cache_file": "Layout",
         "cached_teacher": "CachedTeacher",
         "losses": "attention_loss distillation_loss",

@@ -30,7 +30,7 @@ from torch.nn import functional
 from lowrank.data import AugmentationSettings, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
-from lowrank.utils import TEMPORARY_SUFFIX, LockedError, format_bytes, hold_lock
+from lowrank.utils import TEMPORARY_SUFFIX, IdleWatch, LockedError, format_bytes, hold_lock
 
 FORMAT = 1  # version of the files; part of the key
 LOCK_FILE = "build.lock"
@@ -151,47 +151,37 @@ class TeacherCache:
             OSError: the folder or the lock cannot be made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        progress = self.folder / PROGRESS_FILE
         with hold_lock(
             self.folder / LOCK_FILE,
             poll_seconds=WAIT_SECONDS,
             on_wait=lambda: notify("another process builds the teacher cache; waiting for it"),
-            cancelled=_IdleLimit(self.folder / PROGRESS_FILE),
+            cancelled=IdleWatch(MAX_IDLE_SECONDS, lambda: _time_of_change(progress)).is_idle,
         ):
             for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             yield
 
 
-class _IdleLimit:
-    """Tells whether a file has stayed unchanged for `MAX_IDLE_SECONDS`; its own clock does not matter."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._changed, self._since = self._time(), time.monotonic()
-
-    def _time(self) -> int:
-        try:
-            return self._path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def __call__(self) -> bool:
-        changed = self._time()
-        if changed != self._changed:
-            self._changed, self._since = changed, time.monotonic()
-        return time.monotonic() - self._since > MAX_IDLE_SECONDS
+def _time_of_change(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 class _ProgressFile:
-    """Touches the progress file of a cache that is being built, but not at every batch."""
+    """Touches the progress file of a cache that is being built, and calls a function, but not at every batch."""
 
-    def __init__(self, folder: Path):
-        self._path, self._touched = folder / PROGRESS_FILE, -PROGRESS_SECONDS
+    def __init__(self, folder: Path, on_progress: Callable[[], None] | None):
+        self._path, self._touched, self._on_progress = folder / PROGRESS_FILE, -PROGRESS_SECONDS, on_progress
 
     def touch(self) -> None:
         if time.monotonic() - self._touched >= PROGRESS_SECONDS:
             self._path.touch()
             self._touched = time.monotonic()
+            if self._on_progress is not None:
+                self._on_progress()
 
 
 def _file_name(cache_epoch: int) -> str:
@@ -222,6 +212,7 @@ def fill_cache(
     *,
     notify: Notify = print,
     on_epoch_cached: Callable[[int], None] | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> bool:
     """Make sure that a cache holds the first `cache_epochs` cache epochs.
 
@@ -234,6 +225,7 @@ def fill_cache(
         cache_epochs: how many cache epochs it must hold.
         notify: called with one line each on what is built, how large it is, and what went wrong.
         on_epoch_cached: called with each cache epoch that was built.
+        on_progress: called while this process builds, at most once a second.
 
     Returns:
         False if the cache could not be filled; `notify` was given the reason.
@@ -242,7 +234,7 @@ def fill_cache(
         return True
     try:
         with cache.building(notify):
-            return _fill(cache, source, cache_epochs, notify, on_epoch_cached)
+            return _fill(cache, source, cache_epochs, notify, on_epoch_cached, on_progress)
     except LockedError:
         notify(
             "no teacher cache, the live teacher runs instead: the process that builds it has made no progress for "
@@ -260,6 +252,7 @@ def _fill(
     cache_epochs: int,
     notify: Notify,
     on_epoch_cached: Callable[[int], None] | None,
+    on_progress: Callable[[], None] | None,
 ) -> bool:
     """Fill a cache whose lock is held; on an OSError the files that were written here are removed."""
     missing = cache.missing(cache_epochs)  # again: another process may have built them meanwhile
@@ -276,7 +269,7 @@ def _fill(
         )
         notify(f"no teacher cache, the live teacher runs instead: {len(missing)} epochs take {size}, {reason}")
         return False
-    progress, written = _ProgressFile(cache.folder), []
+    progress, written = _ProgressFile(cache.folder, on_progress), []
     try:
         for cache_epoch in missing:
             if cache.copy(cache_epoch):

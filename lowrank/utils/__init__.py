@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         exit_with_parent as exit_with_parent,
         module_command as module_command,
         module_environment as module_environment,
+        processor_times as processor_times,
         usable_cores as usable_cores,
     )
     from lowrank.utils.templates import (
@@ -80,7 +81,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "linalg": "factor_matrix robust_eigh",
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
-        "processes": "available_mb commit exit_with_parent module_command module_environment usable_cores",
+        "processes": (
+            "available_mb commit exit_with_parent module_command module_environment processor_times usable_cores"
+        ),
         "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "

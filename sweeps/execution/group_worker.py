@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 import traceback
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from sweeps.execution.worker_errors import check_memory_is_back, device_lost
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer
 
+# For another process, which may compile for minutes before the step in which this one waits for it
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Kinds of errors
 DIVERGED, MEMORY, DEVICE, HUNG, INPUT, OTHER = "diverged", "memory", "device", "hung", "input", "other"
 
@@ -166,7 +169,7 @@ def main(arguments: list[str]) -> None:
         os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", store=distributed.FileStore(store, group.count), rank=group.index,
-        world_size=group.count,
+        world_size=group.count, timeout=COLLECTIVE_TIMEOUT,
     )  # fmt: skip
     serve(GroupWorker(group, device), Connection(int(pipe)))
 

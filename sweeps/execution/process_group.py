@@ -1,8 +1,8 @@
 """A trial trained by several processes of one machine, one on each card, as if it were one trainer.
 
-The trial's own process trains nothing: it starts the group's processes, commands them and watches them. If one is lost,
-or fails while the others wait for it, all of them are ended; they also end with the trial's process. The next trial of
-the same worker uses them again.
+The trial's own process trains nothing: it starts the group's processes, commands them and watches them. If one is lost
+or hangs, or fails while the others wait for it, all of them are ended; they also end with the trial's process. The next
+trial of the same worker uses them again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch import Tensor
 
 from lowrank.errors import InputError
 from lowrank.training import DivergedError
-from lowrank.utils import module_command, module_environment
+from lowrank.utils import IdleWatch, module_command, module_environment, processor_times
 from sweeps.execution.worker_errors import WorkerLostError
 
+HANG_SECONDS = 600.0  # in which no process of a group uses any processor time, after which it is given up
+POLL_SECONDS = 5.0  # between two looks at it, at most
+END_SECONDS = 10.0  # for a killed process to end
 GRACE_SECONDS = 2.0  # in which the end of one process shows after another has reported an error that it caused
 
 
@@ -134,7 +138,8 @@ class ProcessGroup:
         for process in self._processes:
             process.kill()
         for process in self._processes:
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # it waits for a device that does not answer
+                process.wait(END_SECONDS)
         for pipe in self._pipes:
             pipe.close()
         self._processes, self._pipes = [], []
@@ -154,7 +159,7 @@ class ProcessGroup:
             DivergedError: the training diverged.
             InputError: data or weights cannot be used.
             OutOfMemoryError: torch's, if memory ran out.
-            WorkerLostError: a process ended, or failed in any other way.
+            WorkerLostError: a process ended or hangs, or failed in any other way.
         """
         return self._call(self._pipes, command, *arguments)
 
@@ -164,8 +169,12 @@ class ProcessGroup:
         try:
             for pipe in pipes:
                 pipe.send_bytes(message)
+            watch = IdleWatch(HANG_SECONDS, self._processor_times)
             while len(answers) < len(pipes):
-                readable = wait([pipe for pipe in pipes if pipe not in answers])
+                seconds = min(POLL_SECONDS, watch.poll_seconds * POLL_SECONDS)
+                readable = wait([pipe for pipe in pipes if pipe not in answers], seconds)
+                if not readable and watch.is_idle():
+                    raise self._close_after_hang(command)
                 for pipe in (pipe for pipe in pipes if pipe in readable):
                     succeeded, answer = pickle.loads(pipe.recv_bytes())
                     if not succeeded:
@@ -177,6 +186,18 @@ class ProcessGroup:
             self.close()
             raise
         return [answers[pipe] for pipe in pipes]
+
+    def _processor_times(self) -> dict[int, int]:
+        """Processor time of each process and its descendants; they wait for each other, so one that hangs stops all."""
+        return processor_times([process.pid for process in self._processes])
+
+    def _close_after_hang(self, command: str) -> WorkerLostError:
+        """End all processes; returns the error that says what was waited for."""
+        self.close()
+        return WorkerLostError(
+            f"the {self.count} processes of the trial did nothing for {HANG_SECONDS:.0f} s while they were to "
+            f"{command}; it goes on in new ones"
+        )
 
     def _make_error(self, description: dict[str, Any]) -> Exception:
         """Return the exception that `describe_error` described."""

@@ -7,7 +7,9 @@ this process has closed it or has ended, however it ended. A client has `environ
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 PROCESSES, MPS = "processes", "mps"  # the modes of sharing a card
 START_SECONDS, END_SECONDS = 20.0, 10.0
+KILL_SECONDS = 5.0  # for a process that was killed, or ends after its last command
 PROBE_SECONDS = 60.0
 
 # Started before the daemon, so that no kill can come between the two. It ends nothing but what it has started.
@@ -52,15 +55,17 @@ class MpsUnavailableError(Exception):
 class MpsService:
     """A running service that was seen to work; a context manager."""
 
-    def __init__(self, end_seconds: float = END_SECONDS) -> None:
+    def __init__(self, end_seconds: float = END_SECONDS, start_seconds: float = START_SECONDS) -> None:
         """Start the service and check that a process can use it.
 
         Args:
+            start_seconds: for the daemon to start, after which it is given up.
             end_seconds: for the daemon to quit when it is asked to, after which it is killed.
 
         Raises:
             MpsUnavailableError: it is not installed, does not start, or a client does not find it.
         """
+        self._start_seconds, self._end_seconds = start_seconds, end_seconds
         program = shutil.which(CONTROL)
         if program is None:
             raise MpsUnavailableError(f"{CONTROL} is not installed")
@@ -87,8 +92,11 @@ class MpsService:
         return environment
 
     def _check(self, program: str) -> None:
-        assert self._supervisor.stdout is not None
-        if self._supervisor.stdout.readline().strip() != "started":
+        stdout = self._supervisor.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], self._start_seconds)[0]:
+            raise MpsUnavailableError(f"{CONTROL} has not started within {self._start_seconds:g} s")
+        if stdout.readline().strip() != "started":
             raise MpsUnavailableError(f"{CONTROL} does not start{self._last_log_line('start.txt')}")
         try:
             probe = self._run(PROBE, "", PROBE_SECONDS)
@@ -114,11 +122,20 @@ class MpsService:
         return f" ({lines[-1].strip()})" if lines else ""
 
     def close(self) -> None:
-        """End the service; the processes that use it must have ended."""
+        """End the service; the processes that use it must have ended.
+
+        A supervisor that does not end in time is killed with all that it has started.
+        """
         for pipe in (self._supervisor.stdin, self._supervisor.stdout):
             assert pipe is not None
             pipe.close()
-        self._supervisor.wait()
+        limit = 2 * self._end_seconds + KILL_SECONDS  # it asks the daemon twice
+        try:
+            self._supervisor.wait(limit)
+        except subprocess.TimeoutExpired:
+            print(f"{CONTROL} has not ended within {limit:g} s and is killed", flush=True)
+            os.killpg(self._supervisor.pid, signal.SIGKILL)  # its session is its own
+            self._supervisor.wait(KILL_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from lowrank.errors import HungError
 from lowrank.training import MakeTrainer, Trainer, measure_step
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
@@ -47,6 +48,7 @@ WARM_UP_STEPS = 10
 STEPS_PER_CHECK = 50  # between two looks at the clock
 LEARNING_RATE = 1e-6  # the first steps are repeated more often than the recipe means: nothing may diverge
 POLL_SECONDS = 0.3
+ANSWER_SECONDS = 1800.0  # for a card to come, or for trainers to compile and to train
 NOTICE_SECONDS = 10.0  # without a card, after which a line is printed
 
 
@@ -225,11 +227,17 @@ class PackingBenchmark:
     def _wait(self, answers: list[Any], notice: str | None = None) -> list[Any]:
         """Wait for answers; a Ctrl-C ends the wait, and `notice` is printed if it takes long.
 
-        A trainer that is killed had no memory, as a rule that of the host: raises NoMemoryError.
+        A trainer that is killed had no memory, as a rule that of the host: raises NoMemoryError. Raises HungError if
+        no answer comes for `ANSWER_SECONDS`.
         """
         started = time.monotonic()
         while len(ray.wait(answers, num_returns=len(answers), timeout=POLL_SECONDS)[0]) < len(answers):
             raise_if_interrupted()
+            if time.monotonic() - started > ANSWER_SECONDS:
+                raise HungError(
+                    f"gpus_per_trial auto: {len(answers)} trainers on one card have not answered for "
+                    f"{ANSWER_SECONDS:.0f} s: no card is free, or they hang; give --gpus-per-trial a number"
+                )
             if notice and time.monotonic() - started > NOTICE_SECONDS:
                 print(notice, flush=True)
                 notice = None

@@ -11,10 +11,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from lowrank.errors import HungError
 from sweeps.records import Trial
 from sweeps.search.proposer import Handle, Outcome
 from sweeps.search.search import PreparedTrial, Search
 
+SAMPLER_SECONDS = 600.0  # for the proposal that is being computed when a phase ends
 PROPOSAL_TIMEOUT = 30.0  # seconds that a driver without running trials waits for a proposal; it then asks again
 
 
@@ -45,14 +47,20 @@ class ProposalPrefetcher:
         """Stop the thread.
 
         It finishes the proposal that it computes and reports all queued outcomes. Unused proposals stay ready, for the
-        next phase. An error of the thread is raised unless the block has raised another one.
+        next phase. An error of the thread is raised unless the block has raised another one. So is HungError, if the
+        sampler computes for more than `SAMPLER_SECONDS`: a second thread must not call it at the same time.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(SAMPLER_SECONDS)
         self.search.report_outcome = None
         if exc[0] is None:
+            if self._thread.is_alive():
+                raise HungError(
+                    f"the sampler has not given a proposal for {SAMPLER_SECONDS:.0f} s; the study ends here, and "
+                    "--resume goes on with it"
+                )
             self._raise_error()
 
     def next(self, *, wait: bool) -> Trial | None:

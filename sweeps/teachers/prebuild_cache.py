@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,8 +16,9 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lowrank.errors import InfeasibleError
-from lowrank.utils import last_line, write_text
+from lowrank.distillation import MAX_IDLE_SECONDS
+from lowrank.errors import HungError, InfeasibleError
+from lowrank.utils import IdleWatch, last_line
 from sweeps.cluster import assigned_device
 from sweeps.resources import Share
 from sweeps.search import Search
@@ -27,8 +27,8 @@ from sweeps.teachers.worker import CacheOptions, cache_epochs_of, make_teacher
 from sweeps.trials import corner_points, load_trial_data, make_student
 from sweeps.utils import raise_if_interrupted
 
-PROGRESS_FILE = "teacher_cache.json"  # in the study's folder while a cache is being built
 POLL_SECONDS = 0.3
+START_SECONDS = 1800.0  # for a machine with a free share to come, and for the teacher to be loaded there
 
 
 def cached_specifications(search: Search) -> list[dict[str, Any]]:
@@ -89,25 +89,44 @@ def build_caches(
     if options.root is None:
         return
     console = console or Console()
-    progress_path = config.folder / PROGRESS_FILE
     for specification in cached_specifications(search):
         task_config = {
             "specification": specification, "cache": options.to_config(), "gpus": share.gpus, "cpus": share.cpus,
-            "data_dir": str(config.data_dir) if config.data_dir else None, "progress": str(progress_path),
+            "data_dir": str(config.data_dir) if config.data_dir else None,
         }  # fmt: skip
-        task = ray.remote(_fill).options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1).remote(task_config)
+        progress = ray.remote(_Progress).options(num_cpus=0).remote()
+        task = ray.remote(_fill).options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1).remote(
+            task_config, progress
+        )  # fmt: skip
         try:
-            for line in _wait_with_progress(task, progress_path, cache_epochs_of(specification), console):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-        except RayError as error:
-            line = f"no teacher cache yet: {last_line(error)}"
+            lines = _wait_with_progress(task, progress, cache_epochs_of(specification), console)
+        except (HungError, RayError) as error:
+            lines = [f"no teacher cache yet: {last_line(error)}"]
+        for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        finally:
-            progress_path.unlink(missing_ok=True)
 
 
-def _wait_with_progress(task: Any, progress_path: Path, cache_epochs: int, console: Console) -> list[str]:
-    """Show a bar until a task ends; returns its notices. A Ctrl-C ends the task too."""
+class _Progress:
+    """An actor that knows how far the task is, on whichever machine it runs: (signs of life, cache epochs built)."""
+
+    def __init__(self) -> None:
+        self._signs, self._built = 0, 0
+
+    def report(self, built: int | None = None) -> None:
+        """Note a sign of life, and how many cache epochs are built."""
+        self._signs += 1
+        self._built = self._built if built is None else built
+
+    def state(self) -> tuple[int, int]:
+        """Return what was reported."""
+        return self._signs, self._built
+
+
+def _wait_with_progress(task: Any, progress_actor: Any, cache_epochs: int, console: Console) -> list[str]:
+    """Show a bar until a task ends; returns its notices. A Ctrl-C ends the task too, as does a task that hangs.
+
+    Raises HungError if it does.
+    """
     columns = (
         TextColumn("teacher cache"),
         BarColumn(),
@@ -118,27 +137,33 @@ def _wait_with_progress(task: Any, progress_path: Path, cache_epochs: int, conso
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=cache_epochs)
+            signs, state = 0, progress_actor.state.remote()
+            watches = {seconds: IdleWatch(seconds, lambda: signs) for seconds in (START_SECONDS, MAX_IDLE_SECONDS)}
             while not ray.wait([task], timeout=POLL_SECONDS)[0]:
                 raise_if_interrupted()
-                if progress_path.exists():
-                    progress.update(bar, completed=json.loads(progress_path.read_text())["built"])
+                if ray.wait([state], timeout=0)[0]:
+                    signs, built = ray.get(state)
+                    progress.update(bar, completed=built)
+                    state = progress_actor.state.remote()
+                limit = MAX_IDLE_SECONDS if signs else START_SECONDS
+                if watches[limit].is_idle():
+                    raise HungError(f"the task that builds it made no progress for {limit:.0f} s")
         return list(ray.get(task))
-    except KeyboardInterrupt:
+    except (HungError, KeyboardInterrupt):
         ray.cancel(task, force=True)
         raise
 
 
-def _fill(config: dict[str, Any]) -> list[str]:
+def _fill(config: dict[str, Any], progress: Any) -> list[str]:
     """Fill the cache of a specification, in a worker; returns the notices for the user."""
     torch.set_num_threads(max(1, int(config["cpus"])))
     specification, device = config["specification"], assigned_device(config["gpus"])
     data = load_trial_data(specification, config["data_dir"])
     student, _ = make_student({**specification, "seed": 0}, data)
     notices: list[str] = []
-    path = Path(config["progress"])
-
-    def on_epoch_cached(cache_epoch: int) -> None:
-        write_text(path, json.dumps({"built": cache_epoch + 1}))
-
-    make_teacher(specification, data, student, device, CacheOptions(**config["cache"]), notices.append, on_epoch_cached)
+    make_teacher(
+        specification, data, student, device, CacheOptions(**config["cache"]), notices.append,
+        on_epoch_cached=lambda cache_epoch: progress.report.remote(cache_epoch + 1),
+        on_progress=progress.report.remote,
+    )  # fmt: skip
     return notices

@@ -93,6 +93,7 @@ _LIVE = _LiveTeachers()
 def make_teacher(
     specification: Mapping[str, Any], data: ImageData, student: nn.Module, device: str, options: CacheOptions,
     notify: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> Teacher | None:  # fmt: skip
     """Make the teacher that a specification's student asks, and fill its cache.
 
@@ -104,6 +105,7 @@ def make_teacher(
         options: where caches lie.
         notify: takes notices: what is built, and every fall back to the live teacher.
         on_epoch_cached: called with the number of each cache epoch that is filled, from 0.
+        on_progress: called while this process fills the cache, at most once a second.
 
     Returns:
         The teacher; None if the specification has none.
@@ -125,7 +127,9 @@ def make_teacher(
     cache = open_cache(specification, data, student, options, autocast)
     source = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
     cache_epochs = cache_epochs_of(specification)
-    if not fill_cache(cache, source, cache_epochs, notify=notify, on_epoch_cached=on_epoch_cached):
+    if not fill_cache(
+        cache, source, cache_epochs, notify=notify, on_epoch_cached=on_epoch_cached, on_progress=on_progress
+    ):
         return live()
     repair = partial(fill_cache, cache, source, cache_epochs, notify=notify)
     return CachedTeacher(cache, data, live, device=device, notify=notify, repair=repair)

@@ -87,9 +87,12 @@ def _carry(options: argparse.Namespace, uri: str, stop: threading.Event) -> int:
     """Carry the study under a lock, so that two processes never make the same run twice; returns the exit code."""
     quiet_mlflow()
     timeout = None if options.follow else LOCK_SECONDS
-    lock = hold_lock(
-        options.study_dir / LOCK_FILE, timeout=timeout, poll_seconds=POLL_SECONDS / 5, cancelled=stop.is_set
-    )
+    parent = options.parent or os.getppid()
+
+    def is_over() -> bool:
+        return stop.is_set() or os.getppid() != parent  # nobody needs a tracker whose driver has ended
+
+    lock = hold_lock(options.study_dir / LOCK_FILE, timeout=timeout, poll_seconds=POLL_SECONDS / 5, cancelled=is_over)
     try:
         with lock:
             return _carry_locked(options, uri, stop)

@@ -33,6 +33,7 @@ from lowrank.layers import Bottleneck
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
+from lowrank.utils import IdleWatch
 from tests.support.teachers import small_data, small_network
 from tests.support.waiting import scaled
 
@@ -191,16 +192,19 @@ def test_a_builder_without_progress_is_given_up_and_one_with_progress_is_not(
     assert "the process that builds it has made no progress for 0 s and still holds" in lines[1]
     clock = [0.0]
     monkeypatch.setattr(teacher_cache.time, "monotonic", lambda: clock[0])
-    limit = teacher_cache._IdleLimit(cache.folder / "build.progress")
-    progress = teacher_cache._ProgressFile(cache.folder)
+    watch = IdleWatch(0.1, lambda: teacher_cache._time_of_change(cache.folder / "build.progress"))
+    signs: list[float] = []
+    progress = teacher_cache._ProgressFile(cache.folder, lambda: signs.append(clock[0]))
     for _ in range(3):
         clock[0] += 2.0
         progress.touch()
-        assert not limit()
+        progress.touch()
+        assert not watch.is_idle()
         clock[0] += 0.05
-        assert not limit()
+        assert not watch.is_idle()
     clock[0] += 0.1
-    assert limit()
+    assert watch.is_idle()
+    assert len(signs) == 3
 
 
 def test_a_disk_without_room_is_asked_before_files_are_copied_and_a_copy_that_fails_leaves_none(

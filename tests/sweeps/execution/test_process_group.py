@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,10 @@ import pytest
 import torch
 
 from lowrank.data import DataSettings, load_data
+from lowrank.errors import LoaderHungError
+from sweeps.execution import process_group
+from sweeps.execution.group_worker import describe_error
+from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records.image_errors import decode_wrong_images
@@ -108,6 +116,58 @@ def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_
         assert worker.step()["outcome"] == "completed"
     finally:
         worker.cleanup()
+
+
+def group_of(*commands: str) -> tuple[ProcessGroup, list[Connection]]:
+    """A process group whose processes run these commands of a shell and answer nothing."""
+    group = object.__new__(ProcessGroup)
+    pipes = [Pipe() for _ in commands]
+    group.count, group._folder = len(commands), tempfile.TemporaryDirectory()
+    group._pipes = [ours for ours, _ in pipes]
+    group._processes = [subprocess.Popen(["sh", "-c", command], start_new_session=True) for command in commands]
+    return group, [theirs for _, theirs in pipes]
+
+
+def test_a_group_that_does_nothing_is_given_up_and_says_what_it_was_to_do(monkeypatch):
+    monkeypatch.setattr(process_group, "HANG_SECONDS", 1.0)
+    group, answers = group_of("exec sleep 600", "exec sleep 600")
+    processes = list(group._processes)
+    message = "the 2 processes of the trial did nothing for 1 s while they were to train_epoch; it goes on in new ones"
+    with pytest.raises(WorkerLostError, match=message):
+        group.train_epoch()
+    assert [process.poll() for process in processes] == [-signal.SIGKILL] * 2
+    assert not group.alive
+    for end in answers:
+        end.close()
+
+
+def test_a_group_that_computes_is_waited_for(monkeypatch):
+    """One process waits for the other, whose child computes for longer than the limit."""
+    monkeypatch.setattr(process_group, "HANG_SECONDS", 0.5)
+    group, answers = group_of("sh -c 'while :; do :; done'; :", "exec sleep 600")
+    looks = []
+    real = group._processor_times
+
+    def look():
+        looks.append(real())
+        if len(looks) == 12:  # each a quarter of the limit, or more, after the one before it
+            for end in answers:
+                end.send_bytes(pickle.dumps((True, (1, {"val_error": 1.0}, []))))
+        return looks[-1]
+
+    monkeypatch.setattr(group, "_processor_times", look)
+    try:
+        assert group.train_epoch() == {"val_error": 1.0}
+    finally:
+        os.killpg(group._processes[0].pid, signal.SIGKILL)
+        group.close()
+        for end in answers:
+            end.close()
+
+
+def test_a_loader_that_hangs_in_one_process_is_a_lost_worker():
+    error = describe_error(LoaderHungError("nothing of the images could be read for 120 s"))
+    assert isinstance(object.__new__(ProcessGroup)._make_error(error), WorkerLostError)
 
 
 def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:

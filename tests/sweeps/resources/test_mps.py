@@ -43,6 +43,15 @@ def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
     wait_until_daemon_ended(daemon)
 
 
+def test_a_daemon_that_hangs_as_it_starts_is_given_up_and_killed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mps, "KILL_SECONDS", 2.0)
+    stand_in(tmp_path, monkeypatch, start=f"echo $$ > {tmp_path}/starting; exec sleep 600")
+    with pytest.raises(MpsUnavailableError, match=f"{mps.CONTROL} has not started within 2 s"):
+        MpsService(end_seconds=0.2, start_seconds=2.0)
+    assert f"{mps.CONTROL} has not ended within 2.4 s and is killed" in capsys.readouterr().out
+    wait_until_daemon_ended(int((tmp_path / "starting").read_text()))
+
+
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     code = (

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from lowrank.errors import HungError
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
@@ -314,3 +315,21 @@ def test_trials_that_start_from_the_dense_reference_wait_for_it(small, open_sear
     finish(search, reference, 2.0)
     later = search.next()
     assert later.depends_on == reference.trial_id
+
+
+def test_a_sampler_that_hangs_at_the_end_of_a_phase_ends_the_study_with_one_line(small, open_search, monkeypatch):
+    search, computing, over = open_search(small), threading.Event(), threading.Event()
+
+    def prepare():
+        computing.set()
+        over.wait()
+        raise AssertionError("the phase is over")
+
+    monkeypatch.setattr(search, "prepare", prepare)
+    monkeypatch.setattr("sweeps.search.prefetch.SAMPLER_SECONDS", 0.1)
+    prefetcher = ProposalPrefetcher(search, 1)
+    message = "the sampler has not given a proposal for 0 s; the study ends here"
+    with pytest.raises(HungError, match=message), prefetcher:
+        assert computing.wait(scaled())
+    over.set()
+    prefetcher._thread.join(scaled())

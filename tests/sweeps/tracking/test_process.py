@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowrank.errors import InputError
+from lowrank.utils import hold_lock
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_LOG_FILE
+from sweeps.tracking.__main__ import LOCK_FILE
 from sweeps.tracking.process import TrackingProcess, read_progress, records_behind
 from sweeps.tracking.uri import check_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
@@ -156,7 +158,8 @@ def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_p
     driver = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from sweeps.tracking.process import TrackingProcess
+        from sweeps.tracking.__main__ import LOCK_FILE
+from sweeps.tracking.process import TrackingProcess
         from sweeps.records.names import RESULTS_FILE
         from tests.support.waiting import wait_until
         from tests.sweeps.tracking.test_process import begin, train
@@ -221,3 +224,11 @@ def test_a_server_that_accepts_and_never_answers_is_refused_and_does_not_hang_th
     assert done.stderr.startswith("MLflow is ")
     assert done.stderr.count("\n") == 1
     assert pq.read_table(tmp_path / RESULTS_FILE).num_rows == 6
+
+
+def test_a_tracker_that_waits_for_another_one_ends_with_its_driver(tmp_path):
+    """The driver that it is given is not its parent: it has ended."""
+    study = write_study(tmp_path / "study", Plan(trials=2))
+    with hold_lock(study / LOCK_FILE):
+        done = catch_up(study, "--follow", "--parent", "1")
+    assert (done.returncode, done.stderr) == (1, "another process is carrying this study into MLflow already\n")
