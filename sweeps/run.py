@@ -15,8 +15,8 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, report_error, run_command
-from sweeps.records import FullDiskError, StudyLostError, is_study_disk_full, studies_root
-from sweeps.space import available_spaces, find_space, read_yaml
+from sweeps.records import FullDiskError, StudyLostError, is_study_disk_full, resume_command, studies_root
+from sweeps.space import Task, available_spaces, find_space, read_yaml
 from sweeps.study import parse_options
 from sweeps.utils import exit_process, install_signal_handlers
 
@@ -50,7 +50,8 @@ def _report_end(options: RunOptions) -> int:
         )
         return report_error(ExitCode.STUDY_LOST, message)
     except FullDiskError as error:
-        message = f"error: {error}; make room and go on with --resume {error.study}"
+        command = resume_command(error.study)
+        message = f"error: {error}; make room and go on with: {command}"
         return report_error(ExitCode.DISK_FULL, message)
     except OSError as error:  # before the journal was open, or after
         if not is_study_disk_full(error, studies_root(options.storage, options.out)):
@@ -71,24 +72,21 @@ def dispatch(options: RunOptions) -> int:
     Raises:
         InputError: the options, a space, a study or data cannot be used.
     """
-    if options.list:
+    task = options.task()
+    if task is Task.LIST:
         from sweeps.study import print_spaces
 
         return print_spaces(as_json=options.json)
-    if options.resume:
+    if task is Task.RESUME:
         return _resume(options)
-    if options.repeat_more is not None:
-        raise InputError("--repeat-more must come with --resume STUDY; a new study has `search.repeats`")
-    if options.test:
-        raise InputError("--test must come with --resume STUDY: a new study looks at the test split when it has ended")
-    if options.reproduce or options.retrain_stopped:
+    if task in (Task.REPRODUCE, Task.RETRAIN):
         from sweeps.study import start_retraining
 
         return start_retraining(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
     is_series = "studies" in read_yaml(find_space(options.space))  # a wrong name ends here, before slow imports
-    if options.plan or options.probe_memory:
+    if task in (Task.PLAN, Task.PROBE):
         return _inspect(options)
     if is_series:
         from sweeps.study import start_series

@@ -13,6 +13,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from lowrank.utils.atomic_files import (
         TEMPORARY_SUFFIX as TEMPORARY_SUFFIX,
+        absolute_path as absolute_path,
         atomic_folder as atomic_folder,
         atomic_path as atomic_path,
         atomic_write as atomic_write,
@@ -66,14 +67,14 @@ if TYPE_CHECKING:
         prepare_torchvision as prepare_torchvision,
         torchvision as torchvision,
     )
-    from lowrank.utils.validation import absolute_path as absolute_path, validate_model as validate_model
+    from lowrank.utils.validation import validate_model as validate_model
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "atomic_files": (
-            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name nearest_existing "
-            "remove_leftovers sync temporary_path write_bytes write_text"
+            "TEMPORARY_SUFFIX absolute_path atomic_folder atomic_path atomic_write file_hash free_name "
+            "nearest_existing remove_leftovers sync temporary_path write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",
@@ -90,6 +91,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "redact_arguments"
         ),
         "torchvision_compat": "prepare_torchvision torchvision",
-        "validation": "absolute_path validate_model",
+        "validation": "validate_model",
     },
 )

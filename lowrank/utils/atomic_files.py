@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lowrank.errors import InputError, show_value
+
 TEMPORARY_SUFFIX = ".tmp"
 MAX_AGE_SECONDS = 3600.0  # an older temporary file of another host is taken for one whose writer was killed
 _MAX_NAME = 120  # characters of the target's name in the temporary one; file systems end at 255
@@ -281,3 +283,30 @@ def nearest_existing(path: Path) -> Path:
         The path that exists.
     """
     return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def absolute_path(path: str | Path, what: str = "the path") -> Path:
+    """Make a path that a user gave absolute.
+
+    Args:
+        path: the path, which may begin with `~`; there need not be such a file.
+        what: what the path is of, as the message begins, e.g. `--weights`.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        InputError: no file can have this path: it has a NUL or a name that is too long, or begins with the home of a
+            user who is unknown here.
+    """
+    try:
+        absolute = Path(path).expanduser().resolve()
+        absolute.stat()
+    except RuntimeError as error:  # of expanduser
+        raise InputError(f"{what} {show_value(str(path))} begins with a home folder that is unknown here") from error
+    except ValueError as error:
+        raise InputError(f"{what} {show_value(str(path))} has a character that no path may have") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{what} {show_value(str(path))} cannot be a path: {error.strerror}") from error
+    return absolute

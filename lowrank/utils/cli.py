@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import enum
 import errno
+import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lowrank.errors import HungError, InputError, UncountableError, did_you_mean, shorten
 
@@ -31,6 +32,11 @@ class ExitCode(enum.IntEnum):
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage."""
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string and action.option_strings:  # an unset variable: --storage "$BUCKET"
+            raise argparse.ArgumentError(action, "must not be empty")
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on standard error and exit with code 2; suggest a flag for an unknown one.
@@ -66,6 +72,9 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         return report_error(ExitCode.FAILED, f"error: {error}")
     except KeyboardInterrupt:
         return report_error(ExitCode.INTERRUPTED, interrupted)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is buffered goes nowhere when the process ends
+        return ExitCode.FAILED
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise

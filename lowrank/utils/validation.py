@@ -1,10 +1,8 @@
-"""Turns what a user gave into checked values; a mistake is one line: the rule, the value, the choices."""
+"""Turns a validation error of pydantic into one line: the rule, the value, the choices."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -56,30 +54,3 @@ def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str =
         return kind(**values)
     except ValidationError as error:
         raise InputError(format_validation_error(error, kind, where)) from error
-
-
-def absolute_path(path: str | Path, what: str = "the path") -> Path:
-    """Make a path that a user gave absolute.
-
-    Args:
-        path: the path, which may begin with `~`; there need not be such a file.
-        what: what the path is of, as the message begins, e.g. `--weights`.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        InputError: no file can have this path: it has a NUL or a name that is too long, or begins with the home of a
-            user who is unknown here.
-    """
-    try:
-        absolute = Path(path).expanduser().resolve()
-        absolute.stat()
-    except RuntimeError as error:  # of expanduser
-        raise InputError(f"{what} {show_value(str(path))} begins with a home folder that is unknown here") from error
-    except ValueError as error:
-        raise InputError(f"{what} {show_value(str(path))} has a character that no path may have") from error
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise InputError(f"{what} {show_value(str(path))} cannot be a path: {error.strerror}") from error
-    return absolute

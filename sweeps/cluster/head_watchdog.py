@@ -32,18 +32,18 @@ class HeadWatchdog:
     """
 
     def __init__(
-        self, address: str, study: str, close_records: Callable[[], str | None] = lambda: None,
+        self, address: str, command: str, close_records: Callable[[], str | None] = lambda: None,
         end_process: Callable[[int], None] = os._exit,
     ):  # fmt: skip
         """Prepare the watch; it begins with the block.
 
         Args:
             address: HOST:PORT of the head.
-            study: the study's name, for the message that says how to resume it.
+            command: the one that goes on with the study, for the message.
             close_records: closes the records; returns a line that says what is not stored. It has CLOSE_SECONDS.
             end_process: takes the exit code.
         """
-        self.address, self._study = address, study
+        self.address, self._command = address, command
         self._close_records, self._end_process = close_records, end_process
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="head", daemon=True)
@@ -72,7 +72,7 @@ class HeadWatchdog:
 
     def _end(self, code: int, reason: str) -> None:
         Console().show_cursor()  # the progress view has hidden it
-        print(f"{reason}; {self._close()}, go on with --resume {self._study}", file=sys.stderr, flush=True)
+        print(f"{reason}; {self._close()}, go on with: {self._command}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         self._end_process(code)
 

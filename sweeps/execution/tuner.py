@@ -14,7 +14,7 @@ from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, Tun
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
-from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.records import TERMINAL, TRIALS_FOLDER, Status, resume_command
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.utils import monotonic_time, raise_if_interrupted
 
@@ -99,7 +99,7 @@ def _run_phase(
             stop=None if config.seconds is None else TimeLimit(config.seconds),
         ),
     )  # fmt: skip
-    with HeadWatchdog(head_address(), config.study_dir.name, config.before_exit):
+    with HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit):
         tuner.fit()
 
 

@@ -47,12 +47,12 @@ class FullDiskError(OSError):
     """The disk has no room for the next record; the records before it are whole.
 
     Args:
-        path: of the journal; the name of its folder becomes the attribute `study`.
+        path: of the journal; its folder becomes the attribute `study`.
     """
 
     def __init__(self, path: Path):
         super().__init__(errno.ENOSPC, f"{path}: the disk is full, the last record was not written")
-        self.study = path.parent.name
+        self.study = path.parent
 
     def __str__(self) -> str:
         return str(self.strerror)

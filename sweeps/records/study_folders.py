@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from lowrank.utils import absolute_path, nearest_existing, write_text
 from sweeps.records.journal import BusyError, study_lock
-from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SPACE_FILE
-from sweeps.space import dump_yaml, read_yaml
+from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
+from sweeps.space import DEFAULT_OUT, dump_yaml, read_yaml
 from sweeps.utils import NAME_RULE, check_plain_name, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
@@ -34,6 +35,8 @@ def check_studies_folder(root: Path) -> Path:
         InputError: the folder can be neither written nor made.
     """
     root = absolute_path(root, "the folder of studies")
+    if "?" in str(root):  # the path of an SQLite store ends there
+        raise InputError(f"the folder of studies must not have `?` in its path, but got {show_value(str(root))}")
     nearest = nearest_existing(root)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"studies cannot be kept in {root}: {nearest} is not a folder that can be written")
@@ -248,3 +251,35 @@ def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():
         raise InputError(f"{folder / SPACE_FILE} is damaged: its section `{OPTIONS}` is not whole")
     return content, options
+
+
+def resume_command(folder: Path, storage: str | None = None) -> str:
+    """Write the command that goes on with a study, or with the series that has it.
+
+    Args:
+        folder: the study's or the series'.
+        storage: URI of the place that holds a copy of the folder; a folder that is here names it itself.
+
+    Returns:
+        The command, quoted for a shell.
+    """
+    if (folder.parent / SERIES_FILE).is_file():
+        folder, storage = folder.parent, storage.rpartition("/")[0] if storage else None
+    words = ["python", "sweeps/run.py", "--resume", folder.name]
+    if folder.parent != DEFAULT_OUT.resolve():
+        words += ["--out", relative_path(folder.parent)]
+    if storage:
+        words += ["--storage", storage]
+    return shlex.join(words)
+
+
+def relative_path(folder: Path) -> str:
+    """Write a folder as the user would type it.
+
+    Args:
+        folder: an absolute path.
+
+    Returns:
+        The path, relative where it lies in the working directory.
+    """
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank.utils import OneLineParser, absolute_path
-from sweeps.space import AUTO, GPU_SHARING, RunOptions
+from sweeps.space import AUTO, DEFAULT_OUT, GPU_SHARING, RunOptions
 from sweeps.utils import PROCESS_START, monotonic_time
 
 
@@ -57,9 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="STUDY",
         help="train trials that were stopped early to their end: did the front lose a point?",
     )
-    task.add_argument(
-        "--sample", type=int, default=10, metavar="N", help="draw N trials for --retrain-stopped, by --seed (10)"
-    )
+    task.add_argument("--sample", type=int, metavar="N", help="draw N trials for --retrain-stopped, by --seed (10)")
     task.add_argument("--json", action="store_true", help="print --list, --plan and --probe-memory as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
@@ -84,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a field of the space")
     study.add_argument("--name", help="name of the study (default: that of the space)")
-    study.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")
+    study.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="folder of studies (studies/)")
     study.add_argument("--seed", type=int, help="seed of the search, of weights, augmentation and order")
     study.add_argument("--trials", type=int, help="number of trials of the search, without references")
     study.add_argument("--time", metavar="30m", help="stop after this time (s, m, h); --resume continues")

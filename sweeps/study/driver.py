@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import shlex
 import subprocess
 from collections import Counter
@@ -16,6 +15,7 @@ from lowrank.errors import InputError
 from lowrank.utils import ExitCode, commit, module_command, module_environment, redact
 from sweeps.records import (
     JOURNAL_FILE,
+    MLFLOW_FILE,
     TERMINAL,
     Event,
     FullDiskError,
@@ -27,6 +27,8 @@ from sweeps.records import (
     StudyRecord,
     apply_event,
     is_study_disk_full,
+    relative_path,
+    resume_command,
     write_space_file,
 )
 from sweeps.search import (
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     from sweeps.resources import TrialResources
 
 NOTHING_COMPLETED = 1
-DEFAULT_OUT = Path("studies")
 
 
 class CloseReason(enum.StrEnum):
@@ -286,7 +287,7 @@ def _train(
     print(
         f"{config.name}: {search.space.question}\n"
         f"up to {total} trials, {resources.share.concurrent} at a time, each on {resources.share}; "
-        f"everything is kept in {_relative(config.folder)}", flush=True,
+        f"everything is kept in {relative_path(config.folder)}", flush=True,
     )  # fmt: skip
     cache = _cache_options(search, config)
     build_caches(search, cache, config, resources.share)
@@ -330,11 +331,6 @@ def expected_trials(space: Space, resolver: Resolver) -> int:
     return min(space.search.trials, rows) + references
 
 
-def _relative(folder: Path) -> str:
-    """The folder as the user would type it."""
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-
-
 def _print_summary(config: StudyConfig, record: StudyRecord) -> None:
     """Print and draw the front and the answer; or, if no trial was completed, print how the trials ended."""
     if _has_completed(record):
@@ -353,7 +349,7 @@ def _run_analysis(subcommand: str, folder: Path) -> None:
     command = module_command("analysis", subcommand, folder)
     code = subprocess.run(command, env=module_environment(), check=False).returncode
     if code != 0:
-        repeat = shlex.join(["python", "-m", "analysis", subcommand, _relative(folder)])
+        repeat = shlex.join(["python", "-m", "analysis", subcommand, relative_path(folder)])
         print(f"the {subcommand} failed with exit code {code}; the study itself is whole, repeat it: {repeat}")
 
 
@@ -362,9 +358,8 @@ def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tra
         print(tracking_message)
     if reason is not CloseReason.FINISHED:
         cause = "the time is used up" if reason is CloseReason.TIME else "interrupted"
-        flags = "" if config.folder.parent == DEFAULT_OUT.resolve() else f" --out {_relative(config.folder.parent)}"
-        flags += f" --storage {config.storage}" if config.storage else ""
-        flags += permission_options(space)
-        print(f"{cause}; nothing is lost. Go on with: python sweeps/run.py --resume {config.name}{flags}")
+        command = resume_command(config.folder, config.storage) + permission_options(space)
+        print(f"{cause}; nothing is lost. Go on with: {command}")
     elif not config.tracking_uri:
-        print(f"every trial in MLflow: mlflow ui --backend-store-uri sqlite:///{_relative(config.folder)}/mlflow.db")
+        uri = shlex.quote(f"sqlite:///{relative_path(config.folder)}/{MLFLOW_FILE}")
+        print(f"every trial in MLflow: mlflow ui --backend-store-uri {uri}")

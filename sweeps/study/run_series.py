@@ -22,6 +22,7 @@ from sweeps.records import (
     fold_journal,
     mean_error,
     new_study_folder,
+    resume_command,
     searched_points,
     studies_root,
 )
@@ -29,12 +30,14 @@ from sweeps.space import FOLDER_OPTIONS, RunOptions, dump_yaml, find_space, pars
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
-from sweeps.study.start import refuse_changes, resume_study, start_study
+from sweeps.study.start import resume_study, start_study
 from sweeps.utils import monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
 _FIELD_OPTIONS = ("set", "data", "network", "keep", "only", "weights", "seed", "trials", "gpus_per_trial",
                   "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing")  # fmt: skip
+# Of these the ones that a resume may change, which then holds for the studies that are not finished
+_CHANGEABLE_OPTIONS = ("trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing")
 _LISTS = ("set", "keep", "only")
 
 
@@ -57,13 +60,12 @@ def start_series(options: RunOptions) -> int:
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
     folder = _make_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else [])
-    stored: dict[str, Any] = {name: value for name in _FIELD_OPTIONS if (value := getattr(options, name))}
+    stored: dict[str, Any] = {
+        name: value for name in _FIELD_OPTIONS if (value := getattr(options, name)) not in (None, (), [])
+    }
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
     series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
-    text = dump_yaml(series)
-    write_text(folder / SERIES_FILE, text)
-    if uri:
-        Storage(uri, folder.name).put(SERIES_FILE, text.encode())
+    _store(folder, series, uri)
     return _run(members, folder, options, uri)
 
 
@@ -79,6 +81,13 @@ def _make_folder(root: Path, name: str | None, series: str, taken: list[str]) ->
             taken = [*taken, folder.name]
         else:
             return folder
+
+
+def _store(folder: Path, series: Mapping[str, Any], uri: str | None) -> None:
+    text = dump_yaml(series)
+    write_text(folder / SERIES_FILE, text)
+    if uri:
+        Storage(uri, folder.name).put(SERIES_FILE, text.encode())
 
 
 def is_resumable_series(options: RunOptions) -> bool:
@@ -110,7 +119,6 @@ def resume_series(options: RunOptions) -> int:
     Raises:
         InputError: one of the studies cannot be run.
     """
-    refuse_changes(options)
     typed = options
     folder = studies_root(options.storage, options.out) / str(options.resume)
     uri = storage_uri(options.storage)
@@ -120,12 +128,16 @@ def resume_series(options: RunOptions) -> int:
     stored = read_yaml(folder / SERIES_FILE)
     uri = uri or stored.get("storage")
     options = options.with_folders(stored["options"])
-    fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS}
+    changed = {name: value for name in _CHANGEABLE_OPTIONS if (value := getattr(typed, name)) is not None}
+    fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS} | changed
     fields |= {name: fields[name] or () for name in _LISTS}
     base = Path(str(stored.get("base", "")))  # older series have none; on another machine it may not be there
     members = parse_series(
         stored["content"], stored["file"], replace(options, **fields), typed, base if base.is_dir() else Path()
     )  # fmt: skip
+    if changed:  # for the studies that are not begun in this run either
+        stored["options"] |= changed
+        _store(folder, stored, uri)
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):
             fetch_study(child_uri(uri, folder.name), name, folder)
@@ -141,7 +153,8 @@ def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: st
         if remaining is not None and remaining <= 1:
             print(f"the time is used up before {member.name}")
             break
-        if _is_finished(_record(folder / member.name)) and not options.test:
+        again = options.test or options.repeat_more is not None or options.trials is not None
+        if _is_finished(_record(folder / member.name)) and not again:
             continue
         seconds = None if remaining is None else remaining / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
@@ -152,10 +165,8 @@ def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: st
     records = {member.name: _record(folder / member.name) for member in members}
     print("\n".join(summary_lines(members, folder, records)), flush=True)
     if not all(map(_is_finished, records.values())):
-        flags = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
-        flags += f" --storage {uri}" if uri else ""
-        flags += "".join(dict.fromkeys(permission_options(member.space) for member in members))
-        print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{flags}")
+        permissions = "".join(dict.fromkeys(permission_options(member.space) for member in members))
+        print(f"not all studies have ended; go on with: {resume_command(folder, uri)}{permissions}")
     return max([*codes, *map(_study_code, records.values())])
 
 
@@ -171,7 +182,7 @@ def _run_member(member: SeriesMember, folder: Path, options: RunOptions, seconds
     options = replace(options, time=limit, began=monotonic_time())
     if (folder / member.name / SPACE_FILE).is_file():
         # Its images were permitted with the series
-        options = replace(options, space=None, set=(), data=member.space.data.name, seed=None, name=None, trials=None)
+        options = replace(options, space=None, set=(), data=member.space.data.name, seed=None, name=None)
         return resume_study(replace(options, resume=member.name))
     search = member.space.search.model_copy(update={"time": limit})
     return start_study(replace(member.space, search=search), replace(options, name=member.name))

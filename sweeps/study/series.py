@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowrank.errors import InputError, show_value, unknown
+from lowrank.errors import InputError, show_choices, show_value, unknown
 from sweeps.space import RunOptions, Space, check_options, find_space, read_yaml, resolve_content, space_from_content
 from sweeps.utils import check_plain_name
 
@@ -55,7 +55,7 @@ def parse_series(
     members = [_parse_member(entry, rest, name, options, typed or options, base) for entry in entries]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
-        raise InputError(f"the names in `studies` must differ, but got {show_value(names)}")
+        raise InputError(f"the names in `studies` must differ, but got {show_choices(names)}")
     return members
 
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lowrank.data import ImageData, absolute_data_name, load_data
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode
@@ -31,11 +33,14 @@ from sweeps.records import (
     studies_root,
 )
 from sweeps.space import (
+    DEFAULT_SAMPLE,
+    FIXED_QUESTION,
     RunOptions,
     SearchSettings,
     Space,
     StudyConfig,
     check_options,
+    load_yaml,
     parse_space,
     parse_time,
 )
@@ -55,6 +60,8 @@ from sweeps.trials import (
 )
 from sweeps.utils import monotonic_time
 
+# What of space.yaml may be changed before a study is resumed: it changes no trial
+CHANGEABLE = ("question", "resources", "answer", "search.trials", "search.time", "search.repeat")
 DEFAULT_TEACHERS = Path("teachers")
 
 
@@ -102,18 +109,13 @@ def start_retraining(options: RunOptions) -> int:
     Raises:
         InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
-    flag = "reproduce" if options.reproduce else "retrain-stopped"
-    excluded = (
-        "space", "set", "network", "keep", "only", "weights", "trials", "plan", "probe_memory", "resume",
-        *(("seed",) if options.reproduce else ()),
-    )  # fmt: skip
-    _refuse_options(options, excluded, f"--{flag} trains what is on record")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     options = _with_absolute_data(options)
     if options.reproduce:
         retrain = select_trial(options.reproduce[0], options.reproduce[1], root, options.data)
     else:
-        retrain = select_stopped(str(options.retrain_stopped), root, options.sample, options.seed or 0, options.data)
+        sample = DEFAULT_SAMPLE if options.sample is None else options.sample
+        retrain = select_stopped(str(options.retrain_stopped), root, sample, options.seed or 0, options.data)
     # The other trials, and those whose weights they start from, are built too
     check_specifications(
         retrain.specifications(), allow_code=options.allow_code, source=f"{retrain.folder}", data_dir=options.data_dir,
@@ -152,7 +154,6 @@ def resume_study(options: RunOptions) -> int:
         InputError: an option cannot be used, or the data, the teacher or the weights to start from have changed.
             Nothing has been written then.
     """
-    refuse_changes(options)
     options = _with_absolute_data(options)
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
@@ -181,6 +182,7 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
     check_options(space, options)
     history = StudyHistory(folder / JOURNAL_FILE)
     record = history.update()
+    _check_same_question(space.source, record, folder)
     specifications = (trial.specification for trial in record.trials.values())
     typed = {"allow_code": options.allow_code, "data_dir": options.data_dir, "typed_data": options.data}
     check_specifications(specifications, source=f"{folder / JOURNAL_FILE}", **typed)
@@ -237,29 +239,31 @@ def _add_repeats(content: dict[str, Any], more: int) -> None:
         search["trials"] = -(-trials * (before + more) // before)
 
 
-def refuse_changes(options: RunOptions) -> None:
-    """Refuse options that would change what a study or a series asks when it is resumed.
+def _check_same_question(content: dict[str, Any], record: StudyRecord, folder: Path) -> None:
+    """Check that nobody has changed space.yaml: a sampler cannot go on in another space than it began with."""
+    began = record.header.get("space")
+    if not isinstance(began, dict):  # the driver was killed before it had written it
+        return
+    fields = [_fixed_fields(section) for section in (began, content)]
+    for name in dict.fromkeys((*fields[0], *fields[1])):
+        if fields[0].get(name) != fields[1].get(name):
+            raise InputError(f"{folder / SPACE_FILE}: `{name}` was changed since the study began; {FIXED_QUESTION}")
 
-    Args:
-        options: what the user has typed, with `resume`.
 
-    Raises:
-        InputError: one of them was given.
-    """
-    excluded = ("space", "set", "network", "keep", "only", "weights", "seed", "name", "plan", "json")
-    _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
+def _fixed_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a space that a resume may not change, by dotted name, as space.yaml would hold them."""
+    content = load_yaml(yaml.safe_dump(content))  # journals from before have texts such as 5e-4
+    fields: dict[str, Any] = {}
+    for section, value in content.items():
+        if isinstance(value, dict):
+            fields |= {f"{section}.{key}": entry for key, entry in value.items()}
+        else:
+            fields[section] = value
+    return {name: value for name, value in fields.items() if not name.startswith(CHANGEABLE)}
 
 
 def _with_absolute_data(options: RunOptions) -> RunOptions:
     return options if options.data is None else replace(options, data=absolute_data_name(options.data))
-
-
-def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> None:
-    """Raise InputError if one of these options was given; `rule` says why that is a mistake."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value is not False and value not in ((), []):  # 0 and "" are given too
-            raise InputError(f"{rule}; leave --{name.replace('_', '-')} out")
 
 
 def _find_study(options: RunOptions) -> tuple[Path, str | None]:

@@ -55,7 +55,7 @@ def test_a_lost_head_ends_the_driver_with_one_line(monkeypatch, capsys):
     watched.answers = False
     assert watched.check(100) == SILENCE_SECONDS / CHECK_SECONDS + 1
     assert watched.codes == [ExitCode.HEAD_LOST]
-    message = "error: the cluster's head at 127.0.0.1:1 is gone; nothing is lost, go on with --resume mine"
+    message = "error: the cluster's head at 127.0.0.1:1 is gone; nothing is lost, go on with: mine"
     assert capsys.readouterr().err == f"{message}\n"
 
 

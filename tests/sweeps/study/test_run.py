@@ -58,7 +58,7 @@ def test_plan_names_what_is_infeasible(capsys):
     ("arguments", "message"),
     [
         ([], "--space is missing; choose from: "),
-        (["--space", "tt_dims", "--test"], "--test must come with --resume STUDY"),
+        (["--space", "tt_dims", "--test"], "--test means nothing for a new study, but for --resume; leave it out"),
         (["--space", "nope"], "unknown space 'nope'; choose from: "),
         (["--space", "tt_dims", "--data", "nope"], "unknown data set 'nope'; choose from: "),
         (["--space", "tt_dims", "--set", "method.name=cpp"], "unknown method 'cpp'; choose from: "),
@@ -78,7 +78,7 @@ def test_plan_names_what_is_infeasible(capsys):
         (["--space", "tt_dims", "--tracking-uri", "http://[::1"], "the tracking URI must be one of"),
         (["--space", "tt_dims", "--tracking-uri", "http://localhost:abc"], "the tracking URI must be one of"),
         (["--space", "tt_dims", "--seed", "9" * 23], "`search.seed`: must be less than"),
-        (["--space", "tt_dims", "--set", "train.lr=.inf"], "`train.lr`: must be a finite number, but got inf"),
+        (["--space", "tt_dims", "--set", "train.lr=.inf"], "a number must be finite, but got .inf"),
         (["--space", "tt_dims", "--cpus-per-trial", "0.00001"], "greater than or equal to 0.1"),
         (["--resume", "nope"], "no study 'nope' in "),
     ],
@@ -117,10 +117,10 @@ def kept(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--plan"], "leave --plan out"),
-        (["--name", "other"], "leave --name out"),
-        (["--set", "train.lr=1"], "leave --set out"),
-        (["--seed", "0"], "leave --seed out"),
+        (["--plan"], "--plan and --resume are two commands"),
+        (["--name", "other"], "--name means nothing for --resume"),
+        (["--set", "train.lr=1"], "--set would change the question of the study"),
+        (["--seed", "0"], "--seed would change the question of the study"),
         (["--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--tracking-uri", "foo://bar"], "the tracking URI must be one of"),
         (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be a number from 0, or auto, but got -1"),

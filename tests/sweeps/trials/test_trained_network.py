@@ -157,7 +157,7 @@ def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys
     assert "the weights to start from have changed" in capsys.readouterr().err
     assert (folder / JOURNAL_FILE).read_bytes() == before
     assert main(["--resume", "mine", "--out", str(tmp_path / "studies"), "--weights", str(path)]) == 2
-    assert "leave --weights out" in capsys.readouterr().err
+    assert "--weights would change the question of the study" in capsys.readouterr().err
 
 
 OWN_NETWORKS = """
