@@ -24,29 +24,33 @@ def earlier_studies(
     Args:
         names: the studies, by their names under `root` or by their folders.
         root: the folder of studies.
-        on_missing: takes a line for each study that is not there; None makes that an error.
+        on_missing: takes a line for each study that is not there or is damaged; None makes that an error.
 
     Returns:
-        The records of those that are there.
+        The records of the others.
 
     Raises:
-        InputError: there is no such study, and `on_missing` is None; the text lists those there are.
+        InputError: a study is not there (the text lists those there are) or is damaged, and `on_missing` is None.
     """
     studies = []
     for name in names:
-        folder = _find(name, root)
-        if folder is not None:
-            record = fold_journal(folder / JOURNAL_FILE)
-            record.header.setdefault("name", folder.name)
-            studies.append(record)
-        elif on_missing is not None:
-            on_missing(f"warm start: no study {name!r} any more; what was taken over from it before stays")
-        else:
-            choices = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
-            raise InputError(
-                f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder"
-            )
+        try:
+            studies.append(_read(name, root))
+        except InputError as error:
+            if on_missing is None:
+                raise
+            on_missing(f"{error}; what was taken over from {name!r} before stays")
     return studies
+
+
+def _read(name: str, root: Path) -> StudyRecord:
+    folder = _find(name, root)
+    if folder is None:
+        choices = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
+        raise InputError(f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder")
+    record = fold_journal(folder / JOURNAL_FILE)
+    record.header.setdefault("name", folder.name)
+    return record
 
 
 def absolute_names(names: Iterable[str], root: Path) -> list[str]:

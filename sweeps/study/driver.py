@@ -110,11 +110,7 @@ def run_study(
         print(warning, flush=True)
     _print_left_out(space, resolver, unreachable)
     path = config.folder / JOURNAL_FILE
-    if not config.resumed and path.exists():
-        raise InputError(
-            f"{config.folder} has got a journal while this study was being prepared; give this one another --name, or "
-            f"go on with that one by --resume {config.name}"
-        )
+    _check_journal(path, config)
     resolver.use_folder(config.folder)
     with closing(Journal(path)) as journal, planner.sharing_modes(config.address) as modes:
         if mirror is not None:
@@ -181,6 +177,15 @@ def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) ->
         print(f"cannot be met, left out: {line}", flush=True)
     for line in infeasible_lines(space, resolver):
         print(f"left out: {line}", flush=True)
+
+
+def _check_journal(path: Path, config: StudyConfig) -> None:
+    """Check that a new study has no journal yet: somebody who holds no lock may have put one there meanwhile."""
+    if not config.resumed and path.exists():
+        raise InputError(
+            f"{config.folder} has got a journal while this study was being prepared; give this one another --name, or "
+            f"go on with that one by --resume {config.name}"
+        )
 
 
 def _close_records(journal: Journal, mirror: StudyMirror | None) -> str | None:

@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.measurement import Measurement, Table, environment, header, load, show
-from tests.faults.injections import FAULTS, Fault
+from tests.faults.catalogue import ALL_FAULTS
+from tests.faults.injections import Fault
 from tests.faults.outcome import Outcome, inject, undisturbed
 from tests.faults.scene import Question
 from tests.support.clusters import Machines, machines
@@ -37,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description="Inject faults into studies, print what it cost."
     )
-    parser.add_argument("names", nargs="*", choices=[[], *(fault.name for fault in FAULTS)], metavar="NAME",
-                        help=f"of {', '.join(fault.name for fault in FAULTS)} (all)")  # fmt: skip
+    parser.add_argument("names", nargs="*", choices=[[], *(fault.name for fault in ALL_FAULTS)], metavar="NAME",
+                        help=f"of {', '.join(fault.name for fault in ALL_FAULTS)} (all)")  # fmt: skip
     parser.add_argument(
         "--times", type=int, default=5, metavar="N", help="how often each fault is injected, at least (5)"
     )
@@ -50,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 class Run:
     """Injects faults one after the other, on one cluster as long as they do not destroy it."""
 
-    def __init__(self, folder: Path, cluster: Machines, seed: int, times: int):
+    def __init__(self, folder: Path, cluster: Machines | None, seed: int, times: int):
         self.folder, self.cluster, self.times = folder, cluster, times
         self.rng = random.Random(seed)
         self.expected: dict[str, dict[str, Any]] = {}
@@ -123,10 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Inject, print; returns 1 when something was lost, doubled, repeated beyond the limit or wrong."""
     options = make_parser().parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-    chosen = [fault for fault in FAULTS if not options.names or fault.name in options.names]
+    chosen = [fault for fault in ALL_FAULTS if not options.names or fault.name in options.names]
     machine, rows, notes, details, good = environment(), [], [], {}, True
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder, machines() as cluster:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, ExitStack() as stack:
+        shared = any(fault.clustered and fault.shared for fault in chosen)
+        cluster = stack.enter_context(machines()) if shared else None
         run = Run(Path(folder), cluster, seed, options.times)
         for fault in chosen:
             if not fault.possible():

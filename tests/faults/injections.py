@@ -20,6 +20,7 @@ from sweeps.teachers.worker import CACHE_FOLDER
 from tests.faults.scene import DISTILLED, GRID, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines
+from tests.support.environment import changed_environment
 from tests.support.processes import child_pids, command_lines
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
@@ -238,18 +239,8 @@ def use_jumping_clock(scene: Scene) -> None:
     place.mkdir()
     (place / "sitecustomize.py").write_text(_SOURCE)
     scene.extra["file"] = place / "offset"
-    before = {name: os.environ.get(name) for name in (JUMP, "PYTHONPATH")}
-
-    def restore() -> None:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    os.environ[JUMP] = str(scene.extra["file"])
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(place), str(studies.ROOT), before["PYTHONPATH"] or ""])
-    scene.stack.callback(restore)
+    path = os.pathsep.join([str(place), str(studies.ROOT), os.environ.get("PYTHONPATH", "")])
+    scene.stack.enter_context(changed_environment({JUMP: str(scene.extra["file"]), "PYTHONPATH": path}))
 
 
 def jump(scene: Scene, study: Study, rng: random.Random) -> bool:

@@ -13,6 +13,7 @@ from tests.faults.injections import Fault
 from tests.faults.scene import Question, Scene, Study
 from tests.support import study_checks
 from tests.support.clusters import Machines, machines
+from tests.support.environment import changed_environment
 
 
 @dataclass
@@ -40,6 +41,8 @@ def make_scene(fault: Fault, folder: Path, cluster: Machines | None = None) -> I
         if fault.clustered:
             scene.cluster = (cluster if fault.shared else None) or stack.enter_context(machines())
             scene.location = ("--address", scene.cluster.address)
+        else:  # a cluster of this process has switched Ray's token off, which a study on one machine refuses
+            stack.enter_context(changed_environment({"RAY_AUTH_MODE": None}))
         fault.prepare(scene)
         yield scene
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.injections import FAULTS, Fault
+from tests.faults.catalogue import ALL_FAULTS
+from tests.faults.injections import Fault
 from tests.faults.outcome import inject, undisturbed
 from tests.faults.scene import QUICK
 from tests.support.clusters import Machines, machines
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.study]
 
 SEED = 7
 OFTEN = ("trial", "driver")  # injected in every run of the tests, into a smaller study
-SELDOM = [fault for fault in FAULTS if fault.name not in OFTEN]
+SELDOM = [fault for fault in ALL_FAULTS if fault.name not in OFTEN]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def check(fault: Fault, question: Any, folder: Path, expected: Any, cluster: Mac
     assert outcome.faults == []
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in OFTEN], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [fault for fault in ALL_FAULTS if fault.name in OFTEN], ids=lambda fault: fault.name)
 def test_a_search_survives_a_fault(fault, tmp_path):
     check(fault, QUICK, tmp_path, None, None, 1)
 

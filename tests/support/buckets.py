@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import boto3
 
+# They open nothing, and must be in the environment of whoever uses the bucket
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+
 
 @contextmanager
-def bucket() -> Iterator[str]:
-    """The URI of a new bucket; credentials that open nothing must be in the environment."""
+def bucket(*, conditional: bool = True) -> Iterator[str]:
+    """The URI of a new bucket, which needs CREDENTIALS in the environment.
+
+    One that is not `conditional` takes the condition of a put and does not look at it.
+    """
+    with ExitStack() as stack:
+        if not conditional:
+            stack.enter_context(_ignored_conditions())
+        yield stack.enter_context(_bucket())
+
+
+@contextmanager
+def _ignored_conditions() -> Iterator[None]:
+    from moto.s3.responses import S3Response
+
+    put_object = S3Response.put_object
+
+    def unconditional(self: Any) -> Any:
+        self.headers = {name: value for name, value in self.headers.items() if name.lower() != "if-none-match"}
+        return put_object(self)
+
+    with patch.object(S3Response, "put_object", unconditional):
+        yield
+
+
+@contextmanager
+def _bucket() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     name = f"lowrank-{uuid.uuid4().hex[:8]}"  # moto's memory is the process's, whatever the server

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sweeps.records.events import Event
-from sweeps.records.journal import Journal, JournalReader
+from sweeps.records.journal import Journal, JournalReader, StudyLostError
 from tests.support.journals import read_events
+from tests.support.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[3]
 plain = st.recursive(
@@ -258,3 +259,33 @@ def test_two_short_writes_leave_whole_lines(tmp_path, monkeypatch):
     journal.append(Event.CLOSED)
     journal.close()
     assert [event["event"] for event in read_events(path)] == ["epoch", "epoch", "closed"]
+
+
+def test_a_journal_that_refuses_writes_nothing_more(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(Event.CLOSED)
+    journal.raise_if_refused()
+    journal.refuse(StudyLostError("taken over"))
+    journal.refuse(ValueError("said too late"))
+    before = journal.path.read_bytes()
+    with pytest.raises(StudyLostError, match="taken over"):
+        journal.append(Event.CLOSED)
+    with pytest.raises(StudyLostError, match="taken over"):
+        journal.raise_if_refused()
+    journal.close()
+    assert journal.path.read_bytes() == before
+
+
+def test_a_frozen_journal_lets_other_threads_wait(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(Event.CLOSED)
+    journal.freeze()
+    thread = threading.Thread(target=journal.append, args=(Event.CLOSED,), daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    assert len(list(read_events(journal.path))) == 1
+    journal._lock.release()
+    thread.join(scaled())
+    journal.close()
+    assert len(list(read_events(journal.path))) == 2

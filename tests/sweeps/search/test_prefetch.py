@@ -11,7 +11,7 @@ from lowrank.errors import HungError
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
-from sweeps.search.earlier_study import earlier_studies, warm_start
+from sweeps.search.earlier_study import absolute_names, earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import PreparedTrial, Search
@@ -284,6 +284,30 @@ def test_a_warm_start_from_nowhere_lists_the_studies(tmp_path):
 
     with pytest.raises(InputError, match=r"no study 'none' in .*; choose from: none yet"):
         earlier_studies(("none",), tmp_path)
+
+
+def test_a_resume_goes_on_without_an_earlier_study_that_is_gone(small, open_search, tmp_path):
+    search = open_search(small)
+    finish(search, search.next(), 3.0)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "journal.jsonl").write_text("{\n")
+    lines = []
+    (earlier,) = earlier_studies(("gone", "study", "torn"), tmp_path, lines.append)
+    assert earlier.name == "study"
+    gone, torn = lines
+    assert gone.startswith(f"`search.warm_start`: no study 'gone' in {tmp_path}; choose from: study, torn, or give a")
+    assert gone.endswith("; what was taken over from 'gone' before stays")
+    assert "torn/journal.jsonl: line 1 at byte 0 is damaged" in torn
+
+
+def test_an_earlier_study_is_found_from_any_current_folder(tmp_path, monkeypatch):
+    for folder in (tmp_path / "studies" / "by_name", tmp_path / "elsewhere" / "by_folder"):
+        folder.mkdir(parents=True)
+        (folder / "journal.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    names = ("by_name", "elsewhere/by_folder", str(tmp_path / "elsewhere" / "by_folder"), "gone")
+    absolute = str(tmp_path / "elsewhere" / "by_folder")
+    assert absolute_names(names, tmp_path / "studies") == ["by_name", absolute, absolute, "gone"]
 
 
 def test_a_grid_of_repeats_is_balanced_wherever_it_is_cut(small, open_search):

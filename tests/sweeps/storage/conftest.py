@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.buckets import bucket
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+from tests.support.buckets import CREDENTIALS, bucket
 
 
 @pytest.fixture(params=["file", "s3"])
