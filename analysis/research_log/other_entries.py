@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +62,22 @@ def teacher_entry(folder: Path) -> Entry:
 
     record = read_record(folder / TEACHER_FILE)
     assert record is not None, folder
-    began = datetime.fromisoformat(record.registered_at).timestamp() - record.seconds
+    registered = datetime.fromisoformat(record.registered_at)
+    began = registered.replace(tzinfo=registered.tzinfo or UTC).timestamp() - record.seconds
     curve = _read_json(folder / CURVE_FILE) if (folder / CURVE_FILE).is_file() else []
     errors = [(number, epoch["val_error"]) for number, epoch in enumerate(curve, 1) if "val_error" in epoch]
     key = entry_key(TEACHER, record.name, began)
     width = record.network.get("width", 1.0)
-    hardware = record.hardware
     epochs = record.train.get("epochs")
+    versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     facts = (
         ("network", f"{record.network['name']}{f' of width {width:g}' if width != 1 else ''}, "
                     f"{record.params:,} parameters"),
         ("data", f"{record.data.get('name')}, fingerprint {record.fingerprint}"),
-        ("machine", ", ".join(filter(None, (str(hardware.get("host", "")), f"{hardware.get('cpus')} CPUs",
-                                            *map(str, hardware.get("gpus") or []))))),
+        ("machine", _machine(record.hardware)),
         ("trained", f"{epochs} epochs in {format_duration(record.seconds)}, seed {record.seed}"),
         ("time an epoch", format_duration(record.seconds / len(curve)) if curve else ""),
-        ("code", f"{record.commit}; {', '.join(f'{name} {number}' for name, number in record.versions.items())}"),
+        ("code", "; ".join(filter(None, (record.commit, versions)))),
     )  # fmt: skip
     outcome = f"{format_percent(record.val_error)} validation error, {format_percent(record.test_error)} test error"
     pictures = ()
@@ -92,6 +92,11 @@ def teacher_entry(folder: Path) -> Entry:
         facts=tuple((name, fact) for name, fact in facts if fact), answer=(f"The teacher reaches {outcome}.",),
         commands=(("the run", record.command),) if record.command else (), pictures=pictures,
     )  # fmt: skip
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    cpus = f"{hardware['cpus']} CPUs" if hardware.get("cpus") else ""
+    return ", ".join(filter(None, (str(hardware.get("host", "")), cpus, *map(str, hardware.get("gpus") or []))))
 
 
 def compress_entry(folder: Path) -> Entry:

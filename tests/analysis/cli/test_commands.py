@@ -14,9 +14,7 @@ from analysis.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ("report", "compare", "export", "collate")
-MODULES = {
-    module.__name__.removeprefix("analysis.cli."): name for name, (module, _) in COMMANDS.items() if name not in SCRIPTS
-}
+MODULES = {module.removeprefix("analysis.cli."): name for name, (module, _) in COMMANDS.items() if name not in SCRIPTS}
 
 
 def run_file(path: Path, arguments: list[str], monkeypatch) -> int | str | None:
