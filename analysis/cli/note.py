@@ -42,8 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="[TRIAL] TEXT", help="the note, before it the id of a trial or its beginning"
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--takeaway", action="store_true", help="what the study has taught, for the head of the log")
-    kind.add_argument("--todo", action="store_true", help="what is left to do, for the head until it is done")
+    # The text may also stand behind the flag, where argparse would not know it for a word
+    kind.add_argument(
+        "--takeaway", nargs="?", const="", metavar="TEXT", help="what the study has taught, for the head of the log"
+    )
+    kind.add_argument(
+        "--todo", nargs="?", const="", metavar="TEXT", help="what is left to do, for the head until it is done"
+    )
     kind.add_argument("--done", metavar="ID", help="a to-do is done; the log and --list show the ids")
     kind.add_argument("--list", action="store_true", help="show the notes")
     parser.add_argument("--group", metavar="NAME", help="the studies that this one belongs to")
@@ -63,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             driver runs the study that is to be put into a group; nothing has been written.
     """
     folder = study_folder(arguments)
-    words = list(arguments.words)
+    flag, kind = _kind(arguments)
+    words = [*arguments.words, *[getattr(arguments, flag)] * bool(flag and getattr(arguments, flag))]
     if len(words) > 2:
         raise InputError(f"a note must be one text in quotes, before it at most a trial, but got {len(words)} words")
     if arguments.list or arguments.done:
@@ -72,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _list(folder) if arguments.list else _close(folder, arguments.done)
     if not words and arguments.group is None:
         raise InputError("note needs a text, --group NAME, --done ID or --list")
-    if not words and (arguments.takeaway or arguments.todo):
-        raise InputError(f"--{'takeaway' if arguments.takeaway else 'todo'} needs a text")
+    if not words and flag:
+        raise InputError(f"--{flag} needs a text")
     text = check_note(words[-1]) if words else ""
     group = None if arguments.group is None else check_group(arguments.group)
     trial = find_trial(load_study(folder), words[0]).trial_id if len(words) == 2 else ""
@@ -81,9 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
     if group is not None:
         _set_group(folder, group)
     if text:
-        kind = NoteKind.TAKEAWAY if arguments.takeaway else NoteKind.TODO if arguments.todo else NoteKind.NOTE
         _append(folder, kind, text, trial)
     return 0
+
+
+def _kind(arguments: argparse.Namespace) -> tuple[str, NoteKind]:
+    """The flag that says what the note is, "" for none, and the kind."""
+    flags = {"takeaway": NoteKind.TAKEAWAY, "todo": NoteKind.TODO}
+    given = [(flag, kind) for flag, kind in flags.items() if getattr(arguments, flag) is not None]
+    return given[0] if given else ("", NoteKind.NOTE)
 
 
 def _append(folder: Path, kind: NoteKind, text: str, trial: str = "") -> None:

@@ -22,7 +22,7 @@ def test_notes_are_kept_with_their_kind_and_trial(folder, capsys):
     with locked_journal(folder):  # a driver is at work
         assert main(["note", "small", "plain"]) == 0
         assert main(["note", "small", trial[:6], "of a trial", "--takeaway"]) == 0
-        assert main(["note", "small", "more seeds", "--todo"]) == 0
+        assert main(["note", "small", "--todo", "more seeds"]) == 0
     notes = read_notes(folder)
     assert [(note.kind, note.text, note.trial) for note in notes] == [
         (NoteKind.NOTE, "plain", ""), (NoteKind.TAKEAWAY, "of a trial", trial), (NoteKind.TODO, "more seeds", ""),
@@ -43,7 +43,7 @@ def test_notes_are_kept_with_their_kind_and_trial(folder, capsys):
         (["0000", "text"], "'0000' must be the id of one trial of 'small', or its beginning; found: none"),
         ([" "], "a note must have 1 to 2,000 characters, but got 0"),
         (["--done", "12"], "unknown open to-do '12'; choose from: none: all are done"),
-        (["--list", "text"], "--list takes no text and no --group"),
+        (["text", "--list"], "--list takes no text and no --group"),
         (["--group", "it's"], "a group must be named by"),
     ],
 )
