@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,15 +14,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from lowrank.io import save_tensors
 from lowrank.utils.cli import ExitCode
+from sweeps.records.events import Event
+from sweeps.records.journal import truncate_torn_line
 from sweeps.records.model import TrialRecord
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.teachers.worker import CACHE_FOLDER
-from tests.faults.scene import DISTILLED, GRID, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
+from tests.faults.scene import DISTILLED, GRID, GROUPED, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines
 from tests.support.environment import changed_environment
-from tests.support.processes import child_pids, command_lines
+from tests.support.processes import child_pids, command_lines, group_worker_pids
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
 from tests.support.waiting import scaled, wait_until
@@ -177,6 +183,133 @@ def damage_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
     return _sent(trial.attempts[-1]["pid"], signal.SIGKILL) and whole
 
 
+def replace_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """The newest checkpoint of a trial becomes one that this code cannot load, with right checksums."""
+
+    def path(trial: TrialRecord) -> Path:
+        return study.folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
+
+    if not study.wait(lambda: any(path(trial).exists() for trial in study.running()), "a checkpoint"):
+        return False
+    trial = rng.choice([trial for trial in study.running() if path(trial).exists()] or [None])
+    if trial is None or not _sent(trial.attempts[-1]["pid"], signal.SIGSTOP):
+        return False
+    present = path(trial).exists()
+    if present:
+        save_tensors(path(trial), {"weights of another network": torch.zeros(4)}, {"history": "[]"})
+    return _sent(trial.attempts[-1]["pid"], signal.SIGKILL) and present
+
+
+def strike_journal(change: Callable[[list[bytes], int, random.Random], None], what: str) -> Injection:
+    """The driver is killed and its journal damaged; a resume names the line, a repair and a resume go on.
+
+    The line is an epoch of a trial that goes on: what a trial has trained lies in its checkpoint too.
+    """
+
+    def strike(scene: Scene, study: Study, rng: random.Random) -> bool:
+        if study.one(rng) is None:
+            return False
+        study.kill()
+        wait_until(lambda: not _trackers(study.folder), "the old tracker to see that its driver is gone")
+        path = study.folder / JOURNAL_FILE
+        truncate_torn_line(path)  # as every resume does; here the lines are to be whole
+        unfinished = {name for name, trial in studies.record(study.folder).trials.items() if not trial.ended}
+        lines = path.read_bytes().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines]
+        epochs = [number for number, event in enumerate(events[:-1])
+                  if event["event"] == Event.EPOCH and event["trial"] in unfinished]  # fmt: skip
+        if not epochs:
+            study.resume(*scene.location)
+            return False
+        change(lines, rng.choice(epochs), rng)
+        path.write_bytes(b"".join(lines))
+        study.resume(*scene.location)
+        message = study.end(ExitCode.BAD_INPUT)
+        assert what in message, message
+        assert "python -m analysis repair" in message, message
+        repair = [sys.executable, "-m", "analysis", "repair", str(study.folder)]
+        done = subprocess.run(
+            repair, cwd=studies.ROOT, capture_output=True, text=True, timeout=scaled(SECONDS), check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        study.resume(*scene.location)
+        return True
+
+    return strike
+
+
+def change_digit(lines: list[bytes], number: int, rng: random.Random) -> None:
+    """Change a digit of a line."""
+    line = bytearray(lines[number])
+    place = rng.choice([place for place, byte in enumerate(line) if chr(byte).isdigit()])
+    line[place] = ord(str((int(chr(line[place])) + rng.randrange(1, 10)) % 10))
+    lines[number] = bytes(line)
+
+
+def double_or_lose_line(lines: list[bytes], number: int, rng: random.Random) -> None:
+    """A line is there twice, or not at all."""
+    if rng.random() < 0.5:
+        lines.insert(number, lines[number])
+    else:
+        del lines[number]
+
+
+def use_relay(scene: Scene) -> None:
+    scene.location = (*scene.location, "--storage", (scene.folder / "stored").as_uri())
+
+
+def kill_relay(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for the process that stores the checkpoints of all machines on the driver's."""
+    if study.one(rng) is None:
+        return False
+    relays = [pid for pid, line in command_lines().items() if line.startswith("ray::_Relay")]
+    return bool(relays) and _sent(rng.choice(relays), signal.SIGKILL)
+
+
+LIMITS = "LIMITS_OF_WAITS"  # the environment variable that holds the limits as JSON: {module: {name: seconds}}
+_LIMIT_SOURCE = f"""
+import importlib.abc, importlib.machinery, json, os, sys
+_limits = json.loads(os.environ["{LIMITS}"])
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name not in _limits:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            for key, value in _limits[name].items():
+                assert hasattr(module, key), key
+                setattr(module, key, value)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, _Finder())
+"""
+
+
+def use_short_limits(**limits: dict[str, float]) -> Callable[[Scene], None]:
+    """Every Python process of the study waits less long; `__` stands for a dot in the names of modules."""
+
+    def prepare(scene: Scene) -> None:
+        content = json.dumps({name.replace("__", "."): values for name, values in limits.items()})
+        _customise(scene, _LIMIT_SOURCE, LIMITS, content)
+
+    return prepare
+
+
+def hang_group(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGSTOP for one of the processes that train a trial together: the others wait for it."""
+    trial = study.one(rng)
+    if trial is None:
+        return False
+    pids = group_worker_pids(trial.attempts[-1]["pid"])
+    return bool(pids) and _sent(rng.choice(pids), signal.SIGSTOP)
+
+
 def use_teacher(scene: Scene) -> None:
     write_teacher(scene.folder / "teachers", "good", small_data())
     scene.location = (*scene.location, "--teachers", str(scene.folder / "teachers"))
@@ -235,12 +368,17 @@ time.time_ns = lambda: _true_ns() + int(_off() * 1e9)
 
 def use_jumping_clock(scene: Scene) -> None:
     """Every Python process of the study reads a clock that the test can set."""
-    place = scene.folder / "clock"
+    scene.extra["file"] = scene.folder / "offset"
+    _customise(scene, _SOURCE, JUMP, str(scene.extra["file"]))
+
+
+def _customise(scene: Scene, source: str, variable: str, value: str) -> None:
+    """Have every Python process of the study run some code at its start, and read a variable."""
+    place = scene.folder / "customised"
     place.mkdir()
-    (place / "sitecustomize.py").write_text(_SOURCE)
-    scene.extra["file"] = place / "offset"
+    (place / "sitecustomize.py").write_text(source)
     path = os.pathsep.join([str(place), str(studies.ROOT), os.environ.get("PYTHONPATH", "")])
-    scene.stack.enter_context(changed_environment({JUMP: str(scene.extra["file"]), "PYTHONPATH": path}))
+    scene.stack.enter_context(changed_environment({variable: value, "PYTHONPATH": path}))
 
 
 def jump(scene: Scene, study: Study, rng: random.Random) -> bool:
@@ -265,6 +403,15 @@ FAULTS = (
     Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
     Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint,
           finish=noticed("is not usable")),
+    Fault("unreadable checkpoint", "a trial's process, its newest checkpoint one that the code cannot load",
+          replace_checkpoint, finish=noticed("is not usable")),
+    Fault("journal digit", "the driver, a digit of its journal changed; repaired, resumed",
+          strike_journal(change_digit, "is damaged"), clustered=False),
+    Fault("journal line", "the driver, a line of its journal doubled or lost; repaired, resumed",
+          strike_journal(double_or_lose_line, "is damaged"), clustered=False),
+    Fault("relay", "the relay of checkpoints on the driver's machine, SIGKILL", kill_relay, prepare=use_relay),
+    Fault("group", "nothing: one of the processes that train a trial together stops", hang_group, (GROUPED,),
+          prepare=use_short_limits(sweeps__execution__process_group={"HANG_SECONDS": 10.0}), clustered=False),
     Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (DISTILLED,), prepare=use_teacher,
           finish=noticed("are damaged and are built again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),

@@ -50,6 +50,10 @@ QUICK = Question("quick search", (*_SMALL, "--trials", "3"), 4)
 STREAMED = Question("streamed grid", (
     *GRID.options, "--set", "data.resident_mb=0", "--set", "data.loader_seconds=5", "--set", "method.dims=2",
 ), 3, 10)  # fmt: skip
+GROUPED = Question("grid in groups", (
+    *GRID.options, "--set", "method.dims=2", "--set", "resources.processes_per_trial=2",
+    "--set", "resources.max_concurrent=1",
+), 3, 10)  # fmt: skip
 DISTILLED = Question("taught grid", (
     "--space", "distill", "--set", "network={name: wrn_10_1, width: 0.5}", "--set", "data.train_images=200",
     "--set", "method.name={choice: [bottleneck, tensor_train]}", "--set", "budget.params=0.8",
