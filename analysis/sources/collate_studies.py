@@ -70,6 +70,8 @@ class CollatedStudy:
         rejected: a line for each trial that was left out because its counts are wrong.
         unchecked: a line for each group of trials whose counts could not be checked, with the reason.
         disagreements: a line for each trial whose completed copies have different validation errors, the widest first.
+        unlike: a line for each group of trials whose copies were computed in different number formats: under one id
+            `precision: auto` is another one on a GPU than on a CPU.
         notes: of all the studies, from their files of notes.
     """
 
@@ -79,6 +81,7 @@ class CollatedStudy:
     rejected: tuple[str, ...]
     unchecked: tuple[str, ...]
     disagreements: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
 
 
@@ -103,6 +106,7 @@ def collate(
     _check_data(sources)
     copies: dict[str, tuple[TrialRecord, StudySource]] = {}
     errors: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    formats: dict[str, list[tuple[str, str]]] = defaultdict(list)
     duplicates = 0
     rejected: list[str] = []
     unchecked: Counter[tuple[str, str]] = Counter()
@@ -117,9 +121,12 @@ def collate(
                 rejected.append(mistake)
                 continue
             duplicates += trial.trial_id in copies
+            if trial.status is not Status.INFEASIBLE and trial.number_format:
+                formats[trial.trial_id].append((source.label, trial.number_format))
             if trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken:
                 errors[trial.trial_id].append((source.label, trial.val_error))
             copies[trial.trial_id] = better_copy(copies.get(trial.trial_id), (trial, source))
+    used = {trial_id: source.label for trial_id, (_, source) in copies.items()}
     study = StudyRecord(
         header=_header(sources, name, mixed or {}), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
         notes=list(dict.fromkeys(note for source in sources for note in source.study.notes)),
@@ -131,7 +138,8 @@ def collate(
         duplicates=duplicates,
         rejected=tuple(rejected),
         unchecked=tuple(f"{_count_trials(n)} of {label}: {reason}" for (label, reason), n in unchecked.items()),
-        disagreements=_disagreements(errors, {trial_id: source.label for trial_id, (_, source) in copies.items()}),
+        disagreements=_disagreements(errors, used),
+        unlike=_unlike(formats, used),
         notes=tuple(note for source in sources if source.folder for note in read_notes(source.folder)),
     )
 
@@ -145,6 +153,16 @@ def _disagreements(errors: Mapping[str, Sequence[tuple[str, float]]], used: Mapp
             texts = [f"{error:.2f} % in {label}{' (used)' * (label == used[trial_id])}" for label, error in copies]
             lines.append((max(values) - min(values), f"{trial_id} has a validation error of {', '.join(texts)}"))
     return tuple(line for _, line in sorted(lines, key=lambda pair: -pair[0]))
+
+
+def _unlike(formats: Mapping[str, Sequence[tuple[str, str]]], used: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each combination of formats in which copies of one trial were computed."""
+    groups: Counter[str] = Counter()
+    for trial_id, copies in formats.items():
+        if len({number_format for _, number_format in copies}) > 1:
+            texts = [f"{format_} in {label}{' (used)' * (label == used[trial_id])}" for label, format_ in copies]
+            groups[", ".join(texts)] += 1
+    return tuple(f"{_count_trials(count)}: {text}" for text, count in groups.items())
 
 
 def _count_trials(number: int) -> str:
@@ -195,7 +213,7 @@ def better_copy(
     """
     if old is None:
         return new
-    (chosen, source), (other, _) = sorted((old, new), key=lambda copy: _copy_order(*copy))
+    (chosen, source), (other, other_source) = sorted((old, new), key=lambda copy: _copy_order(*copy))
     trial = replace(
         chosen, aliases=list(chosen.aliases), tags={**other.tags, **chosen.tags},
         notes=list(dict.fromkeys((*chosen.notes, *other.notes))),
@@ -203,17 +221,25 @@ def better_copy(
     for alias in (*other.aliases, other.parameters):
         if alias != trial.parameters and alias not in trial.aliases:
             trial.aliases.append(alias)
-    if trial.test_error is None and other.test_error is not None and _is_same_training(chosen, other):
+    if (
+        trial.test_error is None
+        and other.test_error is not None
+        and _is_same_training(chosen, source, other, other_source)
+    ):
         trial.test_error = other.test_error
         trial.wrong_images = {**chosen.wrong_images, **_bits(other, "test", "test")}
     return trial, source
 
 
-def _is_same_training(trial: TrialRecord, other: TrialRecord) -> bool:
+def _is_same_training(
+    trial: TrialRecord, source: StudySource, other: TrialRecord, other_source: StudySource
+) -> bool:  # fmt: skip
     """Whether two copies have the same weights at their end, both sound: one was taken over from the other."""
     if trial.broken or other.broken or trial.last_epoch != other.last_epoch:
         return False
-    return bool(trial.adopted or other.adopted) or (bool(trial.attempts) and trial.attempts == other.attempts)
+    if trial.adopted or other.adopted:
+        return trial.adopted.get("study", source.study.name) == other.adopted.get("study", other_source.study.name)
+    return bool(trial.attempts) and trial.attempts == other.attempts
 
 
 def _bits(trial: TrialRecord, split: str, key: str) -> dict[str, str]:
@@ -397,6 +423,7 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
     lines += [f"copies disagree: {line}" for line in shown]
     if len(shown) < len(collated.disagreements):
         lines.append(f"copies disagree: so do those of {_count_trials(len(collated.disagreements) - len(shown))} more")
+    lines += [f"copies of other number formats: {line}" for line in collated.unlike]
     weights = len(list(folder.glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")))
     models = len(list(folder.glob(f"{MODELS_FOLDER}/*/{MODEL_FILE}")))
     trials = _count_trials(len(collated.study.trials))

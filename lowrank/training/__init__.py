@@ -19,7 +19,10 @@ if TYPE_CHECKING:
         measure_step as measure_step,
         probe_memory as probe_memory,
     )
-    from lowrank.training.engine.precision import use_channels_last as use_channels_last
+    from lowrank.training.engine.precision import (
+        number_format as number_format,
+        use_channels_last as use_channels_last,
+    )
     from lowrank.training.optimizer import check_network as check_network
     from lowrank.training.recipe import Recipe as Recipe
     from lowrank.training.recipes import (
@@ -36,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "divergence": "DivergedError",
         "engine.data_parallel": "DataParallelGroup",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",
-        "engine.precision": "use_channels_last",
+        "engine.precision": "number_format use_channels_last",
         "optimizer": "check_network",
         "recipe": "Recipe",
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
         count_test_looks as count_test_looks,
         describe_damage as describe_damage,
         intern_names as intern_names,
+        resolve_number_format as resolve_number_format,
     )
     from sweeps.records.names import (
         ARTIFACTS_FOLDER as ARTIFACTS_FOLDER,
@@ -175,7 +176,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "model": (
             "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
-            "intern_names"
+            "intern_names resolve_number_format"
         ),
         "names": (
             "ARTIFACTS_FOLDER BALANCED_ERROR CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "

@@ -142,6 +142,12 @@ class TrialRecord:
         return (self.attempts[-1] if self.attempts else self.adopted).get(field)
 
     @property
+    def number_format(self) -> str | None:
+        """The format in which it was computed; None where neither that nor the device is on record."""
+        recorded = self.last_attempt("precision")
+        return str(recorded) if recorded else resolve_number_format(self.specification, self.last_attempt("device"))
+
+    @property
     def method(self) -> str:
         """The method's name, e.g. `tensor_train`; of a thinner network `thin_dense` or `thin_separable`.
 
@@ -151,6 +157,22 @@ class TrialRecord:
         if proposed.startswith("thin_") or proposed == UNCHANGED:
             return proposed
         return str(self.specification.get("method", {}).get("name", proposed))
+
+
+def resolve_number_format(specification: Mapping[str, Any], device: str | None) -> str | None:
+    """Say in which format a trial computes.
+
+    `precision: auto` is another format on a GPU than on a CPU, so that one id may stand for two computations.
+
+    Args:
+        specification: of the trial.
+        device: kind of device, cpu or cuda; None where it is not known.
+
+    Returns:
+        float32, bfloat16 or float16; None where it is not known.
+    """
+    precision = specification.get("train", {}).get("precision", "auto")
+    return {"cpu": "float32", "cuda": "bfloat16"}.get(device or "") if precision == "auto" else str(precision)
 
 
 @dataclass

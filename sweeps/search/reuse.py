@@ -24,10 +24,11 @@ from sweeps.records import (
     Status,
     TrialRecord,
     fold_journal,
+    resolve_number_format,
 )
 
 REUSABLE = (Status.COMPLETED, Status.DIVERGED)  # ends that another training of the same trial would reach again
-MACHINE = ("host", "device", "cpus", "gpus", "processes")  # of the attempt that trained it
+MACHINE = ("host", "device", "precision", "cpus", "gpus", "processes")  # of the attempt that trained it
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class ReusableTrial:
 
     trial: TrialRecord
     study: Path
+
+    @property
+    def origin_study(self) -> str:
+        """The study that trained the weights."""
+        return str(self.trial.adopted.get("study", self.study.name))
 
     @property
     def weights(self) -> Path:
@@ -52,7 +58,7 @@ class ReusableTrial:
     def origin(self) -> dict[str, Any]:
         """Return the study that trained it and the machine, for the journal."""
         machine = {name: value for name in MACHINE if (value := self.trial.last_attempt(name)) is not None}
-        return {"study": self.trial.adopted.get("study", self.study.name), **machine}
+        return {"study": self.origin_study, **machine}
 
 
 @dataclass
@@ -63,6 +69,8 @@ class SiblingResults:
     """
 
     trials: dict[str, list[ReusableTrial]] = field(default_factory=dict)
+    study: str = ""  # name of the study whose siblings they are
+    device: str | None = None  # kind of device on which that study trains; None where it is not known yet
 
     @classmethod
     def read(cls, folder: Path) -> SiblingResults:
@@ -77,7 +85,7 @@ class SiblingResults:
         Raises:
             InputError: one of their journals is damaged.
         """
-        siblings = cls()
+        siblings = cls(study=folder.name)
         if not (folder.parent / SERIES_FILE).is_file():
             return siblings
         for path in sorted(folder.parent.glob(f"*/{JOURNAL_FILE}")):
@@ -96,7 +104,7 @@ class SiblingResults:
             self.trials.setdefault(trial.trial_id, []).append(ReusableTrial(trial, study))
 
     def find(self, trial_id: str) -> ReusableTrial | None:
-        """Find a trial that can be adopted.
+        """Find a trial that can be adopted: it was computed in the format in which this study would compute it.
 
         Args:
             trial_id: its id.
@@ -104,8 +112,12 @@ class SiblingResults:
         Returns:
             The trial, in the study that trained it if it is still there; None where there is none.
         """
-        usable = [sibling for sibling in self.trials.get(trial_id, ()) if sibling.usable]
+        usable = [sibling for sibling in self.trials.get(trial_id, ()) if sibling.usable and self._has_format(sibling)]
         return min(usable, key=lambda sibling: bool(sibling.trial.adopted), default=None)
+
+    def _has_format(self, sibling: ReusableTrial) -> bool:
+        here = resolve_number_format(sibling.trial.specification, self.device)
+        return sibling.trial.number_format in (None, here) or here is None
 
     def tested(self, trial: TrialRecord) -> TrialRecord | None:
         """Return the record of another study that has a test error of the same weights.
@@ -120,7 +132,8 @@ class SiblingResults:
         return next((sibling for sibling in siblings if sibling.test_error is not None), None)
 
     def _with_equal_weights(self, trial: TrialRecord) -> Sequence[ReusableTrial]:
-        return [sibling for sibling in self.trials.get(trial.trial_id, ()) if trial.adopted or sibling.trial.adopted]
+        origin = str(trial.adopted.get("study", self.study))
+        return [sibling for sibling in self.trials.get(trial.trial_id, ()) if sibling.origin_study == origin]
 
 
 def weights_path(study: Path, trial_id: str) -> Path:

@@ -103,6 +103,7 @@ def run_study(
     resolver.close()
     total = expected_trials(space, resolver)
     planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked)
+    siblings.device = "cuda" if planner.share.gpus else "cpu"
     check_process_shards(space, planner.share.processes, len(resolver.data.train))
     params = resolver.reference("dense").counts["params"]
     warning = check_free_space(config.folder, params, planner.share.concurrent, total)

@@ -53,8 +53,9 @@ def _first_difference(old: TrialRecord, new: TrialRecord) -> str:
     if first is None:
         return f"all {len(common)} epochs that both have came out the same, to the last digit of every error and loss"
     devices = [str(trial.last_attempt("device") or "an unknown device") for trial in (old, new)]
-    reason = f"on record on {devices[0]}, now on {devices[1]}"
-    if devices == ["cuda", "cuda"]:
+    formats = [trial.number_format or "an unknown number format" for trial in (old, new)]
+    reason = f"on record on {devices[0]} in {formats[0]}, now on {devices[1]} in {formats[1]}"
+    if devices == ["cuda", "cuda"] and formats[0] == formats[1]:
         reason = "on a GPU sums are not always taken in the same order"
     return f"they differ from epoch {first} on ({reason})"
 

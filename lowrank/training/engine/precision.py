@@ -35,6 +35,19 @@ def working_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
 
 
+def number_format(recipe: Recipe, device: torch.device) -> str:
+    """Name the format that a network runs in.
+
+    Args:
+        recipe: how it is trained.
+        device: where.
+
+    Returns:
+        float32, bfloat16 or float16.
+    """
+    return str(working_dtype(recipe, device) or torch.float32).removeprefix("torch.")
+
+
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Make a network run in a format inside `with`.
 

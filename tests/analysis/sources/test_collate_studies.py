@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from analysis.__main__ import main
-from analysis.sources.collate_studies import StudySource, better_copy, collate, trial_events
+from analysis.sources.collate_studies import StudySource, better_copy, collate, summary_lines, trial_events
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import save_tensors
@@ -213,6 +214,7 @@ def test_a_sound_copy_goes_before_a_longer_broken_one():
         ({"adopted": {"study": "x"}}, 77.0),
         ({}, None),  # trained elsewhere: other weights
         ({"adopted": {"study": "x"}, "broken": "disk was full"}, None),
+        ({"adopted": {"study": "z"}}, None),  # by a third study, with weights of its own
         ({"attempts": [{"host": "a", "pid": 1}]}, 77.0),  # one study read twice
     ],
 )
@@ -227,3 +229,27 @@ def test_a_test_error_comes_from_a_sound_copy_of_the_same_weights_only(changes, 
     chosen, _ = better_copy((trial, sources[0]), (tested, sources[1]))
     assert chosen.test_error == expected
     assert chosen.wrong_images.get("test") == (None if expected is None else "bits")
+
+
+def test_copies_of_other_number_formats_are_named():
+    """On a GPU `precision: auto` is bfloat16, on a CPU float32: one id, two computations."""
+
+    def copy(name: str, device: str, **attempt: str) -> StudySource:
+        trial = TrialRecord(
+            trial_id="a", status=Status.COMPLETED, epochs={1: {"val_error": 3.0}},
+            specification={"train": {"precision": "auto"}}, attempts=[{"device": device, **attempt}],
+        )  # fmt: skip
+        study = StudyRecord(header={"name": name}, trials={"a": trial})
+        return StudySource(label=name, study=study, folder=None)
+
+    for other, expected in (
+        (copy("y", "cuda"), ("1 trial: float32 in x (used), bfloat16 in y",)),
+        (copy("y", "cuda", precision="float32"), ()),
+        (copy("y", "cpu"), ()),
+    ):
+        collated = collate([copy("x", "cpu"), other], "all")
+        assert collated.unlike == expected
+        lines = summary_lines(collated, [copy("x", "cpu"), other], Path("all"))
+        assert [line for line in lines if "other number formats" in line] == [
+            f"copies of other number formats: {line}" for line in expected
+        ]

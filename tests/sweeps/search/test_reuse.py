@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.findings.cost import study_cost
+from lowrank.training import Recipe, number_format
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.image_errors import encode_wrong_images
@@ -258,3 +260,44 @@ def test_the_early_stopping_knows_what_was_adopted_while_it_runs():
 
 def test_a_study_alone_adopts_nothing(tmp_path):
     assert SiblingResults.read(tmp_path / "alone").trials == {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "trained_on", "device", "adopted"),
+    [
+        ("auto", {"device": "cpu"}, "cpu", True),
+        ("auto", {"device": "cpu"}, "cuda", False),
+        ("auto", {"device": "cuda", "precision": "bfloat16"}, "cpu", False),
+        ("float32", {"device": "cuda", "precision": "float32"}, "cpu", True),
+        ("auto", {}, "cuda", True),  # an older record that does not say it
+    ],
+)
+def test_a_trial_is_adopted_only_where_it_would_be_computed_in_the_same_format(
+    tmp_path, precision, trained_on, device, adopted
+):
+    trial = TrialRecord(
+        trial_id="a", status=Status.DIVERGED, specification={"train": {"precision": precision}}, attempts=[trained_on],
+    )  # fmt: skip
+    siblings = SiblingResults(device=device)
+    siblings.add(tmp_path / "other", [trial])
+    assert (siblings.find("a") is not None) is adopted
+
+
+def test_a_test_error_is_that_of_the_study_that_trained_the_weights(tmp_path):
+    """Two siblings have trained the same trial; this study has adopted the weights of one."""
+    siblings = SiblingResults(study="here")
+    for name, error in (("first", 11.0), ("second", 22.0)):
+        siblings.add(tmp_path / name, [TrialRecord(trial_id="a", status=Status.COMPLETED, test_error=error)])
+    assert siblings.tested(TrialRecord(trial_id="a", adopted={"study": "second"})).test_error == 22.0
+    assert siblings.tested(TrialRecord(trial_id="a", adopted={"study": "first"})).test_error == 11.0
+    assert siblings.tested(TrialRecord(trial_id="a")) is None
+    siblings.add(tmp_path / "third", [TrialRecord(trial_id="a", adopted={"study": "here"}, test_error=33.0)])
+    assert siblings.tested(TrialRecord(trial_id="a")).test_error == 33.0
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_format_of_older_records_follows_the_rule_of_the_training(precision, device):
+    expected = number_format(Recipe(epochs=1, precision=precision), torch.device(device))
+    specification = {"train": {"precision": precision}}
+    assert TrialRecord("a", specification=specification, attempts=[{"device": device}]).number_format == expected

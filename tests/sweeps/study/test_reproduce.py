@@ -150,7 +150,7 @@ class TestComparison:
 
     def test_another(self, tmp_path):
         _, second = retrain_lines(self.pair(tmp_path, error=4.0, device="cuda"))
-        assert second == "they differ from epoch 2 on (on record on cpu, now on cuda)"
+        assert second == "they differ from epoch 2 on (on record on cpu in float32, now on cuda in bfloat16)"
 
     def test_a_record_that_is_gone_is_said(self, tmp_path):
         now = self.pair(tmp_path)
