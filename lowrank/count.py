@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     method.add_argument("--budget", type=float, metavar="N", help="parameters at most; solves the scale, or the width")
     output = parser.add_argument_group("the output")
     output.add_argument("--convention", default="standard", choices=CONVENTIONS, help="what counts as mult-adds")
-    output.add_argument("--json", action="store_true")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser
 
 

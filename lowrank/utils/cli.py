@@ -30,6 +30,19 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
 
 
+EXIT_CODE_TEXTS = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "the command ran but its result is not whole: no trial was completed, a file could not be "
+    "exported or differs, a damaged study was found; the lines on standard error say which",
+    ExitCode.BAD_INPUT: "wrong input: one line with the rule, the value and the choices; nothing was written",
+    ExitCode.DISK_FULL: "the study's disk is full; after making room, `--resume` goes on",
+    ExitCode.HEAD_LOST: "the head node of the Ray cluster does not answer",
+    ExitCode.NOT_STORED: "the study is done, but its `--storage` lacks the end",
+    ExitCode.STUDY_LOST: "another driver has taken the study over; this one has written nothing since",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; the last line says how to go on",
+}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage."""
 
