@@ -1,25 +1,41 @@
 """Write the pages of docs/reference from the parsers, tables and exit codes, or check that they are up to date.
 
-    python docs/make_reference.py            # write
-    python docs/make_reference.py --check    # exit code 1 and a line for each page that is out of date
+python docs/make_reference.py            # write
+python docs/make_reference.py --check    # exit code 1 and a line for each page that is out of date
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # it is run as a script
 
 from column_texts import COLUMN_TEXTS  # noqa: E402
+from field_texts import FIELD_TEXTS, SECTION_TEXTS  # noqa: E402
 
 from analysis.__main__ import COMMANDS  # noqa: E402
+from lowrank.data import DataSettings  # noqa: E402
+from lowrank.layers.registry import METHODS  # noqa: E402
+from lowrank.networks import NetworkSettings  # noqa: E402
+from lowrank.training import Recipe  # noqa: E402
 from lowrank.utils.cli import EXIT_CODE_TEXTS, ExitCode, OneLineParser  # noqa: E402
 from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA  # noqa: E402
+from sweeps.space.settings import (  # noqa: E402
+    AnswerSettings,
+    BudgetSettings,
+    ResourceSettings,
+    SearchSettings,
+    StartSettings,
+)
+from sweeps.space.teacher_settings import TeacherSettings  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 HEAD = "<!-- Written by `python docs/make_reference.py`; do not edit. -->\n"
@@ -33,6 +49,13 @@ PARSERS = {
     "python -m lowrank.predict": "lowrank.predict",
     "python -m lowrank.count": "lowrank.count",
 }
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSettings, "network": NetworkSettings, "train": Recipe, "teacher": TeacherSettings,
+    "budget": BudgetSettings, "start": StartSettings, "search": SearchSettings, "resources": ResourceSettings,
+    "answer": AnswerSettings,
+}  # fmt: skip
+# Bounds of a JSON schema, as a page writes them
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
 def make_pages() -> dict[str, str]:
@@ -41,7 +64,9 @@ def make_pages() -> dict[str, str]:
     Returns:
         Text by the name of the file.
     """
-    return {"commands.md": commands_page(), "columns.md": columns_page(), "exit_codes.md": exit_codes_page()}
+    return {
+        "commands.md": commands_page(), "space.md": space_page(), "columns.md": columns_page(), "exit_codes.md": exit_codes_page(),
+    }  # fmt: skip
 
 
 def commands_page() -> str:
@@ -101,6 +126,75 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def space_page() -> str:
+    """Make the page of the fields of a space.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        KeyError: a field has no text.
+    """
+    lines = [
+        HEAD, "# Fields of a space", "",
+        "The format of the file, domains and `--set`: [search_spaces/README.md](../../search_spaces/README.md). Beside the sections "
+        "a space has `question` (a text), `references` (a list), `by_data` (fields for one data set alone) and `studies` (a series).",
+    ]  # fmt: skip
+    for section, model in SECTIONS.items():
+        lines += [
+            "",
+            f"## `{section}`",
+            "",
+            SECTION_TEXTS[section],
+            "",
+            "| field | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        if section == "train":
+            lines.append(f"| `recipe` | text | | {_cell(FIELD_TEXTS['train.recipe'])} |")
+        for name, schema in model.model_json_schema()["properties"].items():
+            default = "" if schema.get("default") is None else f"`{_value(schema['default'])}`"
+            lines.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(FIELD_TEXTS[f'{section}.{name}'])} |")
+        if section == "teacher":
+            lines += _methods()
+    return "\n".join(lines) + "\n"
+
+
+def _methods() -> Iterator[str]:
+    yield from ["", "## `method`", "", SECTION_TEXTS["method"], "", "| field | meaning |", "|---|---|"]
+    names = [key.removeprefix("method.") for key in FIELD_TEXTS if key.startswith("method.")]
+    yield from (f"| `{name}` | {_cell(FIELD_TEXTS[f'method.{name}'])} |" for name in names)
+    yield from ["", "| method | its fields, with types and defaults |", "|---|---|"]
+    for method, model in METHODS.items():
+        fields = []
+        for name, schema in model.model_json_schema()["properties"].items():
+            if name == "name":
+                continue
+            assert name in names, f"the field {name} of {method} has no text"
+            default = "" if schema.get("default") is None else f" ({_value(schema['default'])})"
+            fields.append(f"`{name}`: {_type(schema)}{default}")
+        yield f"| `{method}` | {'; '.join(fields)} |"
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(_type(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    words = {
+        "string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "array": "list",
+        "object": "fields",
+    }[schema["type"]]  # fmt: skip
+    return " ".join([words, *(f"{text} {schema[key]:g}" for key, text in BOUNDS.items() if key in schema)])
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def columns_page() -> str:
