@@ -13,13 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # it is run as a script
-
-from column_texts import COLUMN_TEXTS  # noqa: E402
-from field_texts import FIELD_TEXTS, SECTION_TEXTS  # noqa: E402
 
 from analysis.__main__ import COMMANDS  # noqa: E402
 from lowrank.data import DataSettings  # noqa: E402
@@ -37,6 +35,8 @@ from sweeps.space.settings import (  # noqa: E402
 )
 from sweeps.space.teacher_settings import TeacherSettings  # noqa: E402
 
+TEXTS = yaml.safe_load((ROOT / "docs" / "reference_texts.yaml").read_text())
+FIELDS = TEXTS["fields"]
 FOLDER = ROOT / "docs" / "reference"
 HEAD = "<!-- Written by `python docs/make_reference.py`; do not edit. -->\n"
 # Command as it is typed -> the module that has its parser
@@ -65,8 +65,11 @@ def make_pages() -> dict[str, str]:
         Text by the name of the file.
     """
     return {
-        "commands.md": commands_page(), "space.md": space_page(), "columns.md": columns_page(), "exit_codes.md": exit_codes_page(),
-    }  # fmt: skip
+        "commands.md": commands_page(),
+        "space.md": space_page(),
+        "columns.md": columns_page(),
+        "exit_codes.md": exit_codes_page(),
+    }
 
 
 def commands_page() -> str:
@@ -79,7 +82,7 @@ def commands_page() -> str:
     parsers = {name: import_module(module).make_parser() for name, module in PARSERS.items()}
     for name, (module, description) in COMMANDS.items():
         parser = OneLineParser(prog=f"python -m analysis {name}", description=description)
-        module.add_arguments(parser)
+        import_module(module).add_arguments(parser)
         parsers[parser.prog] = parser
     lines += [f"* [`{name}`](#{_anchor(name)}): {_sentence(parser.description)}" for name, parser in parsers.items()]
     for name, parser in parsers.items():
@@ -139,40 +142,41 @@ def space_page() -> str:
     """
     lines = [
         HEAD, "# Fields of a space", "",
-        "The format of the file, domains and `--set`: [search_spaces/README.md](../../search_spaces/README.md). Beside the sections "
-        "a space has `question` (a text), `references` (a list), `by_data` (fields for one data set alone) and `studies` (a series).",
+        "The format of the file, domains and `--set`: [search_spaces/README.md](../../search_spaces/README.md). Beside "
+        "the sections a space has `question` (a text), `references` (a list), `by_data` (fields for one data set alone) "
+        "and `studies` (a series).",
     ]  # fmt: skip
     for section, model in SECTIONS.items():
         lines += [
             "",
             f"## `{section}`",
             "",
-            SECTION_TEXTS[section],
+            TEXTS["sections"][section],
             "",
             "| field | type | default | meaning |",
             "|---|---|---|---|",
         ]
         if section == "train":
-            lines.append(f"| `recipe` | text | | {_cell(FIELD_TEXTS['train.recipe'])} |")
+            lines.append(f"| `recipe` | text | | {_cell(FIELDS['train']['recipe'])} |")
         for name, schema in model.model_json_schema()["properties"].items():
             default = "" if schema.get("default") is None else f"`{_value(schema['default'])}`"
-            lines.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(FIELD_TEXTS[f'{section}.{name}'])} |")
+            lines.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(FIELDS[section][name])} |")
         if section == "teacher":
             lines += _methods()
     return "\n".join(lines) + "\n"
 
 
 def _methods() -> Iterator[str]:
-    yield from ["", "## `method`", "", SECTION_TEXTS["method"], "", "| field | meaning |", "|---|---|"]
-    names = [key.removeprefix("method.") for key in FIELD_TEXTS if key.startswith("method.")]
-    yield from (f"| `{name}` | {_cell(FIELD_TEXTS[f'method.{name}'])} |" for name in names)
+    yield from ["", "## `method`", "", TEXTS["sections"]["method"], "", "| field | meaning |", "|---|---|"]
+    texts = FIELDS["method"]
+    yield from (f"| `{name}` | {_cell(text)} |" for name, text in texts.items())
     yield from ["", "| method | its fields, with types and defaults |", "|---|---|"]
     for method, model in METHODS.items():
         fields = []
         for name, schema in model.model_json_schema()["properties"].items():
             if name == "name":
                 continue
-            assert name in names, f"the field {name} of {method} has no text"
+            assert name in texts, f"the field {name} of {method} has no text"
             default = "" if schema.get("default") is None else f" ({_value(schema['default'])})"
             fields.append(f"`{name}`: {_type(schema)}{default}")
         yield f"| `{method}` | {'; '.join(fields)} |"
@@ -211,7 +215,7 @@ def columns_page() -> str:
     for file, schema in (("results.parquet", RESULTS_SCHEMA), ("epochs.parquet", EPOCHS_SCHEMA)):
         row = "a trial" if file.startswith("results") else "an epoch of a trial"
         lines += ["", f"## `{file}`: one row {row}", "", "| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{field.name}` | {field.type} | {COLUMN_TEXTS[field.name]} |" for field in schema]
+        lines += [f"| `{field.name}` | {field.type} | {TEXTS['columns'][field.name]} |" for field in schema]
     return "\n".join(lines) + "\n"
 
 

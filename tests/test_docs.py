@@ -80,7 +80,7 @@ def parser_of(words: list[str]) -> tuple[OneLineParser | None, list[str]]:
     if name == "analysis" or name.startswith("analysis/"):
         command, *rest = rest if name == "analysis" else [Path(name).stem, *rest]
         parser = OneLineParser(prog=command)
-        COMMANDS[command][0].add_arguments(parser)
+        import_module(COMMANDS[command][0]).add_arguments(parser)
         return parser, rest
     return None, rest
 
