@@ -143,8 +143,8 @@ def space_page() -> str:
     lines = [
         HEAD, "# Fields of a space", "",
         "The format of the file, domains and `--set`: [search_spaces/README.md](../../search_spaces/README.md). Beside "
-        "the sections a space has `question` (a text), `references` (a list), `by_data` (fields for one data set alone) "
-        "and `studies` (a series).",
+        "the sections a space has `question` (a text), `references` (a list), `by_data` (fields for one data set "
+        "alone) and `studies` (a series).",
     ]  # fmt: skip
     for section, model in SECTIONS.items():
         lines += [
