@@ -87,7 +87,7 @@ def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path)
         page.text(
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
             "best of many trials looks better than it is; “corrected for the choice” is its error on images (and "
-            "seeds) that the choice did not see, with a 95 % interval (docs/how_sure.md). A method of which "
+            "seeds) that the choice did not see, with a 95 % interval (docs/guides/how_sure.md). A method of which "
             "more settings were tried has a better best: “expected best of n” is the mean best of n settings within "
             "the budget, with one n for the methods of a row, each setting by its first seed.", "note",
         )  # fmt: skip

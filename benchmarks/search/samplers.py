@@ -36,7 +36,7 @@ from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
 from sweeps.space.strata import make_strata
 
-PICTURE = PROJECT / "docs" / "search.png"
+PICTURE = PROJECT / "docs" / "pictures" / "search.png"
 FEASIBLE = 0.06  # share of the raw settings that the limit lets pass
 BUDGETS = (0.5, 0.65, 0.8, 1.0)  # of the limit: the strata
 TRIALS, SEEDS, SHOWN = 60, 20, (10, 20, 40, 60)

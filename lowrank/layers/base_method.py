@@ -91,7 +91,7 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def mult_adds(self, shape: ConvShape) -> int:
-        """Count the mult-adds for one image, by the rules of docs/methods.md."""
+        """Count the mult-adds for one image, by the rules of docs/background/methods.md."""
 
     @abstractmethod
     def build(self, shape: ConvShape) -> nn.Module:

@@ -1,6 +1,6 @@
 """Pictures of a finished study in MLflow's own interface, as a real browser shows it.
 
-    python -m tests.browser.mlflow_pages STUDY_DIR docs      (a study recorded into its own SQLite store)
+    python -m tests.browser.mlflow_pages STUDY_DIR docs/pictures      (a study recorded into its own SQLite store)
 
 Every page is reached by the clicks that the README names, and waited for until it shows what it is about, so a picture
 of an empty page cannot come out.

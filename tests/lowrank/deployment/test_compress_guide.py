@@ -15,7 +15,7 @@ from lowrank.io import load_model
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = ROOT / "tests" / "data" / "digits_resnet9.safetensors"
-GUIDE = (ROOT / "docs" / "compress.md").read_text()
+GUIDE = (ROOT / "docs" / "guides" / "compress.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
