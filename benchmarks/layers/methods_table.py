@@ -1,6 +1,6 @@
 """The table of docs/background/methods.md: every method on WRN-28-10 nearest to 700,000 parameters.
 
-    python -m benchmarks.layers.methods_table [--write docs/background/methods.md] [--repeats N] [--batch N] [--threads N]
+    python -m benchmarks.layers.methods_table [--write docs/background/methods.md] [--repeats N] [--batch N]
 
 Step time (forward, backward and SGD of the whole network on a CPU) and memory (bytes that autograd saves for the
 backward pass, parameters and buffers left out) are measured; everything else is counted. `--write` replaces what

@@ -32,7 +32,7 @@ TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial 
 VAL_ERROR = "val_error"  # in percent
 BALANCED_ERROR = "val_balanced_error"  # in percent, mean over classes of the error on their images
 
-# Metrics of an epoch, where they apply; errors in percent, losses as means over samples (see docs/background/training.md)
+# Metrics of an epoch, where they apply (docs/background/training.md); errors in percent, losses as means over samples
 EPOCH_METRICS = (
     VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds", "val_error_top5",
     BALANCED_ERROR,
