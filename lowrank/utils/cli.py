@@ -47,7 +47,8 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage."""
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if not arg_string and action.option_strings:  # an unset variable: --storage "$BUCKET"
+        # An unset variable: --storage "$BUCKET". A flag whose value may be left out has its constant instead
+        if not arg_string and action.option_strings and arg_string != action.const:
             raise argparse.ArgumentError(action, "must not be empty")
         return super()._get_value(action, arg_string)
 
