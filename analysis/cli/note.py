@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group()
     # The text may also stand behind the flag, where argparse would not know it for a word
     kind.add_argument(
-        "--takeaway", nargs="?", const="", metavar="TEXT", help="what the study has taught, for the head of the log"
+        "--takeaway", nargs="?", const=True, metavar="TEXT", help="what the study has taught, for the head of the log"
     )
     kind.add_argument(
-        "--todo", nargs="?", const="", metavar="TEXT", help="what is left to do, for the head until it is done"
+        "--todo", nargs="?", const=True, metavar="TEXT", help="what is left to do, for the head until it is done"
     )
     kind.add_argument("--done", metavar="ID", help="a to-do is done; the log and --list show the ids")
     kind.add_argument("--list", action="store_true", help="show the notes")
@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             driver runs the study that is to be put into a group; nothing has been written.
     """
     folder = study_folder(arguments)
-    flag, kind = _kind(arguments)
-    words = [*arguments.words, *[getattr(arguments, flag)] * bool(flag and getattr(arguments, flag))]
+    flag, kind, behind = _kind(arguments)
+    words = [*arguments.words, *behind]
     if len(words) > 2:
         raise InputError(f"a note must be one text in quotes, before it at most a trial, but got {len(words)} words")
     if arguments.list or arguments.done:
@@ -91,11 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _kind(arguments: argparse.Namespace) -> tuple[str, NoteKind]:
-    """The flag that says what the note is, "" for none, and the kind."""
-    flags = {"takeaway": NoteKind.TAKEAWAY, "todo": NoteKind.TODO}
-    given = [(flag, kind) for flag, kind in flags.items() if getattr(arguments, flag) is not None]
-    return given[0] if given else ("", NoteKind.NOTE)
+def _kind(arguments: argparse.Namespace) -> tuple[str, NoteKind, list[str]]:
+    """The flag that says what the note is, "" for none; the kind; and the text behind the flag, if there is one."""
+    for flag, kind in (("takeaway", NoteKind.TAKEAWAY), ("todo", NoteKind.TODO)):
+        value = getattr(arguments, flag)
+        if value is not None:
+            return flag, kind, [] if value is True else [value]
+    return "", NoteKind.NOTE, []
 
 
 def _append(folder: Path, kind: NoteKind, text: str, trial: str = "") -> None:

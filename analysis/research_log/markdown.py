@@ -148,9 +148,9 @@ def to_html(text: str) -> str:
 def _show_box(token: Token) -> None:
     """GitHub shows `[ ]` at the beginning of a list's entry as a box; so does the page."""
     boxes = {"[ ] ": "\u2610 ", "[x] ": "\u2611 ", "[X] ": "\u2611 "}
-    first = (token.children or [None])[0]
-    if first is not None and first.content[:4] in boxes:
-        first.content = boxes[first.content[:4]] + first.content[4:]
+    for first in (token.children or [])[:1]:
+        if first.content[:4] in boxes:
+            first.content = boxes[first.content[:4]] + first.content[4:]
 
 
 def missing_end(text: str) -> str:

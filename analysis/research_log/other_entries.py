@@ -80,7 +80,7 @@ def teacher_entry(folder: Path) -> Entry:
         ("code", "; ".join(filter(None, (record.commit, versions)))),
     )  # fmt: skip
     outcome = f"{format_percent(record.val_error)} validation error, {format_percent(record.test_error)} test error"
-    pictures = ()
+    pictures: tuple[DrawJob, ...] = ()
     if len(errors) > 1:
         line = LearningCurve(trial_id=key, label=record.name, reference=False, points=tuple(errors))
         caption = f"Validation error of the teacher {record.name} by epoch"

@@ -166,9 +166,9 @@ def load_history(folder: Path) -> StudyEvents:
     """
     if not (folder / JOURNAL_FILE).is_file():
         study = load_study(folder)
-        events = [study.header, *study.runs, study.closed or {}]
-        return StudyEvents(study, tuple(event for event in events if "event" in event))
-    events = []
+        recorded = (study.header, *study.runs, study.closed or {})
+        return StudyEvents(study, tuple(event for event in recorded if "event" in event))
+    events: list[Mapping[str, Any]] = []
 
     def note_event(event: Mapping[str, Any]) -> None:
         if event["event"] in HISTORY_EVENTS:
