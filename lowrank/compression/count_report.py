@@ -65,7 +65,7 @@ class NetworkCount:
             **self._real_totals(), "other_params": plan.other_params, "other_mult_adds": plan.other_mult_adds,
             "study_extras": asdict(plan.extras),
             "layers": [
-                _layer_row(site, method, None if site.keep_reason else next(costs)) for site in plan.sites
+                _layer_row(plan, site, method, None if site.keep_reason else next(costs)) for site in plan.sites
             ],
         }  # fmt: skip
 
@@ -112,7 +112,7 @@ def count_network(
     return NetworkCount(network, method, image, classes, plan, file_size, real_costs)
 
 
-def _layer_row(site: Site, method: Method, cost: RealCost | None) -> dict[str, Any]:
+def _layer_row(plan: NetworkPlan, site: Site, method: Method, cost: RealCost | None) -> dict[str, Any]:
     """Return one site as plain data; `kept` is the reason why it is not substituted, or empty."""
     shape, dense, keep = site.shape, Dense(), bool(site.keep_reason)
     row: dict[str, Any] = {
@@ -120,7 +120,7 @@ def _layer_row(site: Site, method: Method, cost: RealCost | None) -> dict[str, A
         "out_channels": shape.out_channels, "kernel": list(shape.kernel), "stride": list(shape.stride),
         "in_area": shape.in_area, "out_area": shape.out_area, "kept": site.keep_reason,
         "params": site.params if keep else method.params(shape),
-        "mult_adds": site.mult_adds if keep else method.mult_adds(shape),
+        "mult_adds": site.mult_adds if keep else plan.layer_mult_adds(method, shape),
         "dense_params": site.params if keep else dense.params(shape),
         "dense_mult_adds": site.mult_adds if keep else dense.mult_adds(shape),
     }  # fmt: skip

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowrank.compression.inspection.counting_rules import count_operation
+from lowrank.networks import WholeAvgPool2d
 
 _RELU = (torch.ops.aten.relu, torch.ops.aten.relu_)
 
@@ -56,16 +57,19 @@ class OperationCounter(TorchDispatchMode):
         return out
 
 
-def pooling_cost(module: nn.Module, output: Tensor) -> int:
+def pooling_cost(module: nn.Module, image: Tensor, output: Tensor) -> int:
     """Return the study's cost of a pooling module: the kernel area for each output.
 
     Args:
         module: a max or average pooling of two dimensions.
+        image: what it was given.
         output: what it returned.
 
     Returns:
         Its mult-adds.
     """
+    if isinstance(module, WholeAvgPool2d):
+        return image.numel()
     assert isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
     kernel = module.kernel_size
     return (kernel**2 if isinstance(kernel, int) else math.prod(kernel)) * output.numel()

@@ -191,8 +191,12 @@ class NetworkPlan:
     def mult_adds(self, sized: SizedMethod) -> int:
         """Count the mult-adds for one image of the network with a method, or an allocation, in its sites."""
         return self.fixed_mult_adds + sum(
-            method.mult_adds(shape) * times for method, shape, times in self._methods_by_shape(sized)
+            self.layer_mult_adds(method, shape) * times for method, shape, times in self._methods_by_shape(sized)
         )
+
+    def layer_mult_adds(self, method: Method, shape: ConvShape) -> int:
+        """Count the mult-adds of a method in one site, for one image, under the plan's convention."""
+        return method.study_mult_adds(shape) if self.convention == "study" else method.mult_adds(shape)
 
     def infeasible(self, sized: SizedMethod) -> str | None:
         """Return the first reason why a method does not fit a substituted site; None if it fits all."""

@@ -94,7 +94,11 @@ def trace_plan(
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
         raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
-    biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
+    as_convolutions = tuple(getattr(network, "linear_maps", ()))  # 1 x 1 convolutions where they were published
+    biases = sum(
+        site.shape.bias_params * site.shape.out_area for site in sites
+        if site.linear and not any(fnmatchcase(site.name, pattern) for pattern in as_convolutions)
+    )  # fmt: skip
     other_params = sum(value.numel() for value in network.parameters()) - sum(site.params for site in sites)
     return NetworkPlan(
         name or type(network).__name__, sites, other_params, products,

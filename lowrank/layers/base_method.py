@@ -57,6 +57,20 @@ class ConvShape(NamedTuple):
         return self.mixed_area or math.isqrt(self.in_area * self.out_area)
 
     @property
+    def undilated_out_area(self) -> int:
+        """The output area that the convolution would have with a dilation of 1.
+
+        The sides are known of square images; for others, and where the padding is given in words, it is `out_area`.
+        """
+        side = math.isqrt(self.in_area)
+        if self.dilation == (1, 1) or isinstance(self.padding, str) or side * side != self.in_area:
+            return self.out_area
+        height, width = (
+            (side + 2 * self.padding[axis] - self.kernel[axis]) // self.stride[axis] + 1 for axis in (0, 1)
+        )
+        return height * width
+
+    @property
     def kernel_area(self) -> int:
         """K * K (height times width of the kernel)."""
         return self.kernel[0] * self.kernel[1]
@@ -92,6 +106,10 @@ class Method(BaseModel, ABC):
     @abstractmethod
     def mult_adds(self, shape: ConvShape) -> int:
         """Count the mult-adds for one image, by the rules of docs/background/methods.md."""
+
+    def study_mult_adds(self, shape: ConvShape) -> int:
+        """Count the mult-adds for one image as the study of 2018 and 2019 did, where it did so otherwise."""
+        return self.mult_adds(shape)
 
     @abstractmethod
     def build(self, shape: ConvShape) -> nn.Module:

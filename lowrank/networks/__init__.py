@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lowrank.networks.base import DropPath as DropPath
+    from lowrank.networks.base import DropPath as DropPath, WholeAvgPool2d as WholeAvgPool2d
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
         user_modules as user_modules,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "base": "DropPath",
+        "base": "DropPath WholeAvgPool2d",
         "external.user_code": "absolute_name user_modules",
         "images": "ImageShape",
         "own_networks": "check_logits",

@@ -90,6 +90,16 @@ def make_downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequ
     )
 
 
+class WholeAvgPool2d(nn.AdaptiveAvgPool2d):
+    """The mean over the whole image.
+
+    The published network has an average pooling of that size here, whose products the study counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
 class StagedResNet(Network):
     """A stem, four stages, a pooling and a classifier; the downsampling 1x1 are substituted.
 
@@ -109,7 +119,7 @@ class StagedResNet(Network):
             channels: of the last stage.
             classes: number of classes.
         """
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
         init_convolutions(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import StagedResNet, imagenet_stem, make_downsample, scaled
+from lowrank.networks.base import StagedResNet, WholeAvgPool2d, imagenet_stem, make_downsample, scaled
 
 BLOCKS = (3, 4, 6, 3)  # of each stage
 CHANNELS = (128, 256, 512, 1024)  # of the 3x3 convolutions; a block gives out EXPANSION times as many
@@ -49,3 +49,4 @@ class WideResNet50(StagedResNet):
             stage += [Bottleneck(previous_channels, inner, stride=1) for _ in range(blocks - 1)]
             self.add_module(f"stage{number}", nn.Sequential(*stage))
         self.add_classifier(previous_channels, classes)
+        self.pool = WholeAvgPool2d()

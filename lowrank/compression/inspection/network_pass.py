@@ -15,7 +15,7 @@ from lowrank.compression.inspection.plain_layers import PLAIN
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Pair
-from lowrank.networks import check_logits
+from lowrank.networks import WholeAvgPool2d, check_logits
 from lowrank.utils import first_line, keep_modes
 
 ImageSize = tuple[int, int, int]
@@ -75,7 +75,7 @@ class NetworkPass:
                     module.register_forward_pre_hook(self._begin(rule), prepend=True),
                     module.register_forward_hook(self._end(name, rule), with_kwargs=True),
                 ]
-            elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | WholeAvgPool2d):
                 handles.append(module.register_forward_hook(self._pool))
         try:
             with torch.no_grad(), unfused_attention(), self.operations:
@@ -112,7 +112,7 @@ class NetworkPass:
         return hook
 
     def _pool(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.pooling += pooling_cost(module, output)
+        self.pooling += pooling_cost(module, inputs[0], output)
 
 
 def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> None:

@@ -77,6 +77,9 @@ class HashedFull(_HashedMethod):
     def mult_adds(self, shape: ConvShape) -> int:
         return shape.kernel_area * shape.in_channels * shape.out_channels * shape.out_area
 
+    def study_mult_adds(self, shape: ConvShape) -> int:
+        return shape.kernel_area * shape.in_channels * shape.out_channels * shape.undilated_out_area
+
     def build(self, shape: ConvShape) -> nn.Module:
         return HashedMap(
             shape.in_channels, shape.out_channels, *self.banks(shape), kernel=shape.kernel, stride=shape.stride,
