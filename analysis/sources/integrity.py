@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import atomic_path, first_line, free_name, write_bytes
+from lowrank.utils import atomic_path, first_line, free_name, redact, write_bytes
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
@@ -216,6 +216,7 @@ def _repair(folder: Path, path: Path) -> list[str]:
         count = report.lines - len(report.events)
         done.append(f"{path.name}: {len(report.events):,} lines kept, {count:,} left out; the old file is {aside.name}")
         done += _set_aside(folder, TRACKING_PROGRESS_FILE, "the next run brings the study into MLflow anew")
+        done += _storage_lines(folder)
     if NOTES_FILE in damaged:
         notes, lost = parse_notes((folder / NOTES_FILE).read_bytes())
         done += _set_aside(folder, NOTES_FILE, f"the {len(notes):,} notes that are whole are kept, {len(lost):,} not")
@@ -230,6 +231,22 @@ def _repair(folder: Path, path: Path) -> list[str]:
         write_tables(fold_journal(path), folder)
         done.append(f"{RESULTS_FILE} and {EPOCHS_FILE}: written again from the journal")
     return done
+
+
+def _storage_lines(folder: Path) -> list[str]:
+    """How to go on with a study that is stored elsewhere too: there the journal is as it was before the repair."""
+    if not (folder / SPACE_FILE).is_file():
+        return []
+    try:
+        uri = read_space_file(folder)[1].get("storage")
+    except InputError:  # `check` names it
+        return []
+    if not uri:
+        return []
+    return [
+        f"{redact(str(uri))} holds the journal as it was stored: to go on with that one, move {folder} away and "
+        "--resume; to go on with the repaired one, --resume it with another --storage"
+    ]
 
 
 def _set_aside(folder: Path, name: str, then: str) -> list[str]:

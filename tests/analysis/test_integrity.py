@@ -24,6 +24,7 @@ from sweeps.records import (
     locked_journal,
     read_rank_costs,
     read_step_times,
+    write_space_file,
     write_tables,
 )
 from tests.support.synthetic_study import Plan, write_study
@@ -118,6 +119,17 @@ def test_a_repair_keeps_all_other_lines_and_says_what_is_left_out(study, capsys)
     assert (study / f"{JOURNAL_FILE}.damaged").read_bytes() == damaged
     assert run("check", study, capsys)[0] == 0
     assert sum(len(trial.epochs) for trial in load_study(study).trials.values()) == Counter(events)["epoch"]
+
+
+def test_a_repair_of_a_stored_study_says_which_copy_is_where(study, capsys):
+    options = {"space": "a", "data_dir": None, "tracking_uri": None, "storage": "s3://bucket/studies"}
+    write_space_file(study, {}, options)
+    change_digit(study, "epoch")
+    code, lines = run("repair", study, capsys)
+    assert code == 0
+    (line,) = [line for line in lines if "s3://" in line]
+    assert line.startswith("s3://bucket/studies holds the journal as it was stored: to go on with that one, move ")
+    assert line.endswith("to go on with the repaired one, --resume it with another --storage")
 
 
 def test_lost_and_doubled_lines_are_repaired(study, capsys):
