@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from sweeps.records import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, JournalReader, Status
 
 _STEM, _SUFFIX = CHECKPOINT_FILE.rsplit(".", 1)
-_OLDER_CHECKPOINT = re.compile(rf"{re.escape(_STEM)}\.\d+\.{re.escape(_SUFFIX)}")  # see `lowrank.io.saved_versions`
+# See `lowrank.io`: `saved_versions` names those of older states, `set_aside` those that cannot be used
+_CHECKPOINT = re.compile(rf"{re.escape(_STEM)}(\.\d+)?\.{re.escape(_SUFFIX)}(\.unusable.*)?")
 
 
 class EndedTrials:
@@ -43,4 +44,6 @@ class EndedTrials:
         folder, *parts = PurePosixPath(name).parts
         if folder != TRIALS_FOLDER or len(parts) < 2 or parts[0] not in self._status:
             return True
-        return self._status[parts[0]] == Status.COMPLETED and not _OLDER_CHECKPOINT.fullmatch(parts[-1])
+        if self._status[parts[0]] != Status.COMPLETED:
+            return False
+        return parts[-1] == CHECKPOINT_FILE or not _CHECKPOINT.fullmatch(parts[-1])

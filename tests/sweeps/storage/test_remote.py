@@ -88,9 +88,10 @@ def test_the_journal_is_measured_first_and_stored_last(study, tmp_path, monkeypa
 @pytest.mark.parametrize(("status", "remaining"), [("stopped_early", []), ("completed", ["checkpoint.safetensors"])])
 def test_what_the_search_has_dropped_is_removed_from_the_storage_too(uri, study, status, remaining):
     (study / "trials" / "a" / "checkpoint.1.safetensors").write_bytes(b"older")
+    (study / "trials" / "a" / "checkpoint.safetensors.unusable-2").write_bytes(b"damaged")
     mirror = started_mirror(uri, study)
     mirror.store_changes()
-    assert len(Storage(uri, "small").names("trials")) == 2
+    assert len(Storage(uri, "small").names("trials")) == 3
     with (study / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps({"event": "finished", "trial": "a", "status": status}) + "\n")
     for path in (study / "trials" / "a").iterdir():
