@@ -70,16 +70,35 @@ class StudyComparison:
         """Whether the differences of the best are on the same images, in one sentence."""
         return pairing_sentence(sum(row.same_images for row in self.bests), len(self.bests))
 
+    @property
+    def choice(self) -> str:
+        """Whether verdicts are corrected for having chosen the best, in one sentence; "" where nobody chose."""
+        chosen, ignoring = sum(row.has_choice for row in self.bests), sum(row.ignores_choice for row in self.bests)
+        if not chosen:
+            return ""
+        if not ignoring:
+            return "Verdicts are corrected for the choice of the best in each study."
+        which = "No verdict is" if ignoring == chosen else f"{ignoring} of {chosen} verdicts are not"
+        return (
+            f"{which} corrected for the choice of the best in each study, because the records do not say which images "
+            "were wrong: the study that tried more settings has an advantage."
+        )
+
     def _bests_sentence(self) -> str:
-        clauses = [
-            f"{row.budget}: {row.study} {format_points_interval(row.gap)} points against {row.base_study}, "
-            f"{row.verdict}"
-            for row in self.bests[:SHOWN_BESTS]
-        ]
+        clauses = [_best_text(row) for row in self.bests[:SHOWN_BESTS]]
         number = len(self.bests)
         shown = f", the first {SHOWN_BESTS} of {number}" if number > SHOWN_BESTS else ""
         corrected = f", corrected for {number} comparisons" if number > 1 else ""
-        return f"The best within a budget{shown}{corrected}: {'; '.join(clauses)}. {self.pairing}"
+        parts = [f"The best within a budget{shown}{corrected}: {'; '.join(clauses)}.", self.pairing, self.choice]
+        return " ".join(part for part in parts if part)
+
+
+def _best_text(row: BestDifference) -> str:
+    """The difference as measured, then corrected for the choice where there was one."""
+    text = f"{row.budget}: {row.study} {format_points_interval(row.gap)} points against {row.base_study}, "
+    if row.selected is not None:
+        text += f"corrected for the choice {format_points_interval(row.selected)}, "
+    return f"{text}{row.verdict}"
 
 
 def _volume_text(growth: HypervolumeGrowth, cost: float) -> str:

@@ -104,9 +104,9 @@ def _add_bests(page: Page, comparison: StudyComparison, folder: Path, mark: str)
         return
     page.section("The best within each budget")
     page.text(
-        f"{comparison.pairing} Verdicts are corrected for {len(comparison.bests)} comparisons (Holm). Neither best is "
-        "corrected for having been chosen: the expected best of n settings is what each study would have had, had it "
-        "tried as many as the other.", "note",
+        f"{comparison.pairing} {comparison.choice} Verdicts are corrected for {len(comparison.bests)} comparisons "
+        "(Holm). The expected best of n settings is what each study would have had, had it tried as many as the "
+        "other.", "note",
     )  # fmt: skip
     table = bests_table(comparison.bests)
     with_mark(table, mark).write(folder)
@@ -125,23 +125,26 @@ def bests_table(bests: Sequence[BestDifference]) -> ReportTable:
     rows = tuple(
         (b.budget, b.study, b.base_study, b.best.trial_id, b.base.trial_id, b.best.error, b.base.error, b.gap.mean,
          b.gap.low, b.gap.high, b.gap.count, b.same_images, b.p_value, b.n, b.expected, b.base_expected,
-         b.best.total_epochs, b.base.total_epochs)
+         b.best.total_epochs, b.base.total_epochs,
+         *((b.selected.mean, b.selected.low, b.selected.high) if b.selected else (None, None, None)))
         for b in bests
     )  # fmt: skip
     texts = tuple(
         (b.budget, f"{b.study}: {b.best.name}", format_epochs(b.best), format_point_error(b.best),
          f"{b.base_study}: {b.base.name}", format_epochs(b.base), format_point_error(b.base),
-         format_points_interval(b.gap), b.verdict,
+         format_points_interval(b.gap), format_points_interval(b.selected), b.verdict,
          f"{format_percent(b.expected)} against {format_percent(b.base_expected)} (n = {b.n})")
         for b in bests
     )  # fmt: skip
     columns = (
         "budget", "study", "base_study", "trial_id", "base_trial_id", "val_error", "base_val_error", "difference",
         "low_95", "high_95", "seeds", "same_images", "p_value_corrected", "n", "expected_best_of_n",
-        "base_expected_best_of_n", "total_epochs", "base_total_epochs",
+        "base_expected_best_of_n", "total_epochs", "base_total_epochs", "difference_corrected",
+        "difference_corrected_low_95", "difference_corrected_high_95",
     )  # fmt: skip
     headings = (
-        "budget", "best", "epochs", "error", "against", "epochs", "error", "points (95 %)", "verdict",
+        "budget", "best", "epochs", "error", "against", "epochs", "error", "points (95 %)", "corrected for the choice",
+        "verdict",
         "expected best of n",
     )  # fmt: skip
     return ReportTable(name="bests", columns=columns, rows=rows, texts=texts, headings=headings)

@@ -37,14 +37,13 @@ from numpy.typing import NDArray
 from analysis.stats.factors import BUDGET, METHOD, FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import searched_trials, validation_images
 from analysis.stats.inference.intervals import LEVEL, Estimate, image_p_value, t_interval, t_test_p_value
-from analysis.stats.inference.multiple import holm_p_values
+from analysis.stats.inference.multiple import count_compared, describe_verdict, holm_p_values
 from analysis.stats.inference.paired import mean_variance, two_sided_p_value
 from analysis.utils import method_label
 from sweeps.records import StudyRecord, TrialRecord, group_by_point, mean_error, wrong_images
 
 ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET = "all else equal", "best within each budget"
 METHOD_FIELDS = ("method.", "network.width")
-ALARM_LEVEL = 0.05
 MAX_VALUES = 9  # a number with more is continuous: importance and the heat map show it
 MAX_NAMES = 16  # e.g. methods
 
@@ -90,16 +89,8 @@ class PairedEffect:
         images, which are the same for all: with few of them errors lie on a coarse grid, and two differences may even
         be equal.
         """
-        if self.estimate.beyond_noise is None:
-            return f"one {self.unit.removesuffix('s')}: no interval"
-        if not self.estimate.beyond_noise:
-            return "within noise"
-        side = "better" if self.estimate.mean < 0 else "worse"
-        if self.corrected is not None and self.corrected <= ALARM_LEVEL:
-            return side
-        if self.p_value is not None and self.p_value <= ALARM_LEVEL:
-            return f"{side}, but within the noise of {self.comparisons} comparisons"
-        return f"{side}, but within the noise of the images"
+        no_interval = f"one {self.unit.removesuffix('s')}: no interval"
+        return describe_verdict(self.estimate, self.p_value, self.corrected, self.comparisons, no_interval)
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def _with_p_value(effect: PairedEffect) -> PairedEffect:
 
 def _corrected(effects: Sequence[PairedEffect]) -> list[PairedEffect]:
     corrected = holm_p_values([effect.p_value for effect in effects])
-    count = sum(p_value is not None for p_value in corrected)
+    count = count_compared(corrected)
     return [
         replace(effect, corrected=p_value, comparisons=count)
         for effect, p_value in zip(effects, corrected, strict=True)

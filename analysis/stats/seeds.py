@@ -10,6 +10,7 @@ from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
 from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
 from analysis.stats.inference.paired import PairedDifference
 from analysis.stats.wrong_images import WrongBySeed, pooled_seed_variance, same_images_difference
+from sweeps.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,18 @@ class RepeatedSetting:
     gap: Estimate | None
     same_images: bool
     seeds: tuple[int, ...]
+
+
+def is_screened(study: StudyRecord) -> bool:
+    """Return whether settings got their further seeds because the first one did well, as the front of a search does.
+
+    Args:
+        study: the records.
+
+    Returns:
+        False for a grid, which trains every setting with all seeds.
+    """
+    return ((study.header.get("space") or {}).get("search") or {}).get("sampler") != "grid"
 
 
 def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:

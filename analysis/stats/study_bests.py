@@ -1,8 +1,9 @@
 """The best of several studies within each budget, against that of the first study.
 
-On the same images where the records of both say which were wrong; else over seeds, or as two samples of images. The
-p-values are corrected for their number by Holm's method. Neither best is corrected for having been chosen: a study that
-tried more settings has an advantage, so the expected best of equally many settings stands beside each difference.
+On the same images where the records of both say which were wrong; else over seeds, or as two samples of images. On the
+same images a verdict is corrected for the choice in both studies; else it is that of two networks fixed beforehand,
+which the sentences say. The p-values are corrected for their number by Holm's method. A study that tried more settings
+has an advantage, so the expected best of equally many settings stands beside each difference.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analysis.stats.equal_size import ErrorsBySeed, errors_by_seed, paired_difference
 from analysis.stats.expected_best import expected_best
 from analysis.stats.front import FrontPoint, Stratum, best_point, collect_points, study_strata, validation_images
-from analysis.stats.inference.intervals import LEVEL, Estimate, image_p_value, newcombe_interval, t_test_p_value
-from analysis.stats.inference.multiple import holm_p_values
+from analysis.stats.inference.intervals import Estimate, image_p_value, newcombe_interval, t_test_p_value
+from analysis.stats.inference.multiple import count_compared, describe_verdict, holm_p_values
 from analysis.stats.inference.paired import SeedVariance
+from analysis.stats.inference.selection import SelectedDifference, corrected_difference
+from analysis.stats.seeds import is_screened
 from analysis.stats.wrong_images import (
     WrongBySeed,
     pooled_seed_variance,
     same_images_difference,
+    stack_settings,
     wrong_by_setting,
 )
 from sweeps.records import StudyRecord
@@ -37,7 +44,12 @@ class BestDifference:
         base: the best point of the first study.
         gap: error of the study's best less that of the base, in points; `count` is the number of seeds of both.
         same_images: whether `gap` is on the same images.
-        p_value: of "no difference", corrected for all differences shown; None where nothing gives an interval.
+        selected: the difference corrected for the choice in both studies; None where neither had a choice, or the wrong
+            images are not on record.
+        uncorrected: the p-value of "no difference"; None where nothing gives an interval.
+        p_value: the same, corrected for all differences shown.
+        comparisons: how many these are.
+        has_choice: whether one of the studies had more than one setting within the budget.
         n: the smaller number of settings that the two studies tried within the budget.
         expected: expected best of n settings of the study, in percent.
         base_expected: that of the first study.
@@ -50,20 +62,31 @@ class BestDifference:
     base: FrontPoint
     gap: Estimate
     same_images: bool
-    p_value: float | None
+    selected: SelectedDifference | None
+    uncorrected: float | None
+    has_choice: bool
     n: int
     expected: float
     base_expected: float
+    p_value: float | None = None
+    comparisons: int = 1
 
     @property
     def verdict(self) -> str:
         """In words, after the correction for the number of differences."""
+        gap, selected = self.gap, self.selected
+        if selected is not None:
+            gap = replace(gap, mean=selected.mean, low=selected.low, high=selected.high)
         if self.p_value is None:
             return "no interval"
-        if self.p_value > 1 - LEVEL:
-            return "within noise"
+        words = describe_verdict(gap, self.uncorrected, self.p_value, self.comparisons, "no interval")
         one_seed = ", of one seed" if self.gap.count == 1 else ""  # another seed may turn it
-        return f"{'better' if self.gap.mean < 0 else 'worse'}{one_seed}"
+        return f"{words}{one_seed}" if words in ("better", "worse") else words
+
+    @property
+    def ignores_choice(self) -> bool:
+        """Whether a choice was made that the verdict does not pay for."""
+        return self.selected is None and self.has_choice
 
 
 @dataclass(frozen=True)
@@ -72,11 +95,16 @@ class _Study:
     points: Sequence[FrontPoint]
     wrong: Mapping[str, WrongBySeed]
     errors: Mapping[str, ErrorsBySeed]  # of each setting
+    screened: bool
 
     @classmethod
     def of(cls, record: StudyRecord) -> _Study:
         points = collect_points(record)
-        return cls(record, points, wrong_by_setting(record), errors_by_seed(points))
+        return cls(record, points, wrong_by_setting(record), errors_by_seed(points), is_screened(record))
+
+    def stack(self, points: Sequence[FrontPoint]) -> NDArray[np.bool_] | None:
+        """The wrong images of the settings among which the best is chosen."""
+        return stack_settings([self.wrong.get(point.setting, {}) for point in points])
 
 
 def best_differences(studies: Sequence[StudyRecord]) -> list[BestDifference]:
@@ -103,8 +131,9 @@ def best_differences(studies: Sequence[StudyRecord]) -> list[BestDifference]:
         for other, between_seeds in zip(others, variances, strict=True)
     ]
     rows = [pair for pair in pairs if pair is not None]
-    corrected = holm_p_values([row.p_value for row in rows])
-    rows = [replace(row, p_value=p_value) for row, p_value in zip(rows, corrected, strict=True)]
+    corrected = holm_p_values([row.uncorrected for row in rows])
+    count = count_compared(corrected)
+    rows = [replace(row, p_value=p_value, comparisons=count) for row, p_value in zip(rows, corrected, strict=True)]
     return sorted(rows, key=lambda row: 1.0 if row.p_value is None else row.p_value)
 
 
@@ -119,11 +148,28 @@ def _compare(
     errors = [[point.own_error for point in points if point.eligible] for points in fitting]
     n = min(map(len, errors))
     gap, same_images, p_value = _difference(study, best, base, base_best, between_seeds)
+    candidates = [[point for point in points if point.eligible and point.competes] for points in fitting]
+    has_choice = max(map(len, candidates)) > 1
+    selected = _corrected(study, candidates[0], base, candidates[1], between_seeds) if has_choice else None
     return BestDifference(
         budget=budget.label, study=study.record.name, base_study=base.record.name, best=best, base=base_best, gap=gap,
-        same_images=same_images, p_value=p_value, n=n, expected=expected_best(errors[0], n),
+        same_images=same_images, selected=selected, uncorrected=selected.p_value if selected else p_value,
+        has_choice=has_choice, n=n, expected=expected_best(errors[0], n),
         base_expected=expected_best(errors[1], n),
     )  # fmt: skip
+
+
+def _corrected(
+    study: _Study, candidates: Sequence[FrontPoint], base: _Study, base_candidates: Sequence[FrontPoint],
+    between_seeds: SeedVariance | None,
+) -> SelectedDifference | None:  # fmt: skip
+    """None where the wrong images of a candidate are not on record. Equally many seeds of both, maybe other ones."""
+    wrong, other = study.stack(candidates), base.stack(base_candidates)
+    if wrong is None or other is None or wrong.shape[2] != other.shape[2]:
+        return None
+    seeds = min(wrong.shape[1], other.shape[1])
+    screened = [entry.screened and seeds > 1 for entry in (study, base)]
+    return corrected_difference(wrong[:, :seeds], other[:, :seeds], screened[0], between_seeds, screened[1])
 
 
 def _difference(

@@ -4,7 +4,8 @@ Trials are paired that agree in the seed, in every searched field but the one, a
 searched (network, epochs, recipe, data, start), as far as it does not come with the field's value. Where the records
 say which images were wrong, a difference is on the same images: of one seed it compares the two networks (Tango's
 interval), of several the values (over seeds and images). Elsewhere it is over seeds, with a t-interval. Intervals are
-two-sided 95 %; errors are on validation images, in percent, differences in points.
+two-sided 95 %, each by itself; verdicts are corrected for the number of differences (Holm). Errors are on validation
+images, in percent, differences in points.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
 from analysis.stats.factors import FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import SizeMeasure, validation_images
-from analysis.stats.inference.intervals import Estimate, error_interval, t_interval, within_image_noise
+from analysis.stats.inference.intervals import Estimate, error_interval, image_p_value, t_interval, t_test_p_value
+from analysis.stats.inference.multiple import correction_sentence, count_compared, describe_verdict, holm_p_values
 from analysis.stats.inference.paired import SeedVariance
 from analysis.stats.wrong_images import (
     WrongBySeed,
@@ -53,7 +55,10 @@ class ValueComparison:
         same_images: whether `gap` is on the same images.
         measure: of size, the one that the budget limits.
         as_large: whether it is as large as the base in that measure.
-        verdict: in words.
+        is_base: whether it is the value that the others are compared with.
+        p_value: of "no difference"; None for the base, and where the gap has no interval.
+        corrected: the same, corrected for the number of differences.
+        comparisons: that number.
     """
 
     other_fields: str
@@ -65,7 +70,21 @@ class ValueComparison:
     same_images: bool
     measure: SizeMeasure
     as_large: bool
-    verdict: str
+    is_base: bool = False
+    p_value: float | None = None
+    corrected: float | None = None
+    comparisons: int = 1
+
+    @property
+    def verdict(self) -> str:
+        """In words, after the correction for the number of differences."""
+        if self.is_base:
+            return "base"
+        if self.gap is None:
+            return "no seed of both"
+        words = describe_verdict(self.gap, self.p_value, self.corrected, self.comparisons, "one seed: no interval")
+        one_seed = ", of one seed" if self.gap.count == 1 else ""  # another seed may turn it
+        return f"{words}{one_seed}" if words in ("better", "worse") else words
 
 
 def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueComparison]:
@@ -94,12 +113,15 @@ def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueCompa
         if field in trial.parameters:
             groups[_rest(trial, field, unsearched)][_shown(trial.parameters[field])].append(trial)
     evidence = _evidence(study, trials)
-    return [
+    rows = [
         row
         for other_fields, group in sorted(groups.items())
         if base in group
         for row in _rows(other_fields, group, base, evidence)
     ]
+    corrected = holm_p_values([row.p_value for row in rows])
+    count = count_compared(corrected)
+    return [replace(row, corrected=p_value, comparisons=count) for row, p_value in zip(rows, corrected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -166,18 +188,21 @@ def _row(
     shared = [] if is_base else [seed for seed in seeds if seed in base_seeds]
     gap = t_interval([seeds[seed] - base_seeds[seed] for seed in shared]) if shared else None
     paired = same_images_difference(evidence.of_seeds(trials), evidence.of_seeds(base), evidence.between_seeds)
-    if gap is not None and paired is not None:
-        gap = paired.estimate
     same_images = gap is not None and paired is not None
+    p_value = None
+    if gap is not None and paired is not None:
+        gap, p_value = paired.estimate, paired.p_value
+    elif gap is not None and gap.beyond_noise is not None:
+        p_value = t_test_p_value(gap)
+        if evidence.images is not None:  # neither the seeds nor the images may explain it
+            by_images = image_p_value(fmean(seeds.values()), fmean(base_seeds.values()), evidence.images)
+            p_value = max(p_value, by_images)
     counts = trials[0].counts
     measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"
     return ValueComparison(
         other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts.get("mult_adds"),
         error=error_interval(list(seeds.values())), gap=gap, same_images=same_images, measure=measure,
-        as_large=sizes_equal(counts[measure], base[0].counts[measure]),
-        verdict="base" if is_base else _verdict(
-            gap, fmean(seeds.values()), fmean(base_seeds.values()), None if same_images else evidence.images
-        ),
+        as_large=sizes_equal(counts[measure], base[0].counts[measure]), is_base=is_base, p_value=p_value,
     )  # fmt: skip
 
 
@@ -192,20 +217,6 @@ def _seed(trial: TrialRecord) -> int:
     return int(trial.specification.get("seed") or 0)
 
 
-def _verdict(gap: Estimate | None, error: float, base_error: float, images: int | None) -> str:
-    """In words; a difference is real only if neither the seeds nor the images can explain it."""
-    if gap is None:
-        return "no seed of both"
-    if gap.beyond_noise is None:
-        return "one seed: no interval"
-    if not gap.beyond_noise:
-        return "within noise"
-    if images and within_image_noise(error, base_error, images):
-        return "within noise of the images"
-    one_seed = ", of one seed" if gap.count == 1 else ""  # another seed may turn it
-    return f"{'better' if gap.mean < 0 else 'worse'}{one_seed}"
-
-
 def comparison_table(rows: Sequence[ValueComparison]) -> str:
     """Return the comparison as a Markdown table.
 
@@ -213,8 +224,8 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
         rows: of `compare_values`.
 
     Returns:
-        The table, and below it whether differences are on the same images; a size over 1 % from that of the base is
-        marked with a star.
+        The table, and below it whether differences are on the same images and for how many verdicts are corrected; a
+        size over 1 % from that of the base is marked with a star.
     """
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:
@@ -222,15 +233,24 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
         mult_adds = "" if row.mult_adds is None else f"{row.mult_adds:,}"
         lines.append((
             row.other_fields, row.value, f"{row.params:,}{marks.get('params', '')}",
-            f"{mult_adds}{marks.get('mult_adds', '')}", format_error_interval(row.error),
-            format_points_interval(row.gap), row.verdict, str(row.error.count),
+            f"{mult_adds}{marks.get('mult_adds', '')}", format_error_interval(row.error), _gap_text(row), row.verdict,
+            str(row.error.count),
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     marked = any(not row.as_large for row in rows)
     gaps = [row for row in rows if row.gap is not None]
     pairing = pairing_sentence(sum(row.same_images for row in gaps), len(gaps))
+    corrected = correction_sentence(max((row.comparisons for row in gaps), default=0))
     star = "\\* over 1 % larger or smaller than the base" if marked else ""
-    return "\n\n".join(part for part in (text, pairing, star) if part)
+    return "\n\n".join(part for part in (text, " ".join(filter(None, (pairing, corrected))), star) if part)
+
+
+def _gap_text(row: ValueComparison) -> str:
+    """The difference; over which seeds, where the error beside it is over more."""
+    text = format_points_interval(row.gap)
+    if row.gap is None or row.gap.count == row.error.count:
+        return text
+    return f"{text}, over {row.gap.count} of the seeds"
 
 
 def reference_lines(study: StudyRecord) -> list[str]:

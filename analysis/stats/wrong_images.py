@@ -7,7 +7,7 @@ order of a split, and arrays of other lengths are never lined up.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,21 @@ def stack_seeds(wrong: WrongBySeed) -> NDArray[np.bool_] | None:
     if not wrong or not _is_one_length(wrong.values()):
         return None
     return np.stack([wrong[seed] for seed in sorted(wrong)])
+
+
+def stack_settings(settings: Sequence[WrongBySeed]) -> NDArray[np.bool_] | None:
+    """Stack settings over the seeds that all of them have.
+
+    Args:
+        settings: from `wrong_by_setting`; one or more.
+
+    Returns:
+        bool (settings, S, N), the lowest seed first; None where they share no seed, or their numbers of images differ.
+    """
+    seeds = sorted(set.intersection(*(set(wrong) for wrong in settings)))
+    if not seeds or not _is_one_length([wrong[seed] for wrong in settings for seed in seeds]):
+        return None
+    return np.stack([np.stack([wrong[seed] for seed in seeds]) for wrong in settings])
 
 
 def pooled_seed_variance(settings: Iterable[WrongBySeed]) -> SeedVariance | None:

@@ -98,7 +98,8 @@ def wilson_interval(error: float, images: float, z: float = Z_95) -> tuple[float
 
     Args:
         error: top-1 error in percent, 0 to 100.
-        images: how many it was measured on, at least 1; an effective number where the variance is known to differ.
+        images: how many it was measured on, above 0; an effective number, which may be a fraction, where the variance
+            is known to differ.
         z: quantile of the normal distribution; that of 97.5 % gives a 95 % interval.
 
     Returns:
@@ -109,8 +110,8 @@ def wilson_interval(error: float, images: float, z: float = Z_95) -> tuple[float
     """
     if not 0 <= error <= 100:
         raise ValueError(f"an error must be between 0 and 100 percent, but got {error}")
-    if images < 1:
-        raise ValueError(f"an error needs at least one image, but got {images}")
+    if not images > 0:
+        raise ValueError(f"the number of images must be above 0, but got {images}")
     p = error / 100
     centre = p + z * z / (2 * images)
     spread = z * math.sqrt(p * (1 - p) / images + z * z / (4 * images * images))
@@ -139,24 +140,6 @@ def newcombe_interval(first: float, second: float, images: int, z: float = Z_95)
     return gap - math.hypot(first - first_low, second_high - second), gap + math.hypot(
         first_high - first, second - second_low
     )
-
-
-def within_image_noise(first: float, second: float, images: int) -> bool:
-    """Return whether so few images cannot tell two error rates apart.
-
-    Args:
-        first: top-1 error in percent, 0 to 100.
-        second: another one.
-        images: how many each was measured on, at least 1.
-
-    Returns:
-        Whether 0 lies in the 95 % interval of the difference.
-
-    Raises:
-        ValueError: as for `wilson_interval`.
-    """
-    low, high = newcombe_interval(first, second, images)
-    return low <= 0 <= high
 
 
 def image_p_value(first: float, second: float, images: int) -> float:

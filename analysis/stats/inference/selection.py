@@ -2,8 +2,13 @@
 
 The lowest of many measured errors is low because the setting is good, and because its images and its seed were lucky.
 So the choice is made again and again on a part of the images (and, where there are several, of the seeds), and the
-chosen setting is measured on the rest, which the choice has not seen. The mean over many such splits is what the
-choice is worth.
+chosen setting is measured on the rest, which the choice has not seen. The mean over many such splits is what a choice
+by nine tenths of the images is worth, and with several seeds by one seed fewer. A choice by all is a little better: by
+how much, is read off a choice by half of the images, which is a little worse. The loss is taken as linear in the
+variance of what chooses.
+
+Where settings got their further seeds because the first one did well (`screened`), only the further ones are measured.
+They still share with the first the luck of their setting with these images: `_screening_luck`.
 
 Of the interval the lower end is that of the chosen setting as if it had been fixed beforehand: its measured error is
 too low already. The upper end is that of splits into four, whose variance is read from the two halves of the images: a
@@ -30,17 +35,19 @@ from analysis.stats.inference.intervals import LEVEL
 from analysis.stats.inference.paired import (
     MeanVariance,
     SeedVariance,
-    WrongImages,
     combined_variance,
     difference_bounds,
     error_bounds,
     mean_variance,
     seed_variance,
+    two_sided_p_value,
 )
 
 PARTITIONS = 10  # of the images, at random but always the same
 FOLDS = 10  # for the estimate: the choice sees nine tenths, nearly as good as all
 COARSE_FOLDS = 4  # for the upper end: steadier, and its two halves give the variance
+ROUGH_FOLDS = 2  # to see how much worse a choice by fewer images is
+MAX_WEIGHT = 1.0  # of the extrapolation to all images and seeds; beyond it the noise of the two splits would rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +89,35 @@ class SelectedDifference:
         low: lower end of the two-sided 95 % interval.
         high: upper end.
         upper: upper end of the one-sided 95 % interval.
+        p_value: of "no difference", two-sided, of the choice by three quarters of the images.
     """
 
     mean: float
     low: float
     high: float
     upper: float
+    p_value: float
 
 
 @dataclass(frozen=True)
 class _SplitErrors:
-    """Shares of wrong images of the choice on what it has not seen; `parts` is [half, partition]."""
+    """Shares of wrong images of the choice on what it has not seen; `halves` is [half, partition]."""
 
     mean: float
     halves: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImageVariance:
+    """The variance of a measured share of wrong images over other images, without what all settings have in common.
+
+    Attributes:
+        shared: the part that all seeds of a setting have in common.
+        alone: the part of each network alone.
+    """
+
+    shared: float
+    alone: float
 
 
 @lru_cache(maxsize=16)
@@ -147,24 +169,28 @@ def corrected_error(
     chosen = choose(wrong)
     fixed = mean_variance(wrong[chosen].astype(np.float64), between_seeds if wrong.shape[1] > 1 else None)
     low, _ = error_bounds(fixed.mean, fixed.variance, images, fixed.quantile(LEVEL))
-    luck = _screening_luck(wrong, between_seeds) if screened else 0.0
-    fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened)
+    luck = _screening_luck(wrong) if screened else 0.0
+    coarse = _split(wrong, COARSE_FOLDS, screened)
     moments = _moments(coarse, wrong, screened, between_seeds, plain=coarse.mean * (1 - coarse.mean))
-    _, high = error_bounds(coarse.mean + luck, moments.variance, images, moments.quantile(LEVEL))
-    mean = 100 * (fine.mean + luck)
+    _, high = error_bounds(min(1.0, coarse.mean + luck), moments.variance, images, moments.quantile(LEVEL))
+    mean = 100 * min(1.0, max(0.0, _chosen_error(wrong, screened, between_seeds) + luck))
     return SelectedError(chosen=chosen, observed=100 * fixed.mean, mean=mean, low=min(low, mean), high=max(high, mean))
 
 
 def corrected_difference(
-    wrong: NDArray[np.bool_], other: WrongImages, screened: bool = False, between_seeds: SeedVariance | None = None
-) -> SelectedDifference:
+    wrong: NDArray[np.bool_], other: NDArray[np.bool_], screened: bool = False,
+    between_seeds: SeedVariance | None = None, other_screened: bool = False,
+) -> SelectedDifference:  # fmt: skip
     """Return the best setting's difference to another, corrected for the choice.
 
     Args:
         wrong: `[setting, seed, image]` as for `corrected_error`.
-        other: `[seed, image]` of a setting that was fixed beforehand, such as a reference.
+        other: `[seed, image]` of a setting that was fixed beforehand, such as a reference; a single seed beside several
+            of `wrong` is that one network, whatever the seed. Or `[setting, seed, image]` of settings of which the best
+            was chosen too.
         screened: as for `corrected_error`.
         between_seeds: the variance between seeds; None for that of these settings and the other.
+        other_screened: the same as `screened`, of the settings in `other`.
 
     Returns:
         The difference with its intervals; with one seed it is that of the two networks.
@@ -172,28 +198,35 @@ def corrected_difference(
     Raises:
         ValueError: there is no setting or seed, or the images differ in number.
     """
+    others = other if other.ndim == 3 else other[None]
     _check(wrong)
+    _check(others)
     images = wrong.shape[2]
-    if other.shape[1] != images:
-        raise ValueError(f"both must be measured on the same images, but got {images:,} and {other.shape[1]:,}")
-    between_seeds = between_seeds or seed_variance([*wrong, other])
-    base = other.astype(np.float64).mean(axis=0)
-    luck = _screening_luck(wrong, between_seeds) if screened else 0.0
-    fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened, base)
-    fine, coarse = replace(fine, mean=fine.mean + luck), replace(coarse, mean=coarse.mean + luck)
-    winner = wrong[choose(wrong)].astype(np.float64).mean(axis=0)
+    if others.shape[2] != images:
+        raise ValueError(f"both must be measured on the same images, but got {images:,} and {others.shape[2]:,}")
+    between_seeds = between_seeds or seed_variance([*wrong, *others])
+    luck = _screening_luck(wrong) if screened else 0.0
+    luck -= _screening_luck(others) if other_screened else 0.0
+    coarse = _split(wrong, COARSE_FOLDS, screened, others, other_screened)
+    coarse = replace(coarse, mean=coarse.mean + luck)
+    winner, base = (group[choose(group)].astype(np.float64).mean(axis=0) for group in (wrong, others))
     only_other = float((base * (1 - winner)).sum())
     only_chosen = only_other + images * coarse.mean
     if only_chosen < 0:
         only_chosen, only_other = 0.0, -images * coarse.mean
     only_chosen = min(only_chosen, images - only_other)
     plain = (only_chosen + only_other) / images - coarse.mean**2
-    moments = _moments(coarse, wrong, screened, between_seeds, plain, other_seeds=other.shape[0])
+    other_seeds = others.shape[1] if others.shape[1] > 1 else 0
+    moments = _moments(coarse, wrong, screened, between_seeds, plain, other_seeds=other_seeds)
     two_sided = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(LEVEL))
     _, upper = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(2 * LEVEL - 1))
-    mean = 100 * (fine.mean - float(base.mean()))
+    chosen_error = _chosen_error(wrong, screened, between_seeds)
+    mean = 100 * (chosen_error + luck - _chosen_error(others, other_screened, between_seeds))
     low = min(mean, two_sided[0], mean - (two_sided[1] - mean))
-    return SelectedDifference(mean=mean, low=max(-100.0, low), high=max(mean, two_sided[1]), upper=max(mean, upper))
+    return SelectedDifference(
+        mean=mean, low=max(-100.0, low), high=max(mean, two_sided[1]), upper=max(mean, upper),
+        p_value=two_sided_p_value(moments),
+    )  # fmt: skip
 
 
 def choose(wrong: NDArray[np.bool_]) -> int:
@@ -214,25 +247,70 @@ def _check(wrong: NDArray[np.bool_]) -> None:
 
 
 def _split(
-    wrong: NDArray[np.bool_], folds: int, screened: bool, base: NDArray[np.float64] | None = None
+    wrong: NDArray[np.bool_], folds: int, screened: bool, others: NDArray[np.bool_] | None = None,
+    others_screened: bool = False,
 ) -> _SplitErrors:  # fmt: skip
     """Choose on all folds but one, measure on that one; then the same within each half of the folds.
 
-    `base` is subtracted: the share of wrong images of the other setting, by image.
+    What `others` choose is subtracted; a single setting there is no choice.
     """
-    images = wrong.shape[2]
     counts = fold_counts(wrong, folds)
-    sizes = _folds(images, folds).sum(axis=0).reshape(PARTITIONS, folds)
-    subtract = 0.0 if base is None else (base.astype(np.float32) @ _folds(images, folds)).reshape(PARTITIONS, folds)
-    total = _chosen_counts(counts, screened) - subtract
-    mean = float(total.sum()) / (PARTITIONS * images)
-    half = folds // 2
-    halves = []
-    for part in (slice(0, half), slice(half, 2 * half)):
+    other_counts = None if others is None else fold_counts(others, folds)
+    sizes = _folds(wrong.shape[2], folds).sum(axis=0).reshape(PARTITIONS, folds)
+
+    def share(part: slice) -> NDArray[np.float64]:
+        """By partition, over these folds."""
         values = _chosen_counts(counts[..., part], screened)
-        values = values - (subtract if base is None else subtract[:, part])  # type: ignore[index]
-        halves.append(values.sum(axis=1) / np.maximum(1, sizes[:, part].sum(axis=1)))
-    return _SplitErrors(mean=mean, halves=np.stack(halves))
+        if other_counts is not None:
+            values = values - _chosen_counts(other_counts[..., part], others_screened)
+        return np.asarray(values.sum(axis=1) / np.maximum(1, sizes[:, part].sum(axis=1)))
+
+    half = folds // 2
+    halves = np.stack([share(slice(0, half)), share(slice(half, 2 * half))])
+    return _SplitErrors(mean=float(share(slice(0, folds)).mean()), halves=halves)
+
+
+def _chosen_error(wrong: NDArray[np.bool_], screened: bool, between_seeds: SeedVariance | None) -> float:
+    """The share of wrong images of what all images and seeds choose, on what the choice has not seen."""
+    fine = _mean_over_splits(wrong, FOLDS, screened)
+    if len(wrong) == 1:
+        return fine
+    weight = _extrapolation_weight(wrong, seed_variance_beside_screening(wrong) if screened else between_seeds)
+    return fine - weight * (_mean_over_splits(wrong, ROUGH_FOLDS, screened) - fine)
+
+
+def _mean_over_splits(wrong: NDArray[np.bool_], folds: int, screened: bool) -> float:
+    total = _chosen_counts(fold_counts(wrong, folds), screened).sum()
+    return float(total) / (PARTITIONS * wrong.shape[2])
+
+
+def _extrapolation_weight(wrong: NDArray[np.bool_], between_seeds: SeedVariance | None) -> float:
+    """How much better a choice by all is than one by nine tenths, in units of how much better that is than by half."""
+    seeds = wrong.shape[1]
+    image = _image_variance(wrong)
+    beyond = max(0.0, between_seeds.variance - image.alone) if between_seeds is not None and seeds > 1 else 0.0
+
+    def variance(seeds: int, share: float) -> float:
+        """Of the mean error by which a setting is chosen, from so many seeds and such a share of the images."""
+        return beyond / seeds + (image.shared + image.alone / seeds) / share
+
+    choosing = max(1, seeds - 1)
+    fine, rough = variance(choosing, 1 - 1 / FOLDS), variance(choosing, 1 - 1 / ROUGH_FOLDS)
+    return min(MAX_WEIGHT, (fine - variance(seeds, 1.0)) / (rough - fine)) if rough > fine else 0.0
+
+
+def _image_variance(wrong: NDArray[np.bool_]) -> _ImageVariance:
+    """From the covariances of two networks of one setting, and of two settings, over the images."""
+    settings, seeds, images = wrong.shape
+    centred = wrong - wrong.mean(axis=2, keepdims=True)
+    sums = centred.sum(axis=1)  # [setting, image]
+    own, squares = float((centred * centred).sum()), float((sums * sums).sum())
+    network = own / (settings * seeds)
+    same = (squares - own) / (settings * seeds * (seeds - 1)) if seeds > 1 else network
+    between = settings * (settings - 1) * seeds**2
+    different = (float((sums.sum(axis=0) ** 2).sum()) - squares) / between if between else 0.0
+    shared, alone = (same - different, network - same) if seeds > 1 else (0.0, network - different)
+    return _ImageVariance(shared=max(0.0, shared) / images**2, alone=max(0.0, alone) / images**2)
 
 
 def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.float64]:
@@ -246,6 +324,8 @@ def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.fl
         return _at_best(unseen[:, 0], counts[:, 0])
     counts_of_all_seeds = unseen.sum(axis=1)
     measured = range(1, seeds) if screened else range(seeds)
+    if len(counts) == 1:
+        return np.asarray(counts[0, list(measured)].mean(axis=0), dtype=np.float64)
     return np.mean([_at_best(counts_of_all_seeds - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
 
 
@@ -254,25 +334,44 @@ def _at_best(choice: NDArray[np.float32], measured: NDArray[np.float32]) -> NDAr
     return np.asarray((best * measured).sum(axis=0) / best.sum(axis=0), dtype=np.float64)
 
 
-def _screening_luck(wrong: NDArray[np.bool_], between_seeds: SeedVariance | None) -> float:
+def _screening_luck(wrong: NDArray[np.bool_]) -> float:
     """The luck with these images that all seeds of a setting share, and by which it was chosen to be repeated.
 
     Measured is how far the first seeds, by which the settings were chosen, lie below the others: that is the luck of
     the first seed alone. The luck that the seeds share is to it as their variances are to each other.
     """
     settings, seeds, images = wrong.shape
+    between_seeds = seed_variance_beside_screening(wrong)
     if settings < 2 or seeds < 2 or between_seeds is None or between_seeds.variance <= 0:
         return 0.0
-    centred = wrong - wrong.mean(axis=2, keepdims=True)
-    sums = centred.sum(axis=1)  # [setting, image]
-    squares = float((sums * sums).sum())
-    same = (squares - float((centred * centred).sum())) / (settings * seeds * (seeds - 1))
-    different = (float((sums.sum(axis=0) ** 2).sum()) - squares) / (settings * (settings - 1) * seeds**2)
-    shared = max(0.0, same - different) / (images * images)
     means = wrong.mean(axis=(1, 2))
     deviations = np.sqrt(np.maximum(means * (1 - means), 1 / images))  # small errors scatter less
     first_below = float(((wrong[:, 1:].mean(axis=(1, 2)) - wrong[:, 0].mean(axis=1)) / deviations).mean())
-    return max(0.0, first_below) * float(deviations[choose(wrong)]) * min(1.0, shared / between_seeds.variance)
+    chosen = _mean_over_splits(wrong, FOLDS, screened=True)
+    scale = max(chosen * (1 - chosen), 1 / images) ** 0.5
+    return max(0.0, first_below) * scale * min(1.0, _image_variance(wrong).shared / between_seeds.variance)
+
+
+def seed_variance_beside_screening(wrong: NDArray[np.bool_]) -> SeedVariance | None:
+    """Return the variance between seeds of settings that were chosen by their first seed.
+
+    The first seeds lie below the others, because they were chosen; their mean distance is left out.
+
+    Args:
+        wrong: `[setting, seed, image]`.
+
+    Returns:
+        The variance; None where too few settings or seeds are there.
+    """
+    settings, seeds, _ = wrong.shape
+    plain = seed_variance(wrong)
+    freedom = settings * (seeds - 1) - 1
+    if plain is None or freedom < 1:
+        return None
+    errors = wrong.mean(axis=2)
+    distance = float(errors[:, 1:].mean() - errors[:, 0].mean())
+    squares = plain.variance * plain.freedom - settings * distance**2 * (seeds - 1) / seeds
+    return SeedVariance(variance=max(0.0, squares) / freedom, interaction=plain.interaction, freedom=freedom)
 
 
 def _moments(

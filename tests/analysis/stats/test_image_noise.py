@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest
 
-from analysis.stats.inference.intervals import newcombe_interval, wilson_interval, within_image_noise
+from analysis.stats.inference.intervals import image_p_value, newcombe_interval, wilson_interval
 
 errors, images = st.floats(0, 100), st.integers(1, 100_000)
 
@@ -50,8 +50,15 @@ def test_swapping_the_errors_changes_the_sign_of_the_interval(left, right, of):
 
 
 def test_more_images_show_smaller_differences():
-    assert within_image_noise(2.1, 1.9, 360)
-    assert not within_image_noise(2.1, 1.9, 1_000_000)
+    assert image_p_value(2.1, 1.9, 360) > 0.05
+    assert image_p_value(2.1, 1.9, 1_000_000) < 0.05
+
+
+def test_a_variance_far_above_that_of_the_images_gives_a_wide_interval():
+    """Two settings of two seeds: a t quantile of 12.7, and less than one image's worth of information."""
+    low, high = wilson_interval(1.25, 0.81, 12.7)
+    assert low < 0.1
+    assert high > 99
 
 
 @pytest.mark.parametrize("bad", [-0.1, 100.1, math.nan])
@@ -61,5 +68,5 @@ def test_an_error_outside_0_to_100_is_an_error(bad):
 
 
 def test_an_interval_needs_an_image():
-    with pytest.raises(ValueError, match="at least one image, but got 0"):
+    with pytest.raises(ValueError, match="number of images must be above 0, but got 0"):
         wilson_interval(1.0, 0)

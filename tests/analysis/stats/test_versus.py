@@ -43,9 +43,24 @@ def test_differences_are_paired_by_seed_within_all_else():
 
 
 def test_seeds_that_agree_do_not_outdo_few_images():
-    assert (
-        compare_values(made(data={"val_images": 100}), "method.name", "thin")[1].verdict == "within noise of the images"
-    )
+    row = compare_values(made(data={"val_images": 100}), "method.name", "thin")[1]
+    assert row.verdict == "worse, but within the noise of the images"
+
+
+def test_verdicts_are_corrected_for_their_number():
+    """A p-value of 0.03 is enough for one difference, not for one of ten."""
+    images = {name: range(40) for name in "cdefghijk"}
+    trials = [trial_of_images(name, wrong, method=name, method__name=name) for name, wrong in images.items()]
+    base = trial_of_images("thin", range(40), method="thin", method__name="thin")
+    lower = trial_of_images("low", range(6, 40), method="low", method__name="low")
+    alone = compare_values(study(base, lower, data={"val_images": 100}), "method.name", "thin")
+    assert alone[1].p_value == pytest.approx(2 * 0.5**6)
+    assert alone[1].verdict == "better, of one seed"
+    rows = compare_values(study(base, lower, *trials, data={"val_images": 100}), "method.name", "thin")
+    row = next(row for row in rows if row.value == "low")
+    assert (row.p_value, row.corrected) == pytest.approx((2 * 0.5**6, 20 * 0.5**6))
+    assert row.verdict == "better, but within the noise of 10 comparisons"
+    assert "Verdicts are corrected for 10 comparisons (Holm)." in comparison_table(rows)
 
 
 def test_a_trial_stands_for_every_row_of_a_grid_that_led_to_it():
