@@ -21,7 +21,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +379,28 @@ def as_good(images: int, seeds: int, gap: float, margin: float = 0.75) -> Study:
     return study
 
 
+# The best against another network
+
+
+def chosen_against(images: int, others: int, seeds: int = 1, settings: int = SETTINGS) -> Study:
+    """The best of many settings against another one, or the best of a few others, all of them equally good.
+
+    An alarm is a p-value below 0.05. Networks of one seed are drawn without a deviation between seeds, because it is
+    their own errors that are compared.
+    """
+
+    def study(random: np.random.Generator, tally: Tally) -> None:
+        truth = Truth(probit(*[3.0] * (settings + others)), seeds=seeds, images=images)
+        drawn = draw(replace(truth, seed_deviation=0.0) if seeds == 1 else truth, random)
+        wrong, rivals = drawn.wrong[:settings], drawn.wrong[settings:]
+        difference = corrected_difference(wrong, rivals)
+        errors = drawn.networks[:, 0] if seeds == 1 else drawn.settings
+        tally.interval(difference.low, difference.high, errors[choose(wrong)] - errors[settings + choose(rivals)])
+        tally.false_alarms += difference.p_value < 0.05
+
+    return study
+
+
 # Many effects
 
 
@@ -443,16 +467,34 @@ KINDS = (
     Kind("as good as: all equal, margin 0.75, 288 images", as_good(288, 1, 0.0), "power"),
     Kind("as good as: all equal, margin 0.75, 2,000 images", as_good(2000, 1, 0.0), "power", share=0.3),
     Kind("as good as: all equal, 3 seeds, 2,000 images", as_good(2000, 3, 0.0), "power", share=0.2),
+    Kind("best of 24 against one as good, 288 images", chosen_against(288, 1), "coverage alarms"),
+    Kind("best of 24 against the best of 3, 288 images", chosen_against(288, 3), "coverage alarms"),
+    Kind("best of 8 against one as good, 3 seeds, 288 images", chosen_against(288, 1, 3, 8), "coverage alarms"),
+    Kind("best of 8 against the best of 3, 3 seeds, 2,000 images", chosen_against(2000, 3, 3, 8), "coverage alarms",
+         share=0.3),
     Kind("effects of four factors without any, one seed", no_effect(2000, 1), "alarms", share=0.2),
     Kind("effects of four factors without any, three seeds", no_effect(2000, 3), "alarms", share=0.2),
     Kind("effects of four factors, counts alone, three seeds", no_effect(2000, 3, recorded=False), "alarms", share=0.2),
 )  # fmt: skip
 
 
-def measure_all(studies: int, seed: int = 0, kinds: tuple[Kind, ...] = KINDS) -> Iterator[Row]:
-    """Yield the table's lines, each as soon as it is measured."""
-    for number, kind in enumerate(kinds):
-        yield measure(kind, max(1, round(kind.share * studies)), seed * 1000 + number)
+def measure_all(studies: int, seed: int = 0, only: str = "", processes: int = 1) -> Iterator[Row]:
+    """Yield the table's lines in its order, each as soon as it is measured.
+
+    The seed of a kind is the same whatever else is measured.
+    """
+    numbers = [number for number, kind in enumerate(KINDS) if only in kind.name]
+    measure_kind = partial(_measure_number, studies=studies, seed=seed)
+    if processes == 1:
+        yield from map(measure_kind, numbers)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(measure_kind, numbers)
+
+
+def _measure_number(number: int, studies: int, seed: int) -> Row:
+    kind = KINDS[number]
+    return measure(kind, max(1, round(kind.share * studies)), seed * 1000 + number)
 
 
 def run(options: Options) -> Measurement:
@@ -512,6 +554,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--studies", type=int, default=STUDIES, metavar="N", help=f"of each kind ({STUDIES:,})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="TEXT", default="", help="only the kinds whose name holds TEXT")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="kinds measured at once (1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
     args = parser.parse_args(arguments)
     kinds = tuple(kind for kind in KINDS if args.only in kind.name)
@@ -519,7 +562,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [heading(width)]
     print(lines[0], flush=True)
     missed = []
-    for row in measure_all(args.studies, args.seed, kinds):
+    for row in measure_all(args.studies, args.seed, args.only, args.processes):
         lines.append(line(row, width))
         print(lines[-1], flush=True)
         missed += [f"missed: {row.name.strip()}: {text}" for text in row.missed]

@@ -46,17 +46,20 @@ if TYPE_CHECKING:
         PointComparison as PointComparison,
         answer_text as answer_text,
         answers as answers,
+        comparisons_sentence as comparisons_sentence,
         describe_size_level as describe_size_level,
     )
     from analysis.findings.study_answers.certainty import (
+        ChosenDifference as ChosenDifference,
         Evidence as Evidence,
-        compare_points as compare_points,
+        chosen_difference as chosen_difference,
         describe_equivalence as describe_equivalence,
         equivalence as equivalence,
         selected_error as selected_error,
         study_evidence as study_evidence,
     )
     from analysis.findings.study_answers.compress_answer import compress_paragraphs as compress_paragraphs
+    from analysis.findings.study_answers.undecided import undecided_sentence as undecided_sentence
     from analysis.findings.study_comparison import (
         StudyComparison as StudyComparison,
         compare_studies as compare_studies,
@@ -80,11 +83,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "study_answers.answer": "Answer PointComparison answer_text answers describe_size_level",
+        "study_answers.answer": "Answer PointComparison answer_text answers comparisons_sentence describe_size_level",
         "study_answers.compress_answer": "compress_paragraphs",
         "study_answers.certainty": (
-            "Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
+            "ChosenDifference Evidence chosen_difference describe_equivalence equivalence selected_error study_evidence"
         ),
+        "study_answers.undecided": "undecided_sentence",
         "cost": "StudyCost study_cost",
         "curves": "LearningCurve evenly_spaced learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from analysis.findings import (
     Answer,
+    ChosenDifference,
     Evidence,
     Failure,
     HeatMap,
@@ -22,7 +23,8 @@ from analysis.findings import (
     StudyCost,
     TimeProfile,
     answers,
-    compare_points,
+    chosen_difference,
+    comparisons_sentence,
     compress_paragraphs,
     describe_equivalence,
     describe_size_level,
@@ -38,9 +40,11 @@ from analysis.findings import (
     study_cost,
     study_evidence,
     study_provenance,
+    undecided_sentence,
 )
 from analysis.reporting.render import InlineExecutor
 from analysis.stats import (
+    ALARM_LEVEL,
     ALL_ELSE_EQUAL,
     BUDGET,
     DENSE,
@@ -52,10 +56,11 @@ from analysis.stats import (
     RepeatedSetting,
     best_point,
     collect_points,
+    count_compared,
     field_importances,
     find_paired_effects,
     find_reference,
-    newcombe_interval,
+    holm_p_values,
     pareto_front,
     references,
     repeated_settings,
@@ -167,7 +172,7 @@ def summarise(
 
     Returns:
         Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
-        the comparison with thinner networks, the first effects and repeats.
+        the comparison with thinner networks, what the front cannot tell apart, the first effects and repeats.
     """
     front, evidence = pareto_front(points), evidence or study_evidence(study)
     if not front:
@@ -176,9 +181,16 @@ def summarise(
     paragraphs = compress_paragraphs(study, points, evidence)
     paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
     paragraphs += _budget_paragraphs(budget_answers)
+    paragraphs += [sentence] if (sentence := comparisons_sentence(budget_answers)) else []
     paragraphs += _compare_with_thin(study, points, evidence)
+    paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
     paragraphs += _effect_paragraphs(effects)
     paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]
+    if repeats and evidence.screened:
+        paragraphs.append(
+            "These settings got further seeds because the first one did well, which their means include: they are not "
+            "corrected for that choice."
+        )
     if not repeats:
         paragraphs.append(
             "Every setting was trained with one seed: how far another seed would move an error is not known."
@@ -253,12 +265,15 @@ def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
 
 
 def _rival_clause(rival: PointComparison) -> str:
+    """The difference as it was measured; better or worse is said only of what is beyond noise after all corrections."""
     size = " at equal size" if rival.level else ""
     if rival.gap == 0:
-        return f", as good as {rival.other.form}{size}"
-    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[rival.within_noise]
-    side = "better" if rival.gap < 0 else "worse"
-    return f", {abs(rival.gap):.2f} points {side} than {rival.other.form}{size}{verdict}"
+        return f", the same measured error as {rival.other.form}{size}"
+    side = ("better", "worse") if rival.within_noise is False else ("lower", "higher")
+    verdict = {True: ", within noise", False: ", beyond noise", None: ", noise unknown"}[rival.within_noise]
+    if rival.level is not None:
+        verdict += " (not corrected for the choice)"
+    return f", {abs(rival.gap):.2f} points {side[rival.gap > 0]} than {rival.other.form}{size}{verdict}"
 
 
 def _compare_with_reference(
@@ -293,28 +308,45 @@ def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     by_size: dict[int, list[FrontPoint]] = {}
     for point in thin:
         by_size.setdefault(next((limit for limit in limits if point.params <= limit), point.params), []).append(point)
-    pairs = []
+    pairs, compared = [], []
     for size, rivals in sorted(by_size.items()):
         best = best_point(point for point in points if point.params <= size and not point.is_thin)
         if best is not None:
             pairs.append((size, best, min(rivals, key=lambda point: point.error)))
+            compared.append((size, rivals))
     if not pairs:
         return ["Every thinner network is smaller than the smallest substitution, so they cannot be compared."]
-    wins = sum(best.error < rival.error for _, best, rival in pairs)
-    text = f"Against thinner networks of the same budget, substitution is better at {wins} of {len(pairs)} sizes"
-    return [f"{text}: {'; '.join(_pair_clause(*pair, evidence) for pair in pairs)}."]
+    comparisons = [
+        chosen_difference([point for point in points if point.params <= size and not point.is_thin], rivals, evidence)
+        for size, rivals in compared
+    ]
+    corrected = holm_p_values([None if c is None else c.selected.p_value for c in comparisons])
+    number = count_compared(corrected)
+    lower = sum(best.error < rival.error for _, best, rival in pairs)
+    text = f"Against thinner networks of the same budget, substitution has the lower error at {lower} of {len(pairs)} "
+    text += f"size{'s' * (len(pairs) != 1)}"
+    if number:
+        beyond = [
+            c.selected.mean for c, p_value in zip(comparisons, corrected, strict=True)
+            if c is not None and p_value is not None and p_value <= ALARM_LEVEL
+        ]  # fmt: skip
+        better = sum(mean < 0 for mean in beyond)
+        both = " and their number (Holm)" if number > 1 else ""
+        text += f"; corrected for the choice{both} it is better at {better} and worse at {len(beyond) - better}"
+    clauses = [_pair_clause(*pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
+    return [f"{text}: {'; '.join(clauses)}."]
 
 
-def _pair_clause(size: int, best: FrontPoint, rival: FrontPoint, evidence: Evidence) -> str:
+def _pair_clause(size: int, best: FrontPoint, rival: FrontPoint, difference: ChosenDifference | None) -> str:
     errors = f"{best.name} {format_percent(best.error)}, {rival.name} {format_percent(rival.error)}"
     text = f"up to {size:,} parameters {errors}"
-    paired = compare_points(best, rival, evidence)
-    if paired is not None:
-        return f"{text} ({format_points(paired.mean)} points, {_interval(paired.low, paired.high)}, same images)"
-    if evidence.images is None:
+    if difference is None:
         return text
-    low, high = newcombe_interval(best.error, rival.error, evidence.images)
-    return f"{text} ({best.error - rival.error:+.2f} points, {_interval(low, high)})"
+    selected, how = difference.selected, ", same images" if difference.same_images else ""
+    return (
+        f"{text} ({format_points(best.error - rival.error)} points; corrected {format_points(selected.mean)}, "
+        f"{_interval(selected.low, selected.high)}{how})"
+    )
 
 
 def _seeds_sentence(repeat: RepeatedSetting) -> str:

@@ -60,13 +60,20 @@ if TYPE_CHECKING:
     )
     from analysis.stats.inference.intervals import (
         Estimate as Estimate,
+        image_p_value as image_p_value,
         newcombe_interval as newcombe_interval,
+        t_test_p_value as t_test_p_value,
         wilson_interval as wilson_interval,
     )
     from analysis.stats.inference.margins import (
         AsGood as AsGood,
         as_good_sizes as as_good_sizes,
         default_margin as default_margin,
+    )
+    from analysis.stats.inference.multiple import (
+        ALARM_LEVEL as ALARM_LEVEL,
+        count_compared as count_compared,
+        holm_p_values as holm_p_values,
     )
     from analysis.stats.inference.paired import (
         PairedDifference as PairedDifference,
@@ -84,7 +91,11 @@ if TYPE_CHECKING:
         PairedEffect as PairedEffect,
         find_paired_effects as find_paired_effects,
     )
-    from analysis.stats.seeds import RepeatedSetting as RepeatedSetting, repeated_settings as repeated_settings
+    from analysis.stats.seeds import (
+        RepeatedSetting as RepeatedSetting,
+        is_screened as is_screened,
+        repeated_settings as repeated_settings,
+    )
     from analysis.stats.study_bests import BestDifference as BestDifference, best_differences as best_differences
     from analysis.stats.versus import (
         compare_values as compare_values,
@@ -96,6 +107,7 @@ if TYPE_CHECKING:
         pairing_sentence as pairing_sentence,
         pooled_seed_variance as pooled_seed_variance,
         same_images_difference as same_images_difference,
+        stack_settings as stack_settings,
         wrong_by_setting as wrong_by_setting,
     )
 
@@ -114,13 +126,16 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",
         "importance": "Importance field_importances searched_settings",
-        "inference.intervals": "Estimate newcombe_interval wilson_interval",
+        "inference.intervals": "Estimate image_p_value newcombe_interval t_test_p_value wilson_interval",
         "inference.margins": "AsGood as_good_sizes default_margin",
+        "inference.multiple": "ALARM_LEVEL count_compared holm_p_values",
         "inference.paired": "PairedDifference SeedVariance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
-        "seeds": "RepeatedSetting repeated_settings",
+        "seeds": "RepeatedSetting is_screened repeated_settings",
         "inference.selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
-        "wrong_images": "WrongBySeed pairing_sentence pooled_seed_variance same_images_difference wrong_by_setting",
+        "wrong_images": (
+            "WrongBySeed pairing_sentence pooled_seed_variance same_images_difference stack_settings wrong_by_setting"
+        ),
     },
 )

@@ -100,8 +100,11 @@ def stack_settings(settings: Sequence[WrongBySeed]) -> NDArray[np.bool_] | None:
         settings: from `wrong_by_setting`; one or more.
 
     Returns:
-        bool (settings, S, N), the lowest seed first; None where they share no seed, or their numbers of images differ.
+        bool (settings, S, N), the lowest seed first. Where they share no seed, equally many of each are taken, as by
+        `same_images_difference`. None where one has no seed, or their numbers of images differ.
     """
+    if not set.intersection(*(set(wrong) for wrong in settings)):
+        settings = [_numbered(wrong) for wrong in settings]
     seeds = sorted(set.intersection(*(set(wrong) for wrong in settings)))
     if not seeds or not _is_one_length([wrong[seed] for wrong in settings for seed in seeds]):
         return None

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.findings.study_answers.certainty import Evidence, compare_points, selected_error, study_evidence
+from analysis.findings.study_answers.certainty import (
+    ChosenDifference,
+    Evidence,
+    chosen_difference,
+    compare_points,
+    selected_error,
+    study_evidence,
+)
 from analysis.findings.study_answers.compress_answer import compress_paragraphs
+from analysis.findings.study_answers.undecided import undecided_sentence
 from analysis.stats import (
+    ALARM_LEVEL,
     DENSE,
     SEPARABLE,
     ErrorsBySeed,
@@ -20,17 +29,20 @@ from analysis.stats import (
     Stratum,
     best_by_method,
     best_point,
+    count_compared,
     errors_by_seed,
     find_reference,
-    newcombe_interval,
+    holm_p_values,
+    image_p_value,
     paired_difference,
     pareto_front,
     references,
     size_level,
     size_limit,
     study_strata,
+    t_test_p_value,
 )
-from analysis.utils import format_percent, method_label
+from analysis.utils import format_percent, format_points, method_label
 from sweeps.records import StudyRecord
 
 
@@ -41,45 +53,66 @@ class PointComparison:
     Attributes:
         label: what the other one is, in words.
         other: the other point.
-        gap: best minus other in points of error: negative is better.
-        interval: 95 % interval of `gap`, on the same images where they are on record, else from their number; None if
-            that is not known.
+        gap: best minus other in points of error, as measured: negative is better.
+        seeds: over how many seeds of both `gap` is; None where it is the difference of the two errors shown.
+        chosen: the difference corrected for the choice; None where the number of images is not known, or where errors
+            are interpolated.
         over_seeds: mean difference over the seeds of both, with its interval; None with fewer than two.
+        p_value: of "no difference"; None where nothing gives one.
+        corrected: the same, corrected for all comparisons of the answer.
+        comparisons: how many these are.
         level: the other method at the size that the two are compared at, where it has another size.
     """
 
     label: str
     other: FrontPoint
     gap: float
-    interval: tuple[float, float] | None
+    seeds: int | None = None
+    chosen: ChosenDifference | None = None
     over_seeds: Estimate | None = None
+    p_value: float | None = None
+    corrected: float | None = None
+    comparisons: int = 1
     level: MethodAtSize | None = None
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether an interval of the gap holds 0; None when none is known."""
-        by_images = None if self.interval is None else self.interval[0] <= 0 <= self.interval[1]
-        by_seeds = None if self.over_seeds is None else not self.over_seeds.beyond_noise
-        verdicts = [verdict for verdict in (by_images, by_seeds) if verdict is not None]
-        return any(verdicts) if verdicts else None
+        """Whether chance may explain it, after all corrections; None where that is not known."""
+        return None if self.corrected is None else self.corrected > ALARM_LEVEL
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether the best was chosen among several points, and the difference pays for that."""
+        return self.chosen is not None and self.chosen.candidates > 1
 
     def text(self) -> str:
         """Return one clause, e.g. `separable reference: 1.9 % at 755,000, 0.2 points lower (within noise)`."""
         side = "lower" if self.gap > 0 else "higher"
-        where = "the same" if self.gap == 0 else f"{abs(self.gap):.2f} points {side} ({self._verdict()})"
+        where = "the same error" if self.gap == 0 else f"{abs(self.gap):.2f} points {side}"
+        where += f" ({', '.join(self._certainty())})"
         if self.level is not None:
             return f"{self.label}: {describe_method_at_size(self.level)}, {where}"
         return f"{self.label}: {format_percent(self.other.error)} at {self.other.params:,}, {where}"
 
-    def _verdict(self) -> str:
-        verdict = {True: "within noise", False: "beyond noise", None: "noise unknown"}[self.within_noise]
-        seeds = self.over_seeds
-        if seeds is None or seeds.low is None or seeds.high is None:
-            return verdict
-        low, high = (seeds.low, seeds.high) if self.gap > 0 else (-seeds.high, -seeds.low)
-        by_images = self.within_noise and seeds.beyond_noise
-        what = "but within the noise of the images" if by_images else verdict
-        return f"95 % {low:.2f} to {high:.2f} over {seeds.count} seeds, {what}"
+    def _certainty(self) -> list[str]:
+        """Over which seeds, the interval, and whether it is beyond noise; signs are those of the clause."""
+        sign = 1 if self.gap > 0 else -1
+        parts = []
+        if self.seeds is not None:
+            parts.append(f"over the {self.seeds} seed{'s' * (self.seeds != 1)} of both")
+        if self.chosen is not None:
+            selected = self.chosen.selected
+            low, high = sorted((sign * selected.low, sign * selected.high))
+            corrected = f"corrected for the choice {format_points(sign * selected.mean)}, " * self.has_choice
+            parts.append(f"{corrected}95 % interval {format_points(low)} to {format_points(high)}")
+        elif self.over_seeds is not None and self.over_seeds.low is not None and self.over_seeds.high is not None:
+            low, high = sorted((sign * self.over_seeds.low, sign * self.over_seeds.high))
+            parts.append(
+                f"95 % interval {format_points(low)} to {format_points(high)} over {self.over_seeds.count} seeds"
+            )
+        if self.level is not None:
+            parts.append("not corrected for the choice")
+        return [*parts, {True: "within noise", False: "beyond noise", None: "noise unknown"}[self.within_noise]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +219,39 @@ def answers(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence
     """
     evidence = evidence or study_evidence(study)
     budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
-    return [_answer(stratum, points, evidence, size_limit(stratum, study)) for stratum in budgets]
+    answered = [_answer(stratum, points, evidence, size_limit(stratum, study)) for stratum in budgets]
+    return _correct_for_number(answered)
+
+
+def _correct_for_number(answered: Sequence[Answer]) -> list[Answer]:
+    """Correct the p-values for all comparisons; a budget with the same best as a smaller one shows none of its own."""
+    shown = [
+        answer for smaller, answer in zip([None, *answered], answered, strict=False)
+        if smaller is None or smaller.best != answer.best
+    ]  # fmt: skip
+    corrected = holm_p_values([comparison.p_value for answer in shown for comparison in answer.comparisons])
+    count, values = count_compared(corrected), iter(corrected)
+    judged = {
+        id(answer): tuple(replace(c, corrected=next(values), comparisons=count) for c in answer.comparisons)
+        for answer in shown
+    }
+    return [replace(answer, comparisons=judged.get(id(answer), ())) for answer in answered]
+
+
+def comparisons_sentence(answered: Sequence[Answer]) -> str:
+    """Say what the verdicts of an answer's comparisons are corrected for; "" where there is none.
+
+    Args:
+        answered: of `answers`.
+
+    Returns:
+        One sentence.
+    """
+    comparisons = [comparison for answer in answered for comparison in answer.comparisons]
+    number = max((comparison.comparisons for comparison in comparisons if comparison.p_value is not None), default=0)
+    corrections = ["the choice of the best"] * any(comparison.has_choice for comparison in comparisons)
+    corrections += [f"the number of these comparisons, {number} (Holm)"] * (number > 1)
+    return f"“Within noise” and “beyond noise” are corrected for {' and '.join(corrections)}." * bool(corrections)
 
 
 def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
@@ -206,6 +271,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     untried = untried if 1 < len(untried) < len(answered) else []
     texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
     paragraphs = [text for answer, text in texts if answer not in untried]
+    paragraphs += [sentence] if (sentence := comparisons_sentence(answered)) else []
     paragraphs = [*compress_paragraphs(study, points, evidence), *paragraphs]
     if untried:
         paragraphs.insert(
@@ -225,6 +291,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
             f"The front has {len(on_front)} point{plural}, of {' to '.join(ends)} parameters; only "
             "trials trained to their end are on it, and all errors here are on validation images."
         )
+        paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
     return "\n".join(paragraphs)
 
 
@@ -302,48 +369,64 @@ def _comparisons(
     comparisons = []
     if level is not None:
         comparisons += _compare_level(level, chosen.method, evidence.images)
-    others: list[tuple[str, FrontPoint]] = []
     if not comparisons:
-        others += [(f"next best method, {point.name}", point) for point in best_by_method(fitting)[1:2]]
+        for point in best_by_method(fitting)[1:2]:
+            ours = [other for other in fitting if other.method == chosen.method]
+            theirs = [other for other in fitting if other.method == point.method and other.eligible and other.competes]
+            label = f"next best method, {point.name}"
+            comparisons.append(_compare(chosen, label, point, evidence, seeds, ours, theirs or [point]))
     full_width = {id(find_reference(points, SEPARABLE)), id(find_reference(points, DENSE))}
     thin = [point for point in references(fitting) if id(point) not in full_width]
     if thin:
         least = min(thin, key=lambda point: (point.error, point.params))
-        others.append((f"{method_label(least.method)} within the same budget", least))
+        label = f"{method_label(least.method)} within the same budget"
+        comparisons.append(_compare(chosen, label, least, evidence, seeds, fitting, thin))
     separable = find_reference(points, SEPARABLE)
     if separable is not None:
-        others.append(("separable reference", separable))
-    return comparisons + [_compare(chosen, label, other, evidence, seeds) for label, other in others]
+        label = "separable reference"
+        comparisons.append(_compare(chosen, label, separable, evidence, seeds, fitting, [separable]))
+    return comparisons
 
 
 def _compare(
-    chosen: FrontPoint, label: str, other: FrontPoint, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed]
+    chosen: FrontPoint, label: str, other: FrontPoint, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed],
+    points: Sequence[FrontPoint], others: Sequence[FrontPoint],
 ) -> PointComparison:  # fmt: skip
+    """The comparison of the best of `points` with the best of `others`; the gap is over the seeds of both."""
     paired = compare_points(chosen, other, evidence)
     if paired is not None:
-        return PointComparison(
-            label=label, other=other, gap=paired.mean, interval=(paired.low, paired.high),
-            over_seeds=paired.estimate if paired.seeds > 1 else None,
-        )  # fmt: skip
-    pairs = paired_difference(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
-    return _judged(label, other, chosen.error, other.error, pairs, evidence.images)
+        gap, count, over_seeds = paired.mean, paired.seeds, paired.estimate if paired.seeds > 1 else None
+    else:
+        over_seeds = paired_difference(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
+        gap = over_seeds.mean if over_seeds else chosen.error - other.error
+        count = over_seeds.count if over_seeds else None
+    if count == chosen.seeds == other.seeds:
+        count = None
+    difference = chosen_difference(points, others, evidence)
+    p_values = [difference.selected.p_value] if difference else []
+    if over_seeds is not None and paired is None:  # neither the seeds nor the images may explain it
+        p_values.append(t_test_p_value(over_seeds))
+    return PointComparison(
+        label=label, other=other, gap=gap, seeds=count, chosen=difference, over_seeds=over_seeds,
+        p_value=max(p_values, default=None),
+    )  # fmt: skip
 
 
 def _compare_level(level: SizeLevel, chosen_method: str, images: int | None) -> list[PointComparison]:
-    """`method` against the best other one at the same size; nothing where there is none."""
+    """`method` against the best other one at the same size; nothing where there is none.
+
+    Interpolated errors have no images of their own: their seeds and their number of images judge them, and the choice
+    of the points on each front is not paid for.
+    """
     rival = next((method for method in level.methods if method.method != chosen_method), None)
     chosen = next((method for method in level.methods if method.method == chosen_method), None)
     if chosen is None or rival is None:
         return []
-    label = f"next best method at {_size_words(level)}"
-    pairs = paired_difference(chosen.by_seed, rival.by_seed)
-    return [replace(_judged(label, rival.nearest, chosen.error, rival.error, pairs, images), level=rival)]
-
-
-def _judged(
-    label: str, other: FrontPoint, best_error: float, other_error: float, pairs: Estimate | None, images: int | None
-) -> PointComparison:  # fmt: skip
-    """The comparison of two errors; if both have common seeds, the gap is the mean over these."""
-    interval = newcombe_interval(best_error, other_error, images) if images else None
-    gap = pairs.mean if pairs else best_error - other_error
-    return PointComparison(label=label, other=other, gap=gap, interval=interval, over_seeds=pairs)
+    over_seeds = paired_difference(chosen.by_seed, rival.by_seed)
+    p_values = [] if over_seeds is None else [t_test_p_value(over_seeds)]
+    p_values += [] if images is None else [image_p_value(chosen.error, rival.error, images)]
+    gap = over_seeds.mean if over_seeds else chosen.error - rival.error
+    return [PointComparison(
+        label=f"next best method at {_size_words(level)}", other=rival.nearest, gap=gap, over_seeds=over_seeds,
+        p_value=max(p_values, default=None), level=rival,
+    )]  # fmt: skip

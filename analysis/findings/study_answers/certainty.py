@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.stats import (
+    UNCHANGED,
     AsGood,
     FrontPoint,
     PairedDifference,
@@ -26,8 +27,10 @@ from analysis.stats import (
     corrected_error,
     default_margin,
     expand_counts,
+    is_screened,
     pooled_seed_variance,
     same_images_difference,
+    stack_settings,
     validation_images,
     wrong_by_setting,
 )
@@ -57,6 +60,23 @@ class Evidence:
     def margin_for(self, reference: FrontPoint) -> float:
         """Return the margin against a reference, in points of error."""
         return default_margin(reference.error) if self.margin is None else self.margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenDifference:
+    """The difference of the best of some points to another network, corrected for the choice.
+
+    Attributes:
+        selected: the difference in points of error; its p-value is that of this comparison alone.
+        candidates: among how many points the best was chosen.
+        seeds: over how many seeds of both.
+        same_images: whether the networks were compared on the same images.
+    """
+
+    selected: SelectedDifference
+    candidates: int
+    seeds: int
+    same_images: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +118,7 @@ def study_evidence(study: StudyRecord) -> Evidence:
     wrong = wrong_by_setting(study)
     margin = (space.get("answer") or {}).get("margin")
     return Evidence(
-        wrong=wrong, images=validation_images(study),
-        screened=(space.get("search") or {}).get("sampler") != "grid",
+        wrong=wrong, images=validation_images(study), screened=is_screened(study),
         seeds=pooled_seed_variance(wrong.values()), margin=None if margin is None else float(margin),
     )  # fmt: skip
 
@@ -119,6 +138,34 @@ def selected_error(points: Sequence[FrontPoint], evidence: Evidence) -> Selected
     if wrong is None:
         return None
     return corrected_error(wrong, _is_screened(wrong, evidence), evidence.seeds)
+
+
+def chosen_difference(
+    points: Sequence[FrontPoint], others: Sequence[FrontPoint], evidence: Evidence
+) -> ChosenDifference | None:  # fmt: skip
+    """Compare the best of points with another network, or with the best of others, and pay for the choices.
+
+    Args:
+        points: among which the best was chosen; those that may not be chosen are ignored.
+        others: one that was fixed beforehand, such as a reference, or several of which the best was chosen.
+        evidence: of the study.
+
+    Returns:
+        Best minus other; None where the number of images is not known or nothing was trained. The trained network that
+        a study begins with is the same for every seed.
+    """
+    candidates = _candidates(points)
+    if not candidates or not others:
+        return None
+    wrong, other, same_images = _lay_out_both(candidates, others, evidence)
+    if wrong is None or other is None:
+        return None
+    screened = _is_screened(wrong, evidence) and len(candidates) > 1
+    others_screened = _is_screened(other, evidence) and len(others) > 1 and all(point.eligible for point in others)
+    return ChosenDifference(
+        selected=corrected_difference(wrong, other, screened, evidence.seeds, others_screened),
+        candidates=len(candidates), seeds=wrong.shape[1], same_images=same_images,
+    )  # fmt: skip
 
 
 def equivalence(points: Sequence[FrontPoint], reference: FrontPoint, evidence: Evidence) -> Equivalence | None:
@@ -239,11 +286,26 @@ def _lay_out(points: Sequence[FrontPoint], evidence: Evidence) -> tuple[NDArray[
     """`[setting, seed, image]` over the seeds that all have, and whether they are of the same images."""
     if not points or evidence.images is None:
         return None, False
-    records = [evidence.wrong.get(point.setting, {}) for point in points]
-    shared = set.intersection(*(set(record) for record in records))
-    if shared and len({len(record[seed]) for record in records for seed in shared}) == 1:
-        return np.stack([np.stack([record[seed] for seed in sorted(shared)]) for record in records]), True
+    stacked = stack_settings([evidence.wrong.get(point.setting, {}) for point in points])
+    if stacked is not None:
+        return stacked, True
     return expand_counts([point.error for point in points], evidence.images)[:, None], False
+
+
+def _lay_out_both(
+    candidates: Sequence[FrontPoint], others: Sequence[FrontPoint], evidence: Evidence
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None, bool]:
+    """As `_lay_out`, for two groups; a trained network that a study begins with has one seed beside all of theirs."""
+    trained = evidence.wrong.get(others[0].setting) if others[0].method == UNCHANGED else None
+    if trained:
+        wrong, same_images = _lay_out(candidates, evidence)
+        bits = next(iter(trained.values()))
+        if same_images and wrong is not None and wrong.shape[2] == len(bits):
+            return wrong, bits[None, None], True
+    stacked, same_images = _lay_out([*candidates, *others], evidence)
+    if stacked is None:
+        return None, None, False
+    return stacked[: len(candidates)], stacked[len(candidates) :], same_images
 
 
 def _is_screened(wrong: NDArray[np.bool_], evidence: Evidence) -> bool:

@@ -2,7 +2,8 @@
 
 Every sentence compares with the trained network as it is, the reference `unchanged`. Errors are validation errors in
 percent, differences points of error; negative is better. Where the records say which images were wrong, two networks
-are compared on the same images.
+are compared on the same images. The best of several is corrected for the choice, and what is called better, worse or
+within noise for the number of all comparisons (Holm).
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.findings.study_answers.certainty import Evidence, study_evidence
+from analysis.findings.study_answers.certainty import Evidence, chosen_difference, study_evidence
 from analysis.stats import (
+    ALARM_LEVEL,
     DENSE,
     SEPARABLE,
     UNCHANGED,
     ErrorsBySeed,
+    Estimate,
     FrontPoint,
-    PairedDifference,
     Stratum,
     best_point,
+    count_compared,
     errors_by_seed,
     find_reference,
+    holm_p_values,
+    image_p_value,
     newcombe_interval,
     paired_difference,
     pairing_sentence,
     references,
-    same_images_difference,
     study_strata,
+    t_test_p_value,
 )
 from analysis.utils import format_percent, format_points, method_label
 from sweeps.records import StudyRecord
@@ -49,7 +54,8 @@ class CompressedSize:
         before: of the points within the budget, the one with the lowest error before any training; None where no
             trial started from trained weights.
         from_scratch: the best network within the budget that started from random weights; None without one.
-        candidates: how many points fit.
+        scratch: all of these, from which it was chosen.
+        points: those that fit, from which the best was chosen.
     """
 
     stratum: Stratum
@@ -57,7 +63,8 @@ class CompressedSize:
     share: float | None
     before: FrontPoint | None
     from_scratch: FrontPoint | None
-    candidates: int
+    scratch: tuple[FrontPoint, ...]
+    points: tuple[FrontPoint, ...]
 
 
 def compressed_sizes(study: StudyRecord, points: Sequence[FrontPoint]) -> list[CompressedSize]:
@@ -84,7 +91,7 @@ def compressed_sizes(study: StudyRecord, points: Sequence[FrontPoint]) -> list[C
             stratum=stratum, best=best, share=best.params / base.params if best else None,
             before=min(measured, key=lambda point: (point.initial_error or 0.0, point.params), default=None),
             from_scratch=min(scratch, key=lambda point: (point.error, point.params), default=None),
-            candidates=len(of_size),
+            scratch=tuple(scratch), points=tuple(of_size),
         ))  # fmt: skip
     return sizes
 
@@ -109,96 +116,174 @@ def compress_paragraphs(
     base = find_reference(points, UNCHANGED)
     if base is None:
         return []
-    differences = _Differences(evidence or study_evidence(study), errors_by_seed(points))
-    first = _trained_paragraph(base, points, differences)
-    paragraphs = [_size_paragraph(size, base, differences) for size in compressed_sizes(study, points)]
-    pairing = pairing_sentence(sum(differences.same_images), len(differences.same_images))
-    return [" ".join(part for part in (first, pairing) if part), *paragraphs]
+    evidence = evidence or study_evidence(study)
+    sizes = compressed_sizes(study, points)
+    compared = _compare_all(base, points, sizes, evidence)
+    shown = list(compared.values())
+    pairing = pairing_sentence(sum(comparison.same_images for comparison in shown), len(shown))
+    first = [_trained_paragraph(base, points, compared), pairing, _correction_sentence(shown)]
+    return [" ".join(part for part in first if part), *(_size_paragraph(size, base, compared) for size in sizes)]
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """The difference of two errors in points, with its 95 % interval where there is one."""
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """A network, or the best of several, minus another one, in points.
+
+    Attributes:
+        mean: as measured.
+        corrected: corrected for the choice; None where there was none, or the number of images is not known.
+        ends: 95 % interval, of the corrected difference where there is one.
+        basis: what the interval is over, in words.
+        same_images: whether it is on the same images.
+        p_value: of "no difference"; None without an interval.
+        verdict: in words, after the correction for the number of comparisons.
+    """
 
     mean: float
+    corrected: float | None = None
     ends: tuple[float, float] | None = None
     basis: str = ""
+    same_images: bool = False
+    p_value: float | None = None
+    verdict: str = ""
 
-    def reversed(self) -> _Difference:
-        return _Difference(-self.mean, None if self.ends is None else (-self.ends[1], -self.ends[0]), self.basis)
+    def certainty(self, sign: int = 1) -> str:
+        """E.g. ` (corrected for the choice +0.41, 95 % interval -0.90 to +1.30, same images, within noise)`.
 
-    @property
-    def interval(self) -> str:
-        """E.g. ` (95 % interval -0.90 to +1.30, same images)`; "" without one."""
-        if self.ends is None:
-            return ""
-        low, high = (format_points(end) for end in self.ends)
-        return f" (95 % interval {', '.join([f'{low} to {high}', *[self.basis] * bool(self.basis)])})"
+        Args:
+            sign: -1 for the other network minus this one.
 
-
-class _Differences:
-    """Computes the differences of a study, and remembers which of them are on the same images."""
-
-    def __init__(self, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed]) -> None:
-        self.evidence = evidence
-        self.seeds = seeds
-        self.same_images: list[bool] = []
-
-    def between(self, point: FrontPoint, other: FrontPoint) -> _Difference:
-        """Point minus other; the trained network as it is has one error, whatever the seed."""
-        paired = self._on_same_images(point, other)
-        self.same_images.append(paired is not None)
-        if paired is not None:
-            basis = f"same images, {paired.seeds} seeds" if paired.seeds > 1 else "same images"
-            return _Difference(paired.mean, (paired.low, paired.high), basis)
-        ours, theirs = self.seeds.get(point.setting, {}), self.seeds.get(other.setting, {})
-        if other.method == UNCHANGED:
-            theirs = dict.fromkeys(ours, other.own_error)
-        estimate = paired_difference(ours, theirs)
-        if estimate is not None and estimate.low is not None and estimate.high is not None:
-            return _Difference(estimate.mean, (estimate.low, estimate.high), f"over {estimate.count} seeds")
-        images = self.evidence.images
-        ends = None if images is None else newcombe_interval(point.error, other.error, images)
-        return _Difference(point.error - other.error, ends)
-
-    def _on_same_images(self, point: FrontPoint, other: FrontPoint) -> PairedDifference | None:
-        wrong, between_seeds = self.evidence.wrong, self.evidence.seeds
-        ours, theirs = wrong.get(point.setting, {}), wrong.get(other.setting, {})
-        if other.method == UNCHANGED and theirs:
-            theirs = dict.fromkeys(ours, next(iter(theirs.values())))
-            if between_seeds is not None:  # only one of the two moves with the seed
-                beyond = max(0.0, between_seeds.variance - between_seeds.interaction)
-                between_seeds = replace(between_seeds, variance=between_seeds.interaction + beyond / 2)
-        return same_images_difference(ours, theirs, between_seeds)
+        Returns:
+            "" where nothing is known.
+        """
+        parts = []
+        if self.corrected is not None:
+            parts.append(f"corrected for the choice {format_points(sign * self.corrected)}")
+        if self.ends is not None:
+            low, high = sorted(sign * end for end in self.ends)
+            parts.append(f"95 % interval {format_points(low)} to {format_points(high)}")
+        parts += [part for part in (self.basis, self.verdict) if part]
+        return f" ({', '.join(parts)})" if parts else ""
 
 
-def _trained_paragraph(base: FrontPoint, points: Sequence[FrontPoint], differences: _Differences) -> str:
+_Compared = Mapping[tuple[str, str], _Comparison]  # by the ids of the two trials
+
+
+def _compare_all(
+    base: FrontPoint, points: Sequence[FrontPoint], sizes: Sequence[CompressedSize], evidence: Evidence
+) -> _Compared:  # fmt: skip
+    """Every comparison that the paragraphs show, corrected for their number."""
+    seeds = errors_by_seed(points)
+    trained_on = [other for name in (DENSE, SEPARABLE) if (other := find_reference(points, name)) is not None]
+    compared = {(other.trial_id, base.trial_id): _compare([other], base, [base], evidence, seeds)
+                for other in trained_on}  # fmt: skip
+    for size in sizes:
+        if size.best is None:
+            continue
+        candidates = sorted(size.points, key=lambda point: point is not size.best)  # the best comes first
+        compared[size.best.trial_id, base.trial_id] = _compare(candidates, base, [base], evidence, seeds)
+        if size.from_scratch is not None:
+            key = (size.best.trial_id, size.from_scratch.trial_id)
+            compared[key] = _compare(candidates, size.from_scratch, size.scratch, evidence, seeds)
+    corrected = holm_p_values([comparison.p_value for comparison in compared.values()])
+    return {
+        key: replace(comparison, verdict=_verdict(p_value))
+        for (key, comparison), p_value in zip(compared.items(), corrected, strict=True)
+    }
+
+
+def _verdict(corrected: float | None) -> str:
+    if corrected is None:
+        return ""
+    return "beyond noise" if corrected <= ALARM_LEVEL else "within noise"
+
+
+def _correction_sentence(shown: Sequence[_Comparison]) -> str:
+    number = count_compared([comparison.p_value for comparison in shown])
+    corrections = ["the choice of the best"] * any(comparison.corrected is not None for comparison in shown)
+    corrections += [f"the number of comparisons in this part, {number} (Holm)"] * (number > 1)
+    return f"“Within noise” and “beyond noise” are corrected for {' and '.join(corrections)}." if corrections else ""
+
+
+def _compare(
+    candidates: Sequence[FrontPoint], other: FrontPoint, others: Sequence[FrontPoint], evidence: Evidence,
+    seeds: Mapping[str, ErrorsBySeed],
+) -> _Comparison:  # fmt: skip
+    """The first of the candidates, which is the best of them, minus the other, which is the best of `others`.
+
+    The trained network as it is has one error, whatever the seed.
+    """
+    best = candidates[0]
+    ours, theirs = seeds.get(best.setting, {}), seeds.get(other.setting, {})
+    if other.method == UNCHANGED:
+        theirs = dict.fromkeys(ours, other.own_error)
+    over_seeds = paired_difference(ours, theirs)
+    mean = best.error - other.error if over_seeds is None else over_seeds.mean
+    if len(candidates) == len(others) == 1 and not _on_same_images(best, other, evidence):
+        return _compare_two(mean, over_seeds, best, other, evidence)
+    difference = chosen_difference(candidates, others, evidence)
+    if difference is None:
+        return _compare_two(mean, over_seeds, best, other, evidence)
+    selected, choice = difference.selected, len(candidates) > 1 or len(others) > 1
+    p_values = [selected.p_value]
+    if over_seeds is not None and not difference.same_images:  # neither the seeds nor the images may explain it
+        p_values.append(t_test_p_value(over_seeds))
+    basis = "same images" if difference.same_images else ""
+    return _Comparison(
+        mean=mean, corrected=selected.mean if choice else None, ends=(selected.low, selected.high),
+        basis=f"{basis}, {difference.seeds} seeds" if basis and difference.seeds > 1 else basis,
+        same_images=difference.same_images, p_value=max(p_values),
+    )  # fmt: skip
+
+
+def _on_same_images(first: FrontPoint, second: FrontPoint, evidence: Evidence) -> bool:
+    return bool(evidence.wrong.get(first.setting)) and bool(evidence.wrong.get(second.setting))
+
+
+def _compare_two(
+    mean: float, over_seeds: Estimate | None, first: FrontPoint, second: FrontPoint, evidence: Evidence
+) -> _Comparison:  # fmt: skip
+    """Two networks that nobody chose and that are not paired by image: over seeds, else as two samples of images."""
+    if over_seeds is not None and over_seeds.low is not None and over_seeds.high is not None:
+        return _Comparison(
+            mean=mean, ends=(over_seeds.low, over_seeds.high), basis=f"over {over_seeds.count} seeds",
+            p_value=t_test_p_value(over_seeds),
+        )  # fmt: skip
+    if evidence.images is None:
+        return _Comparison(mean=mean)
+    return _Comparison(
+        mean=mean, ends=newcombe_interval(first.error, second.error, evidence.images),
+        p_value=image_p_value(first.error, second.error, evidence.images),
+    )  # fmt: skip
+
+
+def _trained_paragraph(base: FrontPoint, points: Sequence[FrontPoint], compared: _Compared) -> str:
     text = f"The trained network as it is: {format_percent(base.error)} at {base.params:,} parameters{_epochs(base)}."
     for name, verb in ((DENSE, "Trained on"), (SEPARABLE, "Separable, started from it and trained on")):
         other = find_reference(points, name)
         if other is not None:
             size = "" if other.params == base.params else f" at {other.params:,} parameters"
-            text += f" {verb}{_epochs(other)}: {_gap(other, base, differences)}{size}."
+            text += f" {verb}{_epochs(other)}: {_gap(other, base, compared)}{size}."
     return text
 
 
-def _size_paragraph(size: CompressedSize, base: FrontPoint, differences: _Differences) -> str:
+def _size_paragraph(size: CompressedSize, base: FrontPoint, compared: _Compared) -> str:
     best = size.best
     if best is None or size.share is None:
         return f"{_capital(size.stratum.label)}: no trial was completed."
     text = (
-        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, base, differences)}: {best.name}"
-        f"{_epochs(best)}, best of {size.candidates}."
+        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, base, compared)}: {best.name}"
+        f"{_epochs(best)}, best of {len(size.points)}."
     )
     if size.before is not None and size.before.initial_error is not None:
         gap = size.before.initial_error - base.own_error
-        text += f" Before any training {gap:+.2f} points: {size.before.name}."
+        text += f" Before any training the lowest is {gap:+.2f} points, as measured: {size.before.name}."
     if size.from_scratch is not None:
         other = size.from_scratch
         thinner = "a thinner network" if other.is_thin else method_label(other.method)
         text += (
             f" Within the same size {thinner} from scratch has {format_percent(other.error)} at {other.params:,}"
-            f"{_epochs(other)}: {_comparison(differences.between(best, other))}."
+            f"{_epochs(other)}: {_comparison_text(compared[best.trial_id, other.trial_id])}."
         )
     return text
 
@@ -214,19 +299,19 @@ def _share_words(size: CompressedSize) -> str:
     return f"{100 * share:.3g} % of the parameters"
 
 
-def _gap(point: FrontPoint, base: FrontPoint, differences: _Differences) -> str:
-    """E.g. `+0.20 points (95 % interval -0.90 to +1.30, same images)`."""
-    difference = differences.between(point, base)
-    return f"{difference.mean:+.2f} points{difference.interval}"
+def _gap(point: FrontPoint, base: FrontPoint, compared: _Compared) -> str:
+    """E.g. `+0.20 points (95 % interval -0.90 to +1.30, same images, within noise)`."""
+    comparison = compared[point.trial_id, base.trial_id]
+    return f"{comparison.mean:+.2f} points{comparison.certainty()}"
 
 
-def _comparison(difference: _Difference) -> str:
+def _comparison_text(comparison: _Comparison) -> str:
     """A compressed network minus another one in words; the interval is of the figure that stands before it."""
-    if abs(difference.mean) < SAME_ERROR:
-        return f"the compressed one has the same error{difference.interval}"
-    if difference.mean > 0:
-        return f"the compressed one is {difference.mean:.2f} points worse{difference.interval}"
-    return f"the compressed one is {-difference.mean:.2f} points better{difference.reversed().interval}"
+    if abs(comparison.mean) < SAME_ERROR:
+        return f"the compressed one has the same error{comparison.certainty()}"
+    if comparison.mean > 0:
+        return f"that of the compressed one is {comparison.mean:.2f} points higher{comparison.certainty()}"
+    return f"that of the compressed one is {-comparison.mean:.2f} points lower{comparison.certainty(-1)}"
 
 
 def _epochs(point: FrontPoint) -> str:

@@ -86,6 +86,7 @@ class PairedDifference:
         p_value: of "no difference", two-sided.
         seeds: how many both have.
         images: how many there are.
+        discordant: share of the images on which one of the two is wrong alone, a mean over seeds.
     """
 
     mean: float
@@ -94,6 +95,7 @@ class PairedDifference:
     p_value: float
     seeds: int
     images: int
+    discordant: float
 
     @property
     def estimate(self) -> Estimate:
@@ -307,18 +309,27 @@ def paired_error_difference(
     seeds, images = first.shape
     only_first = float((first & ~second).sum()) / seeds
     only_second = float((second & ~first).sum()) / seeds
+    discordant = (only_first + only_second) / images
     if seeds == 1:
         from scipy.special import ndtri
 
         low, high = tango_interval(only_first, only_second, images, float(ndtri(0.5 + level / 2)))
         p_value = mcnemar_p_value(round(only_first), round(only_second))
         gap = 100 * (only_first - only_second) / images
-        return PairedDifference(mean=gap, low=low, high=high, p_value=p_value, seeds=1, images=images)
+        return PairedDifference(
+            mean=gap, low=low, high=high, p_value=p_value, seeds=1, images=images, discordant=discordant
+        )
     gaps = first.astype(np.float64) - second.astype(np.float64)
     moments = mean_variance(gaps, _of_difference(between_seeds, gaps))
     low, high = difference_bounds(only_first, only_second, images, moments, moments.quantile(level))
     return PairedDifference(
-        mean=100 * moments.mean, low=low, high=high, p_value=two_sided_p_value(moments), seeds=seeds, images=images
+        mean=100 * moments.mean,
+        low=low,
+        high=high,
+        p_value=two_sided_p_value(moments),
+        seeds=seeds,
+        images=images,
+        discordant=discordant,
     )
 
 
@@ -346,10 +357,37 @@ def difference_bounds(
     Returns:
         Lower and upper end, in points.
     """
+    return tango_interval(*_effective_counts(only_first, only_second, images, moments), quantile)
+
+
+def _effective_counts(
+    only_first: float, only_second: float, images: int, moments: MeanVariance
+) -> tuple[float, float, float]:  # fmt: skip
+    """The counts of as many images as would give the variance."""
     gap = (only_first - only_second) / images
     plain = ((only_first + only_second) / images - gap * gap) / images
     scale = plain / moments.variance if plain > 0 and moments.variance > 0 else 1.0
-    return tango_interval(scale * only_first, scale * only_second, scale * images, quantile)
+    return scale * only_first, scale * only_second, scale * images
+
+
+def difference_p_value(only_first: float, only_second: float, images: int, moments: MeanVariance, seeds: int) -> float:
+    """Return the p-value of "no difference" where the variance is known.
+
+    Args:
+        only_first: images on which the first alone is wrong, a mean over seeds.
+        only_second: images on which the second alone is wrong.
+        images: how many there are.
+        moments: the difference with its variance.
+        seeds: of each.
+
+    Returns:
+        Of one seed that of McNemar's exact test, with as many images as would give the variance; of several that of
+        Student's t.
+    """
+    if seeds > 1:
+        return two_sided_p_value(moments)
+    first, second, _ = _effective_counts(only_first, only_second, images, moments)
+    return mcnemar_p_value(round(first), round(second))
 
 
 def two_sided_p_value(moments: MeanVariance) -> float:

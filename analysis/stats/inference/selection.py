@@ -3,9 +3,8 @@
 The lowest of many measured errors is low because the setting is good, and because its images and its seed were lucky.
 So the choice is made again and again on a part of the images (and, where there are several, of the seeds), and the
 chosen setting is measured on the rest, which the choice has not seen. The mean over many such splits is what a choice
-by nine tenths of the images is worth, and with several seeds by one seed fewer. A choice by all is a little better: by
-how much, is read off a choice by half of the images, which is a little worse. The loss is taken as linear in the
-variance of what chooses.
+by nine tenths of the images is worth, and with several seeds by one seed fewer. A choice by all is a little better. By
+how much, is read off a choice by half of the images, which is a little worse; true errors are taken as normal for that.
 
 Where settings got their further seeds because the first one did well (`screened`), only the further ones are measured.
 They still share with the first the luck of their setting with these images: `_screening_luck`.
@@ -35,19 +34,21 @@ from analysis.stats.inference.intervals import LEVEL
 from analysis.stats.inference.paired import (
     MeanVariance,
     SeedVariance,
+    WrongImages,
     combined_variance,
     difference_bounds,
+    difference_p_value,
     error_bounds,
     mean_variance,
+    paired_error_difference,
     seed_variance,
-    two_sided_p_value,
 )
 
 PARTITIONS = 10  # of the images, at random but always the same
 FOLDS = 10  # for the estimate: the choice sees nine tenths, nearly as good as all
 COARSE_FOLDS = 4  # for the upper end: steadier, and its two halves give the variance
 ROUGH_FOLDS = 2  # to see how much worse a choice by fewer images is
-MAX_WEIGHT = 1.0  # of the extrapolation to all images and seeds; beyond it the noise of the two splits would rule
+MAX_WEIGHT = 2.0  # of the extrapolation to all images and seeds; beyond it the noise of the two splits would rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +206,9 @@ def corrected_difference(
     if others.shape[2] != images:
         raise ValueError(f"both must be measured on the same images, but got {images:,} and {others.shape[2]:,}")
     between_seeds = between_seeds or seed_variance([*wrong, *others])
+    seeds_match = others.shape[1] in (1, wrong.shape[1])
+    if len(wrong) == len(others) == 1 and seeds_match and not (screened or other_screened):
+        return _difference_without_choice(wrong[0], others[0], between_seeds)
     luck = _screening_luck(wrong) if screened else 0.0
     luck -= _screening_luck(others) if other_screened else 0.0
     coarse = _split(wrong, COARSE_FOLDS, screened, others, other_screened)
@@ -222,10 +226,31 @@ def corrected_difference(
     _, upper = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(2 * LEVEL - 1))
     chosen_error = _chosen_error(wrong, screened, between_seeds)
     mean = 100 * (chosen_error + luck - _chosen_error(others, other_screened, between_seeds))
-    low = min(mean, two_sided[0], mean - (two_sided[1] - mean))
+    low, high = min(mean, two_sided[0], mean - (two_sided[1] - mean)), max(mean, two_sided[1])
+    if len(others) > 1:  # either end pays for a choice, and is not inside that of the two networks as measured
+        seeds = min(wrong.shape[1], others.shape[1])
+        winners = wrong[choose(wrong), :seeds], others[choose(others), :seeds]
+        measured = paired_error_difference(*winners, between_seeds if seeds > 1 else None)
+        low, high = min(low, measured.low), max(high, 2 * mean - two_sided[0], measured.high)
     return SelectedDifference(
-        mean=mean, low=max(-100.0, low), high=max(mean, two_sided[1]), upper=max(mean, upper),
-        p_value=two_sided_p_value(moments),
+        mean=mean, low=max(-100.0, low), high=min(100.0, high), upper=max(mean, upper),
+        p_value=difference_p_value(only_chosen, only_other, images, moments, wrong.shape[1]),
+    )  # fmt: skip
+
+
+def _difference_without_choice(
+    first: WrongImages, second: WrongImages, between_seeds: SeedVariance | None
+) -> SelectedDifference:  # fmt: skip
+    if second.shape != first.shape:  # one network beside several seeds: only the first moves with the seed
+        second = np.broadcast_to(second, first.shape)
+        if between_seeds is not None:
+            beyond = max(0.0, between_seeds.variance - between_seeds.interaction)
+            between_seeds = replace(between_seeds, variance=between_seeds.interaction + beyond / 2)
+    difference = paired_error_difference(first, second, between_seeds)
+    one_sided = paired_error_difference(first, second, between_seeds, 2 * LEVEL - 1)
+    return SelectedDifference(
+        mean=difference.mean, low=difference.low, high=difference.high, upper=one_sided.high,
+        p_value=difference.p_value,
     )  # fmt: skip
 
 
@@ -285,7 +310,11 @@ def _mean_over_splits(wrong: NDArray[np.bool_], folds: int, screened: bool) -> f
 
 
 def _extrapolation_weight(wrong: NDArray[np.bool_], between_seeds: SeedVariance | None) -> float:
-    """How much better a choice by all is than one by nine tenths, in units of how much better that is than by half."""
+    """How much better a choice by all is than one by nine tenths, in units of how much better that is than by half.
+
+    Of normally distributed true errors of variance T, a choice by errors measured with variance v gains in proportion
+    to T / sqrt(T + v) over a choice at random.
+    """
     seeds = wrong.shape[1]
     image = _image_variance(wrong)
     beyond = max(0.0, between_seeds.variance - image.alone) if between_seeds is not None and seeds > 1 else 0.0
@@ -294,9 +323,13 @@ def _extrapolation_weight(wrong: NDArray[np.bool_], between_seeds: SeedVariance 
         """Of the mean error by which a setting is chosen, from so many seeds and such a share of the images."""
         return beyond / seeds + (image.shared + image.alone / seeds) / share
 
-    choosing = max(1, seeds - 1)
-    fine, rough = variance(choosing, 1 - 1 / FOLDS), variance(choosing, 1 - 1 / ROUGH_FOLDS)
-    return min(MAX_WEIGHT, (fine - variance(seeds, 1.0)) / (rough - fine)) if rough > fine else 0.0
+    full, choosing = variance(seeds, 1.0), max(1, seeds - 1)
+    true = max(0.0, float(wrong.mean(axis=(1, 2)).var(ddof=1)) - full)
+    if true + full <= 0:
+        return 0.0
+    variances = (full, variance(choosing, 1 - 1 / FOLDS), variance(choosing, 1 - 1 / ROUGH_FOLDS))
+    all_images, fine, rough = ((true + value) ** -0.5 for value in variances)
+    return min(MAX_WEIGHT, (all_images - fine) / (fine - rough)) if fine > rough else 0.0
 
 
 def _image_variance(wrong: NDArray[np.bool_]) -> _ImageVariance:

@@ -55,11 +55,14 @@ def test_sizes_are_told_in_words_with_differences_before_and_after():
     assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained on ")
     assert "Trained on (3 epochs, 23 in all): -0.10 points (95 % interval " in first
     assert "Separable, started from it and trained on (3 epochs, 23 in all): +4.00 points (95 % interval " in first
-    assert half.startswith("Half the parameters (198,000) at +0.20 points (95 % interval -1.1")
+    assert half.startswith(
+        "Half the parameters (198,000) at +0.20 points (corrected for the choice +0.48, 95 % interval"
+    )
     assert "Tucker-2, fitted in order (3 epochs, 23 in all), best of 2." in half
-    assert "Before any training +0.40 points: SVD, fitted in order." in half
+    assert "Before any training the lowest is +0.40 points, as measured: SVD, fitted in order." in half
     assert "Within the same size a thinner network from scratch has 3.50 % at 199,000 (23 epochs in all)" in half
-    assert "the compressed one is 1.30 points better (95 % interval -0.1" in half  # of better, as the figure is
+    assert "that of the compressed one is 1.30 points lower (corrected for the choice +0.99, 95 % interval" in half
+    assert "within noise" in half
     assert quarter.startswith("A quarter (98,000) at +1.00 points")
     assert "5.00 % at 99,000" in quarter  # the larger thin network does not fit
 
@@ -68,7 +71,7 @@ def test_with_several_seeds_the_interval_is_over_them():
     seeds = [record("tucker2", 198_000, error, stratum=HALF, seed=seed) for seed, error in enumerate((2.2, 2.4, 2.6))]
     small = study(record("unchanged", DENSE, 2.0, epochs=0), *seeds)
     half = compress_paragraphs(small, collect_points(small))[1]
-    assert half.startswith("Half the parameters (198,000) at +0.40 points (95 % interval -0.10 to +0.90, over 3 seeds)")
+    assert half.startswith("Half the parameters (198,000) at +0.40 points (95 % interval -0.10 to +0.90, over 3 seeds,")
 
 
 def with_images(trial: TrialRecord, wrong: range) -> TrialRecord:
@@ -87,11 +90,12 @@ def test_networks_are_compared_on_the_same_images_where_these_are_on_record():
     )
     first, half, _ = compress_paragraphs(small, collect_points(small))
     low, high = tango_interval(8, 0, 1000, Z_95)
-    assert f"at +0.80 points (95 % interval {low:+.2f} to {high:+.2f}, same images)" in half
+    assert f"at +0.80 points (95 % interval {low:+.2f} to {high:+.2f}, same images, beyond noise)" in half
     assert low > 0 > newcombe_interval(2.8, 2.0, 1000)[0]
     low, high = tango_interval(7, 0, 1000, Z_95)
-    assert f"0.70 points better (95 % interval {low:+.2f} to {high:+.2f}, same images)" in half
+    assert f"0.70 points lower (95 % interval {low:+.2f} to {high:+.2f}, same images, beyond noise)" in half
     assert "Differences are on the same validation images, with 95 % intervals" in first
+    assert first.endswith("corrected for the number of comparisons in this part, 2 (Holm).")
 
 
 def test_the_trained_network_is_the_same_for_each_seed_and_adds_no_variance():
@@ -107,14 +111,14 @@ def test_the_trained_network_is_the_same_for_each_seed_and_adds_no_variance():
     paired = paired_error_difference(bits, np.tile(base, (3, 1)))
     assert half.startswith(
         f"Half the parameters (198,000) at +0.80 points (95 % interval {paired.low:+.2f} to {paired.high:+.2f}, same "
-        "images, 3 seeds)"
+        "images, 3 seeds, within noise)"
     )
 
 
 def test_a_study_without_wrong_images_says_that_differences_are_unpaired():
     small = study(*TRIALS)
     first = compress_paragraphs(small, collect_points(small))[0]
-    assert first.endswith("Differences are not paired by image: the records do not say which images were wrong.")
+    assert "Differences are not paired by image: the records do not say which images were wrong." in first
     assert "same images" not in " ".join(compress_paragraphs(small, collect_points(small)))
 
 

@@ -13,7 +13,6 @@ from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import budget_table, equal_size_table, format_point_error
 from analysis.stats import wrong_images as wrong_images_module
 from analysis.stats.front import collect_points, pareto_front, study_strata
-from analysis.stats.inference.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images, wrong_images
@@ -116,9 +115,11 @@ class TestSummary:
     def test_substitution_is_compared_with_thinner_networks(self):
         thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
         text = " ".join(self.summary_of(thin, trial("t", 100, 5.0)))
-        low, high = newcombe_interval(5.0, 9.0, 100)
-        assert "substitution is better at 1 of 1 sizes: up to 500 parameters CP, 2 dims 5.00 %, separable" in text
-        assert f"width 0.5 9.00 % (-4.00 points, 95 % interval {low:+.1f} to {high:+.1f})" in text
+        assert (
+            "substitution has the lower error at 1 of 1 size; corrected for the choice it is better at 0 and worse at "
+            "0: up to 500 parameters CP, 2 dims 5.00 %, separable, width 0.5 9.00 % (-4.00 points; corrected -4.00, "
+            "95 % interval -11.7 to +3.2)"
+        ) in text
         assert "No thinner network" in " ".join(self.summary_of(trial("t", 100, 5.0)))
 
     def test_the_study_s_own_network_is_not_a_thinner_one(self):
@@ -150,8 +151,9 @@ class TestSummary:
         )  # fmt: skip
         (paragraph,) = [line for line in summary(record) if line.startswith("Up to 200")]
         assert paragraph == (
-            "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
-            "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
+            "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points lower than shuffle at equal size, noise unknown "
+            "(not corrected for the choice). At 200 parameters, along each method's own front: CP 4.00 %, shuffle "
+            "4.50 %."
         )
         rows = equal_size_table(budget_answers(record), collect_points(record)).rows
         assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
@@ -164,7 +166,10 @@ class TestSummary:
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
         text = " ".join(summary(record))
-        assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in text
+        assert (
+            "substitution has the lower error at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense"
+            in text
+        )
 
     def test_the_effect_of_one_choice_is_in_the_summary(self):
         pairs = [

@@ -134,14 +134,17 @@ class TestAnswer:
         assert comparison.gap == pytest.approx(sum(gaps) / 3)
         assert (comparison.over_seeds.low, comparison.over_seeds.high) == pytest.approx((interval.low, interval.high))
         assert comparison.within_noise is False
-        assert f"95 % {-interval.high:.2f} to {-interval.low:.2f} over 3 seeds, beyond noise" in comparison.text()
+        assert comparison.text().endswith(
+            f"(95 % interval +{-interval.high:.2f} to +{-interval.low:.2f} over 3 seeds, not corrected for the choice, "
+            "beyond noise)"
+        )
 
     def test_seeds_that_agree_do_not_outdo_few_images(self):
         trials = curve("cp", [200, 400], (0, 1, 2)) + curve("tucker", [200, 400], (0, 1, 2), shift=lambda _: 0.3)
         (comparison, *_) = answered(self.made(*trials))[0].comparisons
         assert comparison.over_seeds.beyond_noise is True
         assert comparison.within_noise is True
-        assert comparison.text().endswith("over 3 seeds, but within the noise of the images)")
+        assert comparison.text().endswith("0.30 points higher (95 % interval -0.89 to +1.49, within noise)")
 
     def test_a_limit_on_mult_adds_is_found_in_the_records(self):
         label = "mult-adds <= 0.5 of separable"

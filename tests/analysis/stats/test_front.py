@@ -169,9 +169,14 @@ class TestAnswer:
             "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error "
             "(n = 1 seed, 360 validation images; corrected for the choice 2.22 %, 95 % interval 1.1 to 4.3 %, "
             "from counts alone, best of 2 completed). "
-            "Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
-            "separable reference: 1.94 % at 1,000, 0.28 points lower (within noise)."
+            "Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (95 % interval +2.91 to +9.71, beyond "
+            "noise); separable reference: 1.94 % at 1,000, 0.28 points lower (corrected for the choice +0.28, 95 % "
+            "interval -2.09 to +2.65, within noise)."
         )
+        assert (
+            "“Within noise” and “beyond noise” are corrected for the choice of the best and the number of these "
+            "comparisons, 2 (Holm)."
+        ) in answer_of(study)
         assert "References: separable 1.94 % at 1,000 parameters." in answer_of(study)
 
     def test_a_thinner_network_within_the_budget_is_compared(self):
