@@ -35,7 +35,9 @@ class RepeatedSetting:
 
 
 def is_screened(study: StudyRecord) -> bool:
-    """Return whether settings got their further seeds because the first one did well, as the front of a search does.
+    """Return whether settings got their further seeds because the first did well.
+
+    That is so of the front of a search.
 
     Args:
         study: the records.
