@@ -139,9 +139,11 @@ def audit_text(study: StudyRecord) -> str:
         study: the records.
 
     Returns:
-        A line a verdict, then how many trials were left out.
+        A line a verdict, then what the winner is and how many trials were left out.
     """
     lines = [verdict.text() for verdict in audit_stopping(study)]
+    if lines:
+        lines.append("the winner is the trial of the lowest measured error; others may be as good")
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
     cut = sum(trial.status is Status.STOPPED for trial in searched)
     if cut:

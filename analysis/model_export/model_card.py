@@ -14,8 +14,8 @@ from sweeps.records import StudyRecord
 
 LIMITS = (
     "It was trained and validated on this one data set; on other images nothing is known of it. The validation error "
-    "chose it among other trials, so it looks a little better there than it is; where there is a test error, that is "
-    "the one to quote. Latencies hold for the machine named above."
+    "chose it among other trials, so it looks better there than it is, and its interval does not pay for that; where "
+    "there is a test error, that is the one to quote. Latencies hold for the machine named above."
 )
 
 

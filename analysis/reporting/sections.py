@@ -117,7 +117,8 @@ def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) 
             plot = front_plot(study, report.points, measure, report.evidence)
             caption = f"Validation error against {label}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
-            caption += " Grey band: 95 % interval, corrected for the choice." if plot.band else ""
+            if plot.band:
+                caption += " Grey band: 95 % interval of each size by itself, corrected for the choice."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
             page.picture(DrawJob(name=f"front_{measure}", caption=caption, draw=draw_front, data=plot))
     fronts = {

@@ -239,13 +239,13 @@ def _correct_for_number(answered: Sequence[Answer]) -> list[Answer]:
 
 
 def comparisons_sentence(answered: Sequence[Answer]) -> str:
-    """Say what the verdicts of an answer's comparisons are corrected for; "" where there is none.
+    """Say what the verdicts of an answer's comparisons are corrected for.
 
     Args:
         answered: of `answers`.
 
     Returns:
-        One sentence.
+        One sentence; "" where nothing is compared.
     """
     comparisons = [comparison for answer in answered for comparison in answer.comparisons]
     number = max((comparison.comparisons for comparison in comparisons if comparison.p_value is not None), default=0)

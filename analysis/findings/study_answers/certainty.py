@@ -64,7 +64,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenDifference:
-    """The difference of the best of some points to another network, corrected for the choice.
+    """The best of some points less another network, corrected for the choice.
 
     Attributes:
         selected: the difference in points of error; its p-value is that of this comparison alone.
@@ -143,7 +143,7 @@ def selected_error(points: Sequence[FrontPoint], evidence: Evidence) -> Selected
 def chosen_difference(
     points: Sequence[FrontPoint], others: Sequence[FrontPoint], evidence: Evidence
 ) -> ChosenDifference | None:  # fmt: skip
-    """Compare the best of points with another network, or with the best of others, and pay for the choices.
+    """Compare the best of points with another, and pay for the choices.
 
     Args:
         points: among which the best was chosen; those that may not be chosen are ignored.

@@ -110,7 +110,7 @@ def seeds_to_tell(pair: Neighbours, evidence: Evidence) -> int | None:
 
 
 def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> str:
-    """Say which neighbours on the front cannot be told apart, and what it would cost to tell.
+    """Say which neighbours on the front cannot be told apart, and what would tell.
 
     Args:
         study: the records.

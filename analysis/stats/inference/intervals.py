@@ -143,7 +143,7 @@ def newcombe_interval(first: float, second: float, images: int, z: float = Z_95)
 
 
 def image_p_value(first: float, second: float, images: int) -> float:
-    """Return the p-value of "both error rates are the same", from their images as two samples.
+    """Return the p-value of equal error rates, from their images as two samples.
 
     Args:
         first: top-1 error in percent, 0 to 100.

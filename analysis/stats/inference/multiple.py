@@ -35,7 +35,7 @@ def holm_p_values(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def count_compared(p_values: Sequence[float | None]) -> int:
-    """Return how many comparisons have a p-value: for so many `holm_p_values` corrects.
+    """Return how many comparisons have a p-value, for which Holm's rule corrects.
 
     Args:
         p_values: of all comparisons that are shown together.

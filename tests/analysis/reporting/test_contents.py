@@ -13,6 +13,7 @@ from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import budget_table, equal_size_table, format_point_error
 from analysis.stats import wrong_images as wrong_images_module
 from analysis.stats.front import collect_points, pareto_front, study_strata
+from analysis.stats.inference.intervals import wilson_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images, wrong_images
@@ -65,6 +66,31 @@ class TestFronts:
 
     def test_budgets_are_whole_numbers(self):
         assert study_strata(study(strata=[{"label": "s", "params": 10.0}]))[0].params == 10
+
+
+class TestBand:
+    """Twenty equally good networks of ever larger size: the front is what was lucky."""
+
+    def plot(self, **header):
+        random = np.random.default_rng(3)
+        trials = [
+            trial_of_images(f"t{size}", np.flatnonzero(random.random(300) < 0.1), 300, params=size, dims=size)
+            for size in range(100, 120)
+        ]
+        record = study(*trials, **header)
+        return front_plot(record, collect_points(record))
+
+    def test_it_holds_the_front_and_the_true_error_and_its_upper_end_pays_for_the_choice(self):
+        plot = self.plot(data={"val_images": 300})
+        assert [size for size, _, _ in plot.band] == [size for size, _ in plot.front]
+        assert all(low <= error <= high for (_, low, high), (_, error) in zip(plot.band, plot.front, strict=True))
+        (_, low, high), (_, lowest) = plot.band[-1], plot.front[-1]
+        assert low <= 10 <= high
+        assert high > wilson_interval(lowest, 300)[1] > lowest
+
+    def test_it_needs_the_wrong_images_or_their_number(self):
+        record = study(trial("a", 100, 5.0), trial("b", 200, 4.0, dims=3))
+        assert front_plot(record, collect_points(record)).band == ()
 
 
 class TestSummary:

@@ -6,12 +6,15 @@ import json
 
 import pytest
 
+from sweeps.records.decidable import decidable_difference
 from sweeps.records.names import LOCK_FILE
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
 from sweeps.space.files import available_spaces
 from sweeps.space.parse import read_space
 from sweeps.space.settings import parse_time
+from sweeps.study import start
+from sweeps.study.plan_report import _decidable_line
 
 
 def test_list_shows_every_space_with_its_question(capsys):
@@ -44,7 +47,16 @@ def test_plan_of_the_grid_counts_networks_once(capsys):
     assert main(["--space", "tt_schedule", "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "122 at most, references included, of 129 points" in shown
+    assert "decides (in 4 of 5 studies; less surely where seeds differ), " in shown
     assert "work: " in shown
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "one seed"), (3, "3 seeds")])
+def test_a_plan_says_which_difference_the_study_will_decide(seeds, words):
+    decided = [f"{decidable_difference(288, seeds, error):.1f} points at an error of {error} %" for error in (2, 5, 20)]
+    assert _decidable_line(288, seeds) == (
+        "decides (in 4 of 5 studies; less surely where seeds differ), 288 images, " + f"{words}: {', '.join(decided)}"
+    )
 
 
 def test_plan_names_what_is_infeasible(capsys):
@@ -59,6 +71,7 @@ def test_plan_names_what_is_infeasible(capsys):
     [
         ([], "--space is missing; choose from: "),
         (["--space", "tt_dims", "--test"], "--test means nothing for a new study, but for --resume; leave it out"),
+        (["--space", "tt_dims", "--repeat-more", "2"], "--repeat-more means nothing for a new study, but for --resume"),
         (["--space", "nope"], "unknown space 'nope'; choose from: "),
         (["--space", "tt_dims", "--data", "nope"], "unknown data set 'nope'; choose from: "),
         (["--space", "tt_dims", "--set", "method.name=cpp"], "unknown method 'cpp'; choose from: "),
@@ -121,6 +134,7 @@ def kept(tmp_path):
         (["--name", "other"], "--name means nothing for --resume"),
         (["--set", "train.lr=1"], "--set would change the question of the study"),
         (["--seed", "0"], "--seed would change the question of the study"),
+        (["--repeat-more", "0"], "--repeat-more must be at least 1, but got 0"),
         (["--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--tracking-uri", "foo://bar"], "the tracking URI must be one of"),
         (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be a number from 0, or auto, but got -1"),
@@ -135,6 +149,18 @@ def test_a_resume_that_makes_no_sense_changes_nothing(kept, arguments, message, 
     assert said.count("\n") == 1
     assert (kept / "space.yaml").read_bytes() == before
     assert {path.name for path in kept.iterdir()} <= {"space.yaml", LOCK_FILE}
+
+
+def test_repeat_more_raises_the_seeds_of_the_front_and_leaves_the_search_as_it_was():
+    content = {"search": {"sampler": "tpe", "trials": 26}}
+    start._add_repeats(content, 2)
+    assert content["search"] == {"sampler": "tpe", "trials": 26, "repeats": 3}
+
+
+def test_repeat_more_keeps_a_whole_grid_whole():
+    content = {"search": {"sampler": "grid", "trials": 12, "repeats": 2}}  # six settings
+    start._add_repeats(content, 1)
+    assert content["search"] == {"sampler": "grid", "trials": 18, "repeats": 3}
 
 
 @pytest.mark.parametrize(
