@@ -124,7 +124,8 @@ def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     if not pairs:
         return ""
     number = count_compared([pair.p_value for pair in pairs])
-    corrected = f" (corrected for {number} comparisons)" if number > 1 else ""
+    corrected = f"corrected for {number} comparisons, " if number > 1 else ""
+    corrected = f" ({corrected}not for the choice of these points)"
     undecided = [pair for pair in pairs if not pair.told_apart]
     if not undecided:
         return f"All neighbours on the front are beyond noise of each other{corrected}."

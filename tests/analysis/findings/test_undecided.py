@@ -31,14 +31,15 @@ def test_a_front_of_one_point_has_no_neighbours():
 
 def test_neighbours_that_are_far_apart_are_told_apart():
     assert sentence(record((100, 80), (200, 40), (300, 10))) == (
-        "All neighbours on the front are beyond noise of each other (corrected for 2 comparisons)."
+        "All neighbours on the front are beyond noise of each other (corrected for 2 comparisons, not for the choice "
+        "of these points)."
     )
 
 
 def test_those_that_cannot_be_told_apart_are_named_with_what_would_tell():
     made = record((100, 80), (200, 40), (300, 37))
     text = sentence(made)
-    assert text.startswith("Of 2 pairs of neighbours on the front 1 cannot be told apart (corrected for 2 comparisons)")
+    assert text.startswith("Of 2 pairs of neighbours on the front 1 cannot be told apart (corrected for 2 comparisons")
     assert "CP, 4 dims (200 parameters) and CP, 6 dims (300), -0.75 points (95 % interval" in text
     assert "`python sweeps/run.py --resume made --repeat-more " in text
     assert "if seeds do not differ" in text  # no setting has two
