@@ -1,6 +1,6 @@
 """Read a space file and check it, once, into frozen objects. No later stage reads YAML.
 
-search_spaces/README.md describes the fields. Every mistake is an InputError of one line: the rule, the value received,
+docs/reference/space.md lists the fields. Every mistake is an InputError of one line: the rule, the value received,
 the choices.
 """
 
