@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import enum
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lowrank.errors import HungError, InputError, UncountableError, did_you_mean, shorten
+from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -78,11 +79,14 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         The command's exit code; `BAD_INPUT` for an InputError or UncountableError, `INTERRUPTED` for Ctrl-C, `FAILED`
         for a disk that is full or cannot be written, and for a HungError. Other errors are raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not have must end nothing
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     try:
         return command()
     except (InputError, UncountableError) as error:
         return report_error(ExitCode.BAD_INPUT, f"error: {error}")
-    except HungError as error:
+    except LowrankError as error:  # nothing that other input would change, e.g. a teacher whose training diverged
         return report_error(ExitCode.FAILED, f"error: {error}")
     except KeyboardInterrupt:
         return report_error(ExitCode.INTERRUPTED, interrupted)

@@ -160,7 +160,7 @@ def _region_names(client: Client) -> list[str]:
     except ClientError as error:
         if error.response["Error"]["Code"] in (*NO_PERMISSION, *BAD_KEYS):
             raise InputError(f"AWS refuses these credentials: {explain(error)}") from error
-        raise
+        raise InputError(f"AWS does not list its regions: {explain(error)}") from error
     except BotoCoreError as error:
         raise InputError(f"AWS does not answer: {explain(error)}") from error
     return [region["RegionName"] for region in regions]

@@ -78,7 +78,9 @@ def connect(
                 _start_here(usable_cores() if cpus is None else cpus, allow_open_ports)
     except InputError:
         raise
-    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+    except (OSError, RayError, ValueError, RuntimeError) as error:
+        if not address:
+            raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
         raise InputError(
             f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
             "out"

@@ -62,9 +62,9 @@ def cost_lines(work: float, price: float, gpus: int, rate: float | None, acceler
         Two lines.
     """
     bandwidth_ratio = accelerator.bandwidth / ACCELERATORS["H200"].bandwidth
-    cost = estimate_cost(work, price, gpus, rate or H200_RATE * bandwidth_ratio)
+    cost = estimate_cost(work, price, gpus, H200_RATE * bandwidth_ratio if rate is None else rate)
     source = (
-        "with your --rate" if rate else
+        "with your --rate" if rate is not None else
         "from one study measured on an H200, scaled by memory bandwidth; for a card of which you know more, give --rate"
     )  # fmt: skip
     return [

@@ -60,7 +60,7 @@ class GroupWorker:
             options = CacheOptions(**cache)
             return make_teacher(specification, data, student, self.device, options, self.notices.append)
 
-        self._trainer = make_trainer(specification, data, self.device, find_teacher, self.group)
+        self._trainer = make_trainer(specification, data, self.device, find_teacher, self.group, self.notices.append)
 
     def free_trainer(self) -> None:
         """Free the trainer and its device memory; raises WorkerLostError if that does not come back."""

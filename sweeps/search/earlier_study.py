@@ -6,10 +6,11 @@ at points that this space could propose, in the stratum of their own budget.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lowrank.errors import InputError
+from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold_journal
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.proposer import Outcome, OutcomeKind
@@ -102,12 +103,25 @@ def _source(study: StudyRecord, trial: TrialRecord) -> str:
     return f"{study.name}/{trial.trial_id}"
 
 
+def _is_same_training(resolver: Resolver, trial: TrialRecord) -> bool:
+    """Whether the point would have the same network and the same recipe in this study."""
+    points = resolver.points
+    if all(points.point_domains(trial.parameters, stratum) is None for stratum in resolver.strata):
+        return False
+    try:
+        expected = resolver.resolve(dict(trial.parameters)).specification
+    except InfeasibleError:
+        return False
+    sections = ("network", "train")
+    return all(json.loads(json.dumps(expected[name])) == trial.specification[name] for name in sections)
+
+
 def _learn(proposer: OptunaProposer, resolver: Resolver, study: StudyRecord, trial: TrialRecord) -> bool:
     """Tell the sampler one result; False where it is not comparable or is known already."""
     space, spec = resolver.space, trial.specification
     if spec["data"].get("fingerprint") != resolver.data.fingerprint or trial.val_error is None:
         return False
-    if spec["network"]["name"] != space.network.name or spec["train"]["epochs"] != space.epochs:
+    if not _is_same_training(resolver, trial):
         return False
     if trial.status is Status.STOPPED and len(space.search.objectives) > 1:
         return False

@@ -220,8 +220,11 @@ class Search:
 
     def _add_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, events: Events) -> None:
         """Have the point journaled as infeasible; tell the proposer how far it is over a budget of step time."""
-        name = INFEASIBLE_PREFIX + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
-        if name not in self.record.trials:
+        fields_of_point = sorted(proposal.point.items())
+        name = INFEASIBLE_PREFIX + "-".join(f"{field}={value}" for field, value in fields_of_point)
+        # Records from before have the values alone, by which two points could have one name
+        older = self.record.trials.get(INFEASIBLE_PREFIX + "-".join(f"{value}" for _, value in fields_of_point))
+        if name not in self.record.trials and (older is None or older.parameters != proposal.point):
             fields = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
             events.append((Event.INFEASIBLE, {"trial": name, **fields}))
         excess = (error.excess,) if isinstance(error, StepTimeError) else ()

@@ -5,6 +5,7 @@ All input of the user is checked here, before anything is written. Then `sweeps.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from lowrank.data import ImageData, absolute_data_name, load_data
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode
+from lowrank.utils import ExitCode, redact
 from sweeps.records import (
     GROUP_TAG,
     JOURNAL_FILE,
@@ -62,6 +63,7 @@ from sweeps.utils import monotonic_time
 
 # What of space.yaml may be changed before a study is resumed: it changes no trial
 CHANGEABLE = ("question", "resources", "answer", "search.trials", "search.time", "search.repeat")
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"  # of MLflow, for all that use it
 DEFAULT_TEACHERS = Path("teachers")
 
 
@@ -78,7 +80,7 @@ def start_study(space: Space, options: RunOptions) -> int:
     Raises:
         InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
-    uri = storage_uri(options.storage)
+    uri, options = storage_uri(options.storage), _with_tracking_variable(options)
 
     def run(folder: Path, mirror: StudyMirror | None) -> int:
         config = _study_config(folder, space, options, uri)
@@ -109,6 +111,7 @@ def start_retraining(options: RunOptions) -> int:
     Raises:
         InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
+    options = _with_tracking_variable(options)
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     options = _with_absolute_data(options)
     if options.reproduce:
@@ -317,6 +320,19 @@ def _resolve_same_teacher(
             f"{teacher.weights.sha256[:12]}..., not {expected[:12]}..."
         )
     return teacher
+
+
+def _with_tracking_variable(options: RunOptions) -> RunOptions:
+    """Record a new study where MLflow's own variable says, unless the command line says otherwise."""
+    uri = os.environ.get(TRACKING_VARIABLE)
+    if not uri or options.tracking_uri is not None:
+        return options
+    try:
+        check_tracking_uri(uri)
+    except InputError as error:
+        raise InputError(f"{TRACKING_VARIABLE} is set: {error}") from error
+    print(f"recording into {redact(uri)}, as {TRACKING_VARIABLE} says", flush=True)
+    return replace(options, tracking_uri=uri)
 
 
 def _study_config(folder: Path, space: Space, options: RunOptions, storage: str | None) -> StudyConfig:

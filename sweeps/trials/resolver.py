@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from lowrank.compression import (
     Allocation,
@@ -441,6 +443,21 @@ class Resolver:
         return searched or next(stratum for stratum in self.size_strata if params <= stratum.limit)
 
 
+def _check_batch_norms(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> None:
+    """Check that each part of a batch has two images, where the network takes statistics over them."""
+    trained = [recipe for recipe in recipes if recipe.epochs > 0]
+    images = min((min(recipe.batch_size, len(data.train)) for recipe in trained), default=2)
+    parts = max((recipe.accumulate for recipe in trained), default=1)
+    if images // parts >= 2:
+        return
+    network = network_to_count(space.network, data.image_shape, len(data.classes))
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        raise InputError(
+            f"batch norms of {space.network.name} need at least 2 images in each part of a batch, but got {images} "
+            f"in {parts} part{'s' * (parts > 1)}; choose a larger `train.batch_size` or a smaller `train.accumulate`"
+        )
+
+
 def print_flushed(line: str) -> None:
     """Print a line at once, also into a pipe."""
     print(line, flush=True)
@@ -498,6 +515,7 @@ def check_recipes(space: Space, data: ImageData) -> None:
     recipes = [space.recipe(point) for point in points]
     for recipe in recipes:
         augmentation_for(recipe, data.name, data.image_shape, space.search.seed)
+    _check_batch_norms(space, data, recipes)
     naming_parts = [
         recipe for recipe in recipes if any(getattr(recipe, field) != getattr(default, field) for field in _PART_FIELDS)
     ]

@@ -8,6 +8,7 @@ Letters: I in-channels, O out-channels, r rank, x `rank_scale`, s the target std
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +41,9 @@ class Bottleneck(SeparableMethod):
         if self.rank(shape.in_channels, shape.out_channels) > 0:
             return None
         largest = max(shape.in_channels, shape.out_channels)
-        return f"rank trunc({self.rank_scale:g} * {largest}) is 0; `rank_scale` must be at least {1 / largest:g}"
+        return (
+            f"rank trunc({self.rank_scale:g} * {largest}) is 0; `rank_scale` must be at least {smallest_scale(largest)}"
+        )
 
     def signature(self, shape: ConvShape) -> tuple[Any, ...]:
         return (self.name, self.rank(shape.in_channels, shape.out_channels))
@@ -124,3 +127,16 @@ class BottleneckMap(FactoredMap):
             return super().forward(x)
         reduced = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(reduced, self.up[:, :, None, None], self.bias)
+
+
+def smallest_scale(channels: int) -> str:
+    """Return the smallest `rank_scale` of seven digits that gives a rank of 1.
+
+    Args:
+        channels: which the scale multiplies.
+
+    Returns:
+        1 / channels, rounded up.
+    """
+    scale = Decimal(1) / Decimal(channels)
+    return f"{Context(prec=7, rounding=ROUND_CEILING).plus(scale).normalize():f}"

@@ -19,7 +19,7 @@ from torch.nn import functional
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import FactoredMap, align
-from lowrank.layers.low_rank.bottleneck import prefers_two_convolutions
+from lowrank.layers.low_rank.bottleneck import prefers_two_convolutions, smallest_scale
 
 MAX_STEPS = 100  # of L-BFGS when fitting a trained weight
 SMALL = 1e-2  # entries of columns that would be zero, relative to those of the trained weight's root
@@ -46,7 +46,7 @@ class TiedBottleneck(SeparableMethod):
             return f"the input channels must divide the output channels, but {i} does not divide {o}"
         if self.rank(i, o) > 0:
             return None
-        return f"rank trunc({self.rank_scale:g} * {o}) is 0; `rank_scale` must be at least {1 / o:g}"
+        return f"rank trunc({self.rank_scale:g} * {o}) is 0; `rank_scale` must be at least {smallest_scale(o)}"
 
     def signature(self, shape: ConvShape) -> tuple[Any, ...]:
         return (self.name, self.rank(shape.in_channels, shape.out_channels))

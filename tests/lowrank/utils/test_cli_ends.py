@@ -1,0 +1,58 @@
+"""How a command ends: one line for the project's own errors, and output that the terminal cannot show."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from lowrank.errors import LowrankError, show_choices, show_value
+from lowrank.utils import ExitCode, absolute_path, run_command
+from lowrank.utils.cli import MESSAGE_CHARACTERS, report_error
+
+
+def test_an_error_that_no_input_mends_is_one_line(capsys: pytest.CaptureFixture[str]):
+    def fail() -> int:
+        raise LowrankError("the training diverged\nat step 3")
+
+    assert run_command(fail) is ExitCode.FAILED
+    assert capsys.readouterr().err == "error: the training diverged at step 3\n"
+
+
+def test_a_message_has_a_limit(capsys: pytest.CaptureFixture[str]):
+    report_error(2, "begin " + "x" * 5000 + " end")
+    message = capsys.readouterr().err.strip()
+    assert len(message) == MESSAGE_CHARACTERS
+    assert message.startswith("begin")
+    assert message.endswith("end")
+
+
+def test_a_terminal_of_ascii_shows_what_it_can(monkeypatch: pytest.MonkeyPatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii", write_through=True))
+    assert run_command(lambda: print("5.2 ± 0.1 %") or 0) == 0
+    assert buffer.getvalue() == b"5.2 ? 0.1 %\n"
+
+
+def test_a_closed_pipe_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
+    def write() -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert run_command(write) is ExitCode.FAILED
+
+
+def test_values_and_choices_in_messages_are_short():
+    assert show_value("a") == "'a'"
+    assert len(show_value("x" * 9999)) == len(show_value(list(range(9999)))) or len(show_value("x" * 9999)) <= 80
+    names = [f"name_{number}" for number in range(200)]
+    assert show_choices(names[:3]) == "name_0, name_1, name_2"
+    assert show_choices(names, "name_177").startswith("name_177, ")
+    assert show_choices(names, "name_177").endswith("... (200 in all)")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "~nobody_of_this_name/x"])
+def test_a_path_that_cannot_be_is_an_input_error(path: str):
+    with pytest.raises(LowrankError, match="--weights"):
+        absolute_path(path, "--weights")
