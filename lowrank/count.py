@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, NoReturn
 from lowrank.compression import CONVENTIONS
 from lowrank.errors import InputError
 from lowrank.layers import METHODS, make_method, method_class
-from lowrank.networks import ImageShape, NetworkSettings, add_network_options, default_images, network_from_options
+from lowrank.networks import (
+    ImageShape,
+    NetworkSettings,
+    add_network_options,
+    default_images,
+    is_own_code,
+    network_from_options,
+)
 from lowrank.utils import OneLineParser, run_command
 
 if TYPE_CHECKING:
@@ -113,7 +120,13 @@ def run(options: argparse.Namespace) -> NetworkCount:
 
     from lowrank.compression import count_network
 
-    return count_network(network, method, image, classes, options.convention)
+    try:
+        return count_network(network, method, image, classes, options.convention)
+    except InputError as error:
+        if options.image is None and is_own_code(options.network):  # whose images nobody has published
+            shape = "x".join(map(str, image))
+            raise InputError(f"{error} (images of {shape} were assumed; --image CxHxW says which it takes)") from error
+        raise
 
 
 def parse_image(text: str) -> ImageShape:

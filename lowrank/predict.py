@@ -32,6 +32,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="an image")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="so many classes of each, the likeliest first")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names in the order of the outputs")
+    parser.add_argument(
+        "--network", metavar="NAME", help="your own code of it, path/to/file.py:function as it lies now"
+    )
     parser.add_argument("--allow-code", action="store_true", help="let the model name a network of your own code")
     return parser
 
@@ -90,8 +93,9 @@ def run(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise InputError(f"--top must be at least 1, but got {options.top}")
     name = network_name(options.model)
-    check_own_code([name], options.allow_code, source=str(options.model))
-    classifier = load_classifier(options.model, trusted_network=name)
+    if options.network is None:
+        check_own_code([name], options.allow_code, source=str(options.model))
+    classifier = load_classifier(options.model, trusted_network=options.network or name)
     if options.class_names is not None:
         names, outputs = read_class_names(options.class_names), classifier.classes
         if len(names) != outputs:

@@ -36,9 +36,12 @@ from lowrank.layers import Dense, Method, Separable, disable_fused_encoders, mak
 from lowrank.networks import (
     ImageShape,
     NetworkSettings,
+    absolute_name,
     check_own_code,
     for_counting,
+    is_own_code,
     make_network,
+    same_file_elsewhere,
     without_weights,
 )
 from lowrank.utils import last_line, validate_model
@@ -235,7 +238,8 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
 
     Args:
         path: the file.
-        trusted_network: the network `package.module:function` of the user's code that the file may name.
+        trusted_network: the network of the user's code that the file may name. For `path/to/file.py:function` the path
+            may be another than in the file: where the code lies now.
         device: of the model.
 
     Returns:
@@ -248,8 +252,7 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
     path = Path(path)
     tensors, metadata = _read(path)
     try:
-        specification = parse_specification(metadata)
-        _check_trusted(specification.network.name, trusted_network)
+        specification = _trusted(parse_specification(metadata), trusted_network)
         model = _build(specification, tensors)
     except (InputError, UncountableError) as error:
         raise InputError(f"{path}: {error}") from error
@@ -298,7 +301,7 @@ def load_merged(path: Path, *, trusted_network: str | None = None, device: torch
     if metadata.get(MERGED_KEY) not in (COMBINED, SEPARATE):
         raise InputError(f"{path} holds a structured model, which `load_model` reads, and no merged one")
     try:
-        _check_trusted(specification.network.name, trusted_network)
+        specification = _trusted(specification, trusted_network)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     combined = metadata[MERGED_KEY] == COMBINED
@@ -404,10 +407,21 @@ def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
     )  # fmt: skip
 
 
-def _check_trusted(name: str, allowed: str | None) -> None:
-    """A file may not choose which module of the user's Python is imported."""
+def _trusted(specification: ModelSpecification, allowed: str | None) -> ModelSpecification:
+    """Return the specification with the network that the caller trusts.
+
+    A file may not choose which module of the user's Python is imported. Where it names a function of a file, the caller
+    may give the same one in another folder, which is then used.
+    """
+    name = specification.network.name
+    if allowed is not None and allowed != name and is_own_code(name):
+        allowed = absolute_name(allowed)
+        if same_file_elsewhere(name, allowed):
+            network = specification.network.model_copy(update={"name": allowed})
+            return specification.model_copy(update={"network": network})
     trusted = () if allowed is None else (allowed,)
     check_own_code([name], trusted, source="it", permission="`trusted_network={name}`")
+    return specification
 
 
 def _build(specification: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lowrank.networks.base import DropPath as DropPath, WholeAvgPool2d as WholeAvgPool2d
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
+        same_file_elsewhere as same_file_elsewhere,
         user_modules as user_modules,
     )
     from lowrank.networks.images import ImageShape as ImageShape
@@ -39,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "base": "DropPath WholeAvgPool2d",
-        "external.user_code": "absolute_name user_modules",
+        "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (

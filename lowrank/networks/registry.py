@@ -239,6 +239,10 @@ def _find(name: str) -> tuple[_Entry, re.Match[str]]:
         match = re.fullmatch(entry.pattern, name)
         if match is not None:
             return entry, match
+    if name.endswith(".py"):
+        from lowrank.networks.external import function_missing
+
+        raise function_missing(name)
     raise unknown("network", name, NETWORK_NAMES)
 
 

@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
@@ -47,6 +47,15 @@ EXIT_CODE_TEXTS = {
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own overloads are many
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, and remember the words for `error`."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         # An unset variable: --storage "$BUCKET". A flag whose value may be left out has its constant instead
         if not arg_string and action.option_strings and arg_string != action.const:
@@ -59,6 +68,10 @@ class OneLineParser(argparse.ArgumentParser):
         Args:
             message: what is wrong with the command line.
         """
+        if "required" in message and not self.allow_abbrev:  # a flag with a typo is also one that is missing
+            flags = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
+            unknown = [flag for flag in flags if flag not in self._option_string_actions]
+            message = f"unrecognized arguments: {unknown[0]}" if unknown else message
         _, is_unknown, words = message.partition("unrecognized arguments: ")
         if is_unknown:
             flag = words.split()[0].partition("=")[0]

@@ -52,6 +52,21 @@ def absolute_name(name: str) -> str:
     return name
 
 
+def same_file_elsewhere(name: str, other: str) -> bool:
+    """Tell whether two names are the same function of files with the same name, perhaps in different folders.
+
+    Args:
+        name: of a network.
+        other: of a network.
+
+    Returns:
+        Whether they are; False unless both are `path/to/file.py:function`.
+    """
+    matches = [re.fullmatch(FILE_NAME, text) for text in (name, other)]
+    first, second = ((Path(match[1]).name, match[2]) if match else None for match in matches)
+    return first is not None and first == second
+
+
 def imported_network(name: str, image_shape: ImageShape, classes: int, width: float) -> nn.Module:
     """Make a network by the user's function.
 
@@ -172,6 +187,29 @@ def import_function(name: str) -> Callable[..., Any]:
             f"network {name!r}: {location} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
         )
     return function
+
+
+def function_missing(path: str) -> InputError:
+    """Return the error for a file that is named without its function; the file is read and not run.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The error, to be raised.
+    """
+    try:
+        tree = ast.parse(Path(path).expanduser().read_bytes())
+    except OSError:
+        return InputError(f"network {path!r}: there is no file {path}; it is named path/to/file.py:function")
+    except (SyntaxError, ValueError) as error:
+        return InputError(f"network {path!r} cannot be read: {type(error).__name__}: {first_line(error)}")
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    example = names[0] if names else "function"
+    return InputError(
+        f"network {path!r} must name the function that makes it, such as {path}:{example}; the file has: "
+        f"{', '.join(names) or 'none'}"
+    )
 
 
 def _import_module(name: str, module_name: str) -> ModuleType:

@@ -224,3 +224,12 @@ def test_counting_builds_no_table_of_a_large_hashed_layer(monkeypatch: pytest.Mo
     monkeypatch.setattr("lowrank.layers.blocks.hashed.reader_table", fail)
     assert main(["--network", "mlp", "--linear", "--method", "hashed", "--scale", "0.5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["substituted"] > 0
+
+
+def test_a_network_of_ones_own_is_told_which_images_were_assumed(tmp_path, capsys):
+    own = "from torch import nn\ndef make(): return nn.Sequential(nn.Conv2d(1, 8, 1), nn.Flatten(), nn.Linear(512, 10))"
+    (tmp_path / "grey.py").write_text(own)
+    network = ["--network", f"{tmp_path / 'grey.py'}:make"]
+    assert main(network) == 2
+    assert "(images of 3x32x32 were assumed; --image CxHxW says which it takes)" in capsys.readouterr().err
+    assert main([*network, "--image", "1x8x8"]) == 0

@@ -85,3 +85,7 @@ def test_a_network_of_ones_own_needs_a_word(tmp_path, capsys):
     assert main([str(model), str(image), "--allow-code"]) == 0
     number, share = likeliest(model, pixels, trusted_network=OWN)[0]
     assert capsys.readouterr().out == f"{image}: {number} {share:.1f} %\n"
+    assert main([str(model), str(image), "--network", OWN]) == 0
+    assert capsys.readouterr().out == f"{image}: {number} {share:.1f} %\n"
+    assert main([str(model), str(image), "--network", "another:make"]) == 2
+    assert f"it names code to run, the network {OWN!r}" in capsys.readouterr().err

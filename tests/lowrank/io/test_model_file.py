@@ -269,6 +269,23 @@ def test_a_file_cannot_make_untrusted_code_run(tmp_path, monkeypatch):
     assert_same(merge(model, combined=False), load_any_model(tmp_path / "merged", trusted_network=name))
 
 
+def test_a_file_of_code_may_lie_elsewhere_when_the_model_is_read(tmp_path, monkeypatch):
+    code = "from lowrank.networks.mlp import MLP\n\n"
+    code += "def make(image_shape, classes):\n    return MLP(image_shape, classes, 0.125)\n"
+    (tmp_path / "mine.py").write_text(code)
+    specification = make_specification(network=NetworkSettings(name=f"{tmp_path}/mine.py:make"))
+    model = make_model(specification)
+    save(tmp_path / "m", model, specification)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "mine.py").rename(tmp_path / "other" / "mine.py")
+    (tmp_path / "other" / "yours.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "other")
+    assert_same(model, load_model(tmp_path / "m", trusted_network="mine.py:make"))
+    for allowed in ("yours.py:make", "mine.py:other"):
+        with pytest.raises(InputError, match="it names code to run"):
+            load_model(tmp_path / "m", trusted_network=allowed)
+
+
 def test_trained_weights_that_the_settings_name_are_not_downloaded(tmp_path, monkeypatch):
     network = NetworkSettings(name="torchvision:squeezenet1_1", weights="DEFAULT")
     specification = ModelSpecification(network=network, method=Separable(), image_shape=(3, 64, 64), classes=3)

@@ -369,6 +369,14 @@ def test_errors_name_impossible_networks(own_module: str, name: str, image: tupl
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_without_its_function_is_told_which_it_has(own_module: str, tmp_path: Path) -> None:
+    path = tmp_path / "own_networks.py"
+    with pytest.raises(InputError, match=rf"must name the function that makes it, such as {path}:make; the file has: "):
+        make_network(NetworkSettings(name=str(path)), (3, 8, 8), 10)
+    with pytest.raises(InputError, match=r"there is no file absent\.py; it is named path/to/file\.py:function"):
+        make_network(NetworkSettings(name="absent.py"), (3, 8, 8), 10)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

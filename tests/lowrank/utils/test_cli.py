@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from lowrank.errors import InputError, UncountableError
-from lowrank.utils.cli import RERUN_MESSAGE, run_command
+from lowrank.utils.cli import RERUN_MESSAGE, OneLineParser, run_command
 
 COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
@@ -64,3 +64,16 @@ def test_a_command_says_how_to_go_on_after_an_interruption(capsys):
     assert run_command(interrupted) == 130
     assert run_command(interrupted, "go on with --resume") == 130
     assert capsys.readouterr().err == f"{RERUN_MESSAGE}\ngo on with --resume\n"
+
+
+def test_a_flag_with_a_typo_is_named_before_an_option_that_is_missing(capsys):
+    parser = OneLineParser(allow_abbrev=False)
+    parser.add_argument("--budget", required=True)
+    for words, message in (
+        (["--buget=3"], "unrecognized arguments: --buget; did you mean --budget?; see --help"),
+        ([], "the following arguments are required: --budget; see --help"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(words)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
