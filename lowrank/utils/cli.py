@@ -68,7 +68,8 @@ class OneLineParser(argparse.ArgumentParser):
         Args:
             message: what is wrong with the command line.
         """
-        if "required" in message and not self.allow_abbrev:  # a flag with a typo is also one that is missing
+        # A flag with a typo is also one that is missing
+        if message.startswith("the following arguments are required") and not self.allow_abbrev:
             flags = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
             unknown = [flag for flag in flags if flag not in self._option_string_actions]
             message = f"unrecognized arguments: {unknown[0]}" if unknown else message
