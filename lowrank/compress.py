@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowrank.deployment import CompressConfig
 
 METHODS = ("auto", "svd", "spatial_svd", "tucker2", "cp_kernel", "tensor_train_kernel")
+PUBLISHED, NETWORK_WEIGHTS = "DEFAULT", "network"  # instead of a file of weights
 ALLOCATIONS = ("auto", "energy", "sensitivity")
 
 
@@ -33,7 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what = parser.add_argument_group("the network and its images")
     add_network_options(what)
-    what.add_argument("--weights", required=True, type=Path, metavar="FILE", help="its trained weights")
+    what.add_argument(
+        "--weights", required=True, metavar="FILE",
+        help=f"its trained weights; {PUBLISHED}: those of a torchvision, timm or hf network; {NETWORK_WEIGHTS}: those "
+        "that your own function returns",
+    )  # fmt: skip
     what.add_argument(
         "--set", action="append", default=[], metavar="network.FIELD=VALUE", help="such as network.stem=small"
     )
@@ -142,8 +147,15 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     for flag, choices in (("method", METHODS), ("allocation", ALLOCATIONS)):
         if getattr(options, flag) not in choices:
             raise unknown(flag, getattr(options, flag), choices)
-    if not options.weights.exists():
-        raise InputError(f"there is no file {options.weights}")
+    weights, fields = None, parse_network_fields(options.set)
+    if options.weights == PUBLISHED:
+        fields.setdefault("weights", PUBLISHED)
+    elif options.weights != NETWORK_WEIGHTS:
+        weights = Path(options.weights)
+        if not weights.exists():
+            raise InputError(
+                f"--weights must be a file, {PUBLISHED} or {NETWORK_WEIGHTS}, but there is no file {weights}"
+            )
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out} exists already; give another --out or --overwrite")
     from lowrank.data import DataSettings
@@ -152,8 +164,8 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     opset = DEFAULT_OPSET if options.opset is None else options.opset
     check_opset(opset)
     return CompressConfig(
-        network=network_from_options(options, **parse_network_fields(options.set)),
-        weights=options.weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
+        network=network_from_options(options, **fields),
+        weights=weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
         data_dir=options.data_dir, preprocessing={
             "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,
             "image_size": options.image_size, "crop": options.crop,

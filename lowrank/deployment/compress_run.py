@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import check_classifier, list_layers
+from lowrank.compression import check_classifier, find_trained_weights, list_layers
 from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data
 from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
@@ -30,10 +30,11 @@ from lowrank.io import (
     find_preprocessing,
     load_weights,
     override_preprocessing,
+    published_preprocessing,
     read_class_names,
 )
 from lowrank.layers import Dense
-from lowrank.networks import NetworkSettings, make_network, without_weights
+from lowrank.networks import NetworkSettings, default_images, make_network, without_weights
 from lowrank.utils import ExitCode, atomic_folder, commit, format_count, write_text
 
 Budget = Mapping[str, float]
@@ -51,7 +52,7 @@ class CompressConfig:
 
     Attributes:
         network: the network's name and width.
-        weights: the file of its trained weights.
+        weights: the file of its trained weights; None for those that the network is built with.
         data: the images.
         data_dir: where data sets lie; None for the usual place.
         preprocessing: fields of `ImagePreprocessing` that replace what the weights say.
@@ -77,7 +78,7 @@ class CompressConfig:
     """
 
     network: NetworkSettings
-    weights: Path
+    weights: Path | None
     data: DataSettings
     data_dir: Path | None
     preprocessing: Mapping[str, Any]
@@ -99,6 +100,11 @@ class CompressConfig:
     opset: int
     as_json: bool
     command: str = ""
+
+    @property
+    def weights_name(self) -> str:
+        """What the weights are called in files that name no folder of this machine."""
+        return "its own weights" if self.weights is None else self.weights.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +171,7 @@ def run_compress(config: CompressConfig) -> int:
     data = load_data(config.data.model_copy(update=fields), config.data_dir)
     for note in data.notes:
         steps(f"note on the data: {note}")
-    if preprocessing is not None:
-        steps(f"images: {preprocessing.describe()}")
+    steps(f"images: {_describe_images(preprocessing, data)}")
     dense = _trained_network(config, data, preprocessing, steps).to(device)
     images = _split_images(config, data, device)
     chance = 100 * (1 - 1 / len(data.classes))
@@ -205,27 +210,62 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _describe_images(preprocessing: ImagePreprocessing | None, data: ImageData) -> str:
+    """Say how images become inputs, and whether anybody has said that the weights expect them so."""
+    if preprocessing is not None and preprocessing.mean is not None:
+        return preprocessing.describe()
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
+    known = "" if preprocessing is None else f"{preprocessing.describe()}; "
+    return (
+        f"{known}normalised by the mean ({mean}) and deviation ({std}) of the training images, since nothing says what "
+        "the weights expect; --mean and --std say it"
+    )
+
+
 def _preprocessing(config: CompressConfig) -> ImagePreprocessing | None:
     """What the weights expect of an image, as the file beside them or the command line says; None if nobody says."""
     values = dict(config.preprocessing)
     if config.class_names is not None:
         values["classes"] = read_class_names(config.class_names)
-    return override_preprocessing(find_preprocessing(config.weights), values, "the command line")
+    known = published_preprocessing(config.network) if config.weights is None else find_preprocessing(config.weights)
+    return override_preprocessing(known, values, "the command line")
 
 
 def _trained_network(
     config: CompressConfig, data: ImageData, preprocessing: ImagePreprocessing | None, steps: _Steps
 ) -> nn.Module:
-    settings = without_weights(config.network)
-    network = make_network(settings, data.image_shape, len(data.classes))
-    check_classifier(network, torch.zeros(1, *data.image_shape), len(data.classes))
-    for line in load_weights(network, config.weights).lines():
-        steps(line)
+    settings, classes = without_weights(config.network), len(data.classes)
+    if config.weights is None:
+        settings = config.network
+        _check_own_weights(settings, data)
+    network = make_network(settings, data.image_shape, classes)
+    check_classifier(network, torch.zeros(1, *data.image_shape), classes)
+    if config.weights is None:
+        steps(f"weights: those that {settings.name} is built with")
+    else:
+        for line in load_weights(network, config.weights).lines():
+            steps(line)
     positions = None if preprocessing is None else preprocessing.class_positions(data.classes)
     if positions is not None and positions != tuple(range(len(data.classes))):
         reorder_outputs(network, positions, torch.zeros(1, *data.image_shape))
         steps("the network's outputs are put into the order of the images' classes")
     return network.eval()
+
+
+def _check_own_weights(network: NetworkSettings, data: ImageData) -> None:
+    """Check that a network is built with trained weights, its last layer included."""
+    classes = len(data.classes)
+    if network.weights is None:
+        if not find_trained_weights(network, data.image_shape, classes):
+            raise InputError(
+                f"--weights network needs a network that is built with trained weights, but {network.name} draws its "
+                "weights by the seed; give a file"
+            )
+    elif (published := default_images(network.name)[1]) != classes:
+        raise InputError(
+            f"the weights {network.weights} of {network.name} are for {published:,} classes, but {data.name} has "
+            f"{classes:,}: train it on these first (sweeps/teacher.py), and give that file by --weights"
+        )
 
 
 @torch.no_grad()
@@ -363,7 +403,7 @@ def _run_record(
     return {
         "version": 1, "began": began, "ended": time.time(), "command": config.command, "commit": commit(),
         "machine": describe_machine(), "device": str(images.calibration[0].device),
-        "network": config.network.model_dump(mode="json"), "weights": config.weights.name,
+        "network": config.network.model_dump(mode="json"), "weights": config.weights_name,
         "data": {"name": data.name, "fingerprint": data.fingerprint}, "report_on": config.report_on,
         "images": len(images.reporting[1]), "seed": config.seed, "finetune": config.finetune, "failed": list(failed),
         "networks": networks,
@@ -410,7 +450,7 @@ def _card(
         ],
         introduction=[
             f"{config.network.name} with {small.params:,} of {small.dense_params:,} parameters, made from "
-            f"{config.weights.name} by python -m lowrank.compress."
+            f"{config.weights_name} by python -m lowrank.compress."
         ],
         images=f"the {images}", specification=specification, preprocessing=preprocessing, export=export,
         latencies=outcome.latencies, machine=describe_machine(), date=today(),

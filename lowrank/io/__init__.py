@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lowrank.io.preprocessing import (
         CLASSIFIER_FILE as CLASSIFIER_FILE,
         find_preprocessing as find_preprocessing,
+        published_preprocessing as published_preprocessing,
         read_class_names as read_class_names,
     )
     from lowrank.io.tensor_file import (
@@ -60,7 +61,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ModelSpecification load_any_model load_merged load_model parse_specification read_specification "
             "save_merged save_model write_model"
         ),
-        "preprocessing": "CLASSIFIER_FILE find_preprocessing read_class_names",
+        "preprocessing": "CLASSIFIER_FILE find_preprocessing published_preprocessing read_class_names",
         "tensor_file": (
             "load_tensors read_metadata remove_set_aside save_tensors saved_versions set_aside shift_versions"
         ),

@@ -19,6 +19,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.io.image_preprocessing import ImagePreprocessing, parse_preprocessing
 from lowrank.io.tensor_file import read_metadata
 from lowrank.io.weight_files import FOLDER_FILES
+from lowrank.networks import NetworkSettings, default_images, make_network, without_weights
 from lowrank.utils import file_hash, validate_model
 
 CLASSIFIER_FILE = "images.json"  # beside the model in a folder of `lowrank.serving`
@@ -87,6 +88,30 @@ def network_preprocessing(network: nn.Module) -> ImagePreprocessing | None:
     if settings is not None and not isinstance(settings, Mapping):
         settings = vars(settings)  # timm's dataclass
     return _from_timm(settings, f"`{_TIMM_KEY}` of the {type(network).__name__}") if settings else None
+
+
+def published_preprocessing(settings: NetworkSettings) -> ImagePreprocessing | None:
+    """Find what the published weights of a network expect of an image.
+
+    Args:
+        settings: of the network, with the trained weights that they name.
+
+    Returns:
+        The preprocessing; None where nobody says, and for networks whose settings name no weights.
+
+    Raises:
+        InputError: the name or the weights are unknown, or what is said cannot be.
+    """
+    kind, _, name = settings.name.partition(":")
+    if settings.weights is None:
+        return None
+    if kind == "torchvision":
+        return find_preprocessing(f"{settings.name}/{settings.weights}")
+    if kind == "hf":
+        return find_preprocessing(Path(name))
+    if kind == "timm":
+        return network_preprocessing(make_network(without_weights(settings), *default_images(settings.name)))
+    return None
 
 
 def read_class_names(path: Path | str) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def absolute_name(name: str) -> str:
 
 
 def same_file_elsewhere(name: str, other: str) -> bool:
-    """Tell whether two names are the same function of files with the same name, perhaps in different folders.
+    """Tell whether two names are one function of one file, perhaps elsewhere.
 
     Args:
         name: of a network.
@@ -190,7 +190,9 @@ def import_function(name: str) -> Callable[..., Any]:
 
 
 def function_missing(path: str) -> InputError:
-    """Return the error for a file that is named without its function; the file is read and not run.
+    """Return the error for a file that is named without its function.
+
+    The file is read and not run.
 
     Args:
         path: of the file.

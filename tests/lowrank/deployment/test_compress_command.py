@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from lowrank.compress import main, parse_budget, parse_config
+from lowrank.data import DataSettings, load_data
 from lowrank.deployment import compress_run, formats
 from lowrank.deployment.compress_run import reorder_outputs
 from lowrank.deployment.formats import Export, ExportedFile, onnx_forward
 from lowrank.errors import InputError
-from lowrank.io import load_merged, load_model
+from lowrank.io import load_merged, load_model, published_preprocessing
+from lowrank.networks import NetworkSettings
 from tests.support import own_networks
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "digits_resnet9.safetensors"
@@ -138,6 +140,9 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
             "--set must be network.FIELD=VALUE, such as network.stem=small, but got 'stem=small'",
         ),
         (["--set", "network.stem=tall"], "network.stem"),
+        (["--weights", "absent"], "--weights must be a file, DEFAULT or network, but there is no file absent"),
+        (["--weights", "DEFAULT"], "`weights` are those of torchvision, timm, hf networks: resnet9 has none"),
+        (["--weights", "network"], "needs a network that is built with trained weights, but resnet9 draws its weights"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, capsys) -> None:
@@ -249,5 +254,30 @@ def test_a_network_that_is_no_such_classifier_is_refused_before_its_weights_are_
     network = f"{Path(own_networks.__file__)}:{name}"
     out = ["--out", str(tmp_path / "out")]
     assert main(["--network", network, "--weights", str(WEIGHTS), "--data", "digits", *out]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()  # the first says how images are normalised
     assert message in line
+
+
+def test_weights_that_a_function_returns_need_no_file(tmp_path, capsys, without_programs) -> None:
+    code = f"from lowrank.io import load_model\n\n\ndef make():\n    return load_model({str(WEIGHTS)!r}).train()\n"
+    (tmp_path / "mine.py").write_text(code)
+    network = ["--network", f"{tmp_path / 'mine.py'}:make", "--weights", "network", "--data", "digits"]
+    assert main([*network, *QUICK, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert f"weights: those that {tmp_path / 'mine.py'}:make is built with" in printed.err
+    assert "since nothing says what the weights expect; --mean and --std say it" in printed.err
+    assert "made from its own weights by python -m lowrank.compress" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_published_weights_say_what_they_expect_of_an_image() -> None:
+    resnet = NetworkSettings(name="torchvision:resnet18", weights="DEFAULT")
+    published = published_preprocessing(resnet)
+    assert published is not None
+    assert (published.image_size, published.mean) == (224, (0.485, 0.456, 0.406))
+    assert published_preprocessing(NetworkSettings(name="torchvision:resnet18")) is None
+
+
+def test_published_weights_for_other_classes_are_refused() -> None:
+    network = NetworkSettings(name="torchvision:resnet18", weights="DEFAULT")
+    with pytest.raises(InputError, match="are for 1,000 classes, but digits has 10: train it on these first"):
+        compress_run._check_own_weights(network, load_data(DataSettings()))
