@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import METADATA, ModelSpecification, parse_specification
 from lowrank.io.tensor_file import load_tensors
+from lowrank.networks import Logits
 from lowrank.utils import file_hash, first_line
 
 FileFormat = Literal["safetensors", "torch", "lowrank"]  # `lowrank`: safetensors with this library's metadata
@@ -390,6 +391,9 @@ def _misfit_error(
     about = ""
     if (model := file.specification) is not None:
         about = f"; it holds a {model.method.name} {model.network.name} of width {model.network.width:g}"
+    elif isinstance(network, Logits):
+        about = "; transformers may store tensors by other names than its networks have: weights DEFAULT, those in the "
+        about += "folder of `hf:`, are read by transformers itself"
     return InputError(f"{file.path}: its tensors do not fit {type(network).__name__}: {', '.join(faults)}{about}")
 
 

@@ -12,6 +12,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.networks.base import DropPath as DropPath, WholeAvgPool2d as WholeAvgPool2d
+    from lowrank.networks.external.transformers_models import Logits as Logits
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
         same_file_elsewhere as same_file_elsewhere,
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "base": "DropPath WholeAvgPool2d",
+        "external.transformers_models": "Logits",
         "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",
         "own_networks": "check_logits",

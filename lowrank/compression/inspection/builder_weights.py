@@ -26,6 +26,9 @@ class BuilderWeights:
     others: tuple[str, ...] = ()
 
 
+PUBLISHED = ("torchvision:", "timm:", "hf:")  # networks that are trained only where the settings name weights
+
+
 def keeps_own_weights(settings: NetworkSettings) -> bool:
     """Return whether the weights of a dense network are its builder's, instead of drawn by this project's rule.
 
@@ -35,7 +38,7 @@ def keeps_own_weights(settings: NetworkSettings) -> bool:
     Returns:
         True for the user's networks, and for published ones with trained weights.
     """
-    return ":" in settings.name and (not settings.name.startswith("torchvision:") or settings.weights is not None)
+    return ":" in settings.name and (not settings.name.startswith(PUBLISHED) or settings.weights is not None)
 
 
 @lru_cache(maxsize=64)
@@ -57,7 +60,7 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     Raises:
         InputError: the network cannot be built.
     """
-    if ":" not in settings.name or settings.name.startswith("torchvision:"):
+    if ":" not in settings.name or settings.name.startswith(PUBLISHED):
         return BuilderWeights()
     networks = _build_twice(without_weights(settings), image_shape, classes)
     second = dict(networks[1].named_parameters())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.file_size import measure_file_size
 from lowrank.compression.init_from_dense import init_from_network
-from lowrank.compression.inspection.builder_weights import find_builder_weights
+from lowrank.compression.inspection.builder_weights import find_builder_weights, keeps_own_weights
 from lowrank.compression.inspection.network_pass import unfused_attention
 from lowrank.compression.inspection.plain_layers import register_equivalent
 from lowrank.compression.merging import merge
@@ -280,6 +280,18 @@ def test_students_of_a_trained_network_draw_all_weights_anew() -> None:
     assert find_builder_weights(settings("layer_scale"), IMAGE, CLASSES).modules == ()
     init_from_network(student, dense)
     assert torch.equal(student[0].weight, dense[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "keeps"),
+    [
+        ("tests.support.own_networks:trained", None, True), ("timm:test_vit", None, False),
+        ("timm:test_vit", "DEFAULT", True), ("hf:folder", None, False), ("hf:folder", "DEFAULT", True),
+        ("torchvision:resnet18", None, False), ("torchvision:resnet18", "DEFAULT", True), ("resnet9", None, False),
+    ],
+)  # fmt: skip
+def test_published_networks_have_weights_of_their_own_only_where_they_are_named(name, weights, keeps) -> None:
+    assert keeps_own_weights(NetworkSettings(name=name, weights=weights)) is keeps
 
 
 def test_substitution_leaves_the_mode_of_each_module() -> None:
