@@ -18,7 +18,7 @@ CONFIG_FILE = "config.json"
 
 
 class Logits:
-    """Makes a classifier of transformers return its logits, not an object that holds them."""
+    """Makes a classifier of transformers return its logits, and no object."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, classes)."""
