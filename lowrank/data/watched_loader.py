@@ -132,7 +132,7 @@ class _Decoder:
                     self._outcomes.put(InputError(content.decode()) if kind == _WRONG_INPUT else pickle.loads(content))
                     return
                 images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-                self._pipe.recv_bytes_into(memoryview(images.numpy()).cast("B"))
+                self._pipe.recv_bytes_into(images.numpy().data.cast("B"))
                 self._messages += 1
                 self._outcomes.put(images)
         except (EOFError, OSError):
@@ -180,7 +180,7 @@ def _serve(
 def _decode(split: Split, positions: Tensor) -> tuple[bytes, Any]:
     """A batch as a message: its kind and its content."""
     try:
-        return _IMAGES, memoryview(split.decode(positions, threads=1).contiguous().numpy()).cast("B")
+        return _IMAGES, split.decode(positions, threads=1).contiguous().numpy().data.cast("B")
     except LowrankError as error:
         return _WRONG_INPUT, str(error).encode()
     except Exception as error:

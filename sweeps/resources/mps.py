@@ -59,8 +59,8 @@ class MpsService:
         """Start the service and check that a process can use it.
 
         Args:
-            start_seconds: for the daemon to start, after which it is given up.
             end_seconds: for the daemon to quit when it is asked to, after which it is killed.
+            start_seconds: for the daemon to start, after which it is given up.
 
         Raises:
             MpsUnavailableError: it is not installed, does not start, or a client does not find it.

@@ -60,13 +60,15 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
         try:
             trainer = restore_trainer(trial, weights, data, device)
         except InputError as error:
-            search.write_notice(trial.trial_id, f"not evaluated on the test split: {error}")
-            print(f"{trial.trial_id} is not evaluated on the test split: {error}")
+            aims = ["evaluated on the test split"] * wants_test + ["written as a model"] * needs_model
+            message = f"not {' and not '.join(aims)}: {error}"
+            search.write_notice(trial.trial_id, message)
+            print(f"{trial.trial_id} is {message}")
             continue
         if wants_test:
-            error = trainer.evaluate("test")["error"]
+            test_error = trainer.evaluate("test")["error"]
             search.write_test_error(
-                trial.trial_id, error, encode_wrong_images(trainer.wrong_images["test"].cpu().numpy())
+                trial.trial_id, test_error, encode_wrong_images(trainer.wrong_images["test"].cpu().numpy())
             )
         if needs_model:
             write_model(model_folder, trial, trainer, data)

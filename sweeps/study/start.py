@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,16 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
     record = history.update()
     _check_same_question(space.source, record, folder)
     specifications = (trial.specification for trial in record.trials.values())
-    typed = {"allow_code": options.allow_code, "data_dir": options.data_dir, "typed_data": options.data}
-    check_specifications(specifications, source=f"{folder / JOURNAL_FILE}", **typed)
+    check = partial(
+        check_specifications, allow_code=options.allow_code, data_dir=options.data_dir, typed_data=options.data
+    )
+    check(specifications, source=f"{folder / JOURNAL_FILE}")
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN), resumed=True)
     retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
     if retrain is not None:  # the driver was killed before it had proposed all
-        check_specifications(retrain.specifications(), source=f"{retrain.folder}", **typed)
+        check(retrain.specifications(), source=f"{retrain.folder}")
     data = _load_same_data(space, config, record)
     fetch_weights(space, data)
     _check_same_start(record, data)

@@ -98,14 +98,16 @@ def test_the_first_finished_end_looks_and_later_ones_are_asked(search, monkeypat
     monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.FINISHED)
     monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
     monkeypatch.setattr(driver, "evaluate_front", lambda *_, look: looks.append(look) or [])
-    assert driver._search(search, SimpleNamespace(test=test, folder=None), None, 8) is CloseReason.FINISHED
+    assert (
+        driver._search(search, SimpleNamespace(test=test, folder=None), None, 8, lambda: None) is CloseReason.FINISHED
+    )
     assert looks == [expected]
 
 
 def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsys):
     monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.TIME)
     monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
-    driver._search(search, SimpleNamespace(test=True, folder=None), None, 8)
+    driver._search(search, SimpleNamespace(test=True, folder=None), None, 8, lambda: None)
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
 
 
