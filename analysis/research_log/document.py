@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from analysis.reporting import drawing_executor, render_png
 from analysis.research_log import handwritten, markdown
-from analysis.research_log.entries import STUDY, Entry, EntryNote, date_and_time
+from analysis.research_log.entries import STUDY, TEACHER, Entry, EntryNote, date_and_time
 from analysis.research_log.handwritten import HEAD
 from analysis.utils import silent
 from lowrank.utils import Markdown, free_name, read_resource, render_template, write_text
@@ -21,6 +22,7 @@ from sweeps.records import NoteKind
 PACKAGE = "analysis.research_log"
 UNGROUPED = "Runs of no group"
 PICTURES_SUFFIX = "_pictures"  # of the folder beside the file
+_OWN_PICTURE = re.compile(rf"(?:{STUDY}|{TEACHER})-.+-\d{{8}}T\d{{6}}Z(?:-\d+)?-(?:front|curves)\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,8 @@ def _remove_pictures(entries: Sequence[Entry], path: Path) -> None:
     """Remove pictures of studies whose entries have gone or have no front any more."""
     shown = {f"{job.name}.png" for entry in entries for job in entry.pictures}
     folder = pictures_folder(path)
-    for picture in folder.glob(f"{STUDY}-*.png") if folder.is_dir() else ():
-        if picture.name not in shown:
+    for picture in folder.iterdir() if folder.is_dir() else ():
+        if _OWN_PICTURE.fullmatch(picture.name) and picture.name not in shown:
             picture.unlink()
 
 

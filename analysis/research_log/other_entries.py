@@ -115,7 +115,7 @@ def compress_entry(folder: Path) -> Entry:
     record = _read_json(path)
     try:
         return _compress_entry(folder, record)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__} {first_line(error)}") from error
 
 

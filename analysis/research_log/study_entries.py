@@ -61,7 +61,7 @@ def _entry(
     answer = answer_text(run.snapshot, points).splitlines() if trained else ["No trial was trained to its end."]
     key = entry_key(STUDY, study.name, run.began)
     number = f", run {run.number}" if runs > 1 else ""
-    collated = ", put together of other studies" if run.header.get("collated") else ""
+    collated = ", joined from other studies" if run.header.get("collated") else ""
     return Entry(
         key=key, kind=STUDY, name=study.name, title=f"{study.name}{number}{collated}", began=run.began,
         group=study.tags.get(GROUP_TAG, ""), question=str(run.header.get("question", "")),

@@ -15,13 +15,17 @@ from lowrank.io import save_tensors
 from sweeps.records import (
     CHECKPOINT_FILE,
     JOURNAL_FILE,
+    NOTES_FILE,
     OPTUNA_FILE,
     RANK_COSTS_FILE,
     RESULTS_FILE,
     STEP_TIMES_FILE,
     TRIALS_FOLDER,
+    NoteKind,
+    append_note,
     load_study,
     locked_journal,
+    read_notes,
     read_rank_costs,
     read_step_times,
     write_space_file,
@@ -219,3 +223,17 @@ def test_damaged_costs_of_ranks_are_one_line_and_set_aside(study, text, capsys):
         f"{RANK_COSTS_FILE}: set aside as {RANK_COSTS_FILE}.damaged; --resume measures what ranks cost again"
     ]
     assert (study / f"{RANK_COSTS_FILE}.damaged").read_text() == text
+
+
+def test_damaged_notes_are_named_and_the_others_kept(study, capsys):
+    first = append_note(study, NoteKind.NOTE, "whole")
+    path = study / NOTES_FILE
+    path.write_bytes(path.read_bytes() + b"no JSON\n")
+    code, lines = run("check", study, capsys)
+    assert code == 1
+    assert lines[0].startswith("notes.jsonl: line 2 is damaged: ")
+    code, lines = run("repair", study, capsys)
+    assert (code, len(lines)) == (0, 1)
+    assert "set aside as notes.jsonl.damaged; the 1 notes that are whole are kept, 1 not" in lines[0]
+    assert read_notes(study) == [first]
+    assert run("check", study, capsys)[0] == 0

@@ -98,10 +98,12 @@ def test_text_of_an_entry_that_is_left_out_is_kept_and_comes_back(studies):
     text = log()
     own = keys(text)[1]
     Path("LOG.md").write_text(typed(text, own, MINE))
+    Path("LOG_pictures", "study-plan.png").write_bytes(b"of a person")
     shorter = log("third")
     assert "## Text of entries that are not shown" in shorter
     assert MINE in shorter
-    assert len(list(Path("LOG_pictures").iterdir())) == 2
+    assert len(list(Path("LOG_pictures").glob("study-third-*"))) == 2
+    assert len(list(Path("LOG_pictures").iterdir())) == 3, "a picture of a person stays"
     whole = log()
     assert "## Text of entries that are not shown" not in whole
     assert f"<!-- your text: {own} -->\n{MINE}" in whole

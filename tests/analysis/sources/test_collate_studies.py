@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.sources.collate_studies import StudySource, better_copy, collate, summary_lines, trial_events
+from analysis.sources.collate_studies import (
+    StudySource,
+    better_copy,
+    collate,
+    summary_lines,
+    trial_events,
+    write_study as write_collated,
+)
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import save_tensors
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
+from sweeps.records.annotations import NoteKind, append_note, read_notes
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
@@ -253,3 +261,13 @@ def test_copies_of_other_number_formats_are_named():
         assert [line for line in lines if "other number formats" in line] == [
             f"copies of other number formats: {line}" for line in expected
         ]
+
+
+def test_notes_beside_the_studies_come_with_them(tmp_path):
+    sources, notes = [], []
+    for number, name in enumerate("xy"):
+        folder = write_study(tmp_path / name, Plan(name=name, trials=2, seed=number))
+        notes.append(append_note(folder, NoteKind.TODO, f"of {name}"))
+        sources.append(StudySource(label=name, study=load_study(folder), folder=folder))
+    write_collated(collate(sources, "all"), tmp_path / "all")
+    assert read_notes(tmp_path / "all") == notes

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.research_log.other_entries import compress_entry
 from lowrank.compress import main, parse_budget, parse_config
 from lowrank.data import DataSettings, load_data
 from lowrank.deployment import compress_run, formats
@@ -58,7 +59,8 @@ def test_json_is_one_object_for_each_budget_and_nothing_else(tmp_path, without_p
     out = tmp_path / "out"
     stdout, stderr = run_quickly(out, "--budget", "0.5", "0.25", "--finetune", "1", "--json")
     reports = json.loads(stdout)
-    assert len(reports) == len(list(out.iterdir())) == 2
+    assert len(reports) == len(list(out.glob("*/report.json"))) == 2
+    assert [path.name for path in out.iterdir() if path.is_file()] == [compress_run.RUN_FILE]
     for report, share in zip(reports, (0.5, 0.25), strict=True):
         assert report["params"] <= share * report["dense_params"]
         assert report["method"] == "svd"
@@ -88,6 +90,25 @@ def test_every_file_gives_the_same_network(folder) -> None:
     assert card.splitlines()[2].startswith("Error of these files: ")
     for part in ("| parameters", "opset 20 and IR version 9", "then the mean is subtracted", '["0", "1", "2"'):
         assert part in card
+
+
+def test_the_run_leaves_a_record_for_the_log(folder) -> None:
+    record = json.loads((folder / compress_run.RUN_FILE).read_text())
+    assert record["command"].startswith("python -m lowrank.compress --network resnet9 --width 0.0625 --weights ")
+    assert record["ended"] > record["began"]
+    assert record["data"]["name"] == "digits"
+    report = json.loads((folder / "report.json").read_text())
+    assert record["networks"] == [{"folder": "", **{name: report[name] for name in report if name != "layers"}}]
+    entry = compress_entry(folder)
+    assert entry.title == f"compressed network {folder.name}"
+    assert f"{report['params']:,} of {report['dense_params']:,} parameters" in entry.answer[0]
+    assert entry.commands == (("the run", record["command"]),)
+
+
+def test_a_damaged_record_of_a_run_is_one_line(tmp_path) -> None:
+    (tmp_path / compress_run.RUN_FILE).write_text('{"networks": []}')
+    with pytest.raises(InputError, match=r"compress.json is damaged: IndexError"):
+        compress_entry(tmp_path)
 
 
 def test_a_file_that_names_no_layer_is_refused(folder, tmp_path) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lowrank.errors import InputError
+from sweeps.records import NoteKind, append_note, read_notes
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.storage import mirror as mirror_module
 from sweeps.storage.__main__ import main
@@ -136,3 +137,15 @@ def test_a_storage_that_does_not_answer_is_one_line(stored, study, monkeypatch):
     monkeypatch.setattr(Storage, "get", fails)
     with pytest.raises(InputError, match=r"file://.*: no route"):
         update_folder(stored, study)
+
+
+def test_notes_of_two_machines_are_joined(stored, study, tmp_path):
+    elsewhere = fetch_study(stored.uri, "small", tmp_path / "elsewhere")
+    theirs = append_note(elsewhere, NoteKind.NOTE, "theirs")
+    run_driver(stored, elsewhere)
+    ours = append_note(study, NoteKind.NOTE, "ours")
+    update_folder(stored, study)
+    assert read_notes(study) == [theirs, ours]
+    run_driver(stored, study)
+    update_folder(stored, elsewhere)
+    assert read_notes(elsewhere) == [theirs, ours]
