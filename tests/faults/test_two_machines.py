@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.records.events import Status
-from sweeps.storage.remote import fetch_study
+from sweeps.storage.fetch import fetch_study
 from tests.support import studies
 from tests.support.waiting import scaled
 
