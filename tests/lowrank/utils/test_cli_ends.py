@@ -41,6 +41,7 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     assert run_command(write) is ExitCode.FAILED
+    sys.stdout.close()  # what it was replaced by
 
 
 def test_values_and_choices_in_messages_are_short():
