@@ -128,7 +128,7 @@ def _leave_out_width(content: dict[str, Any], typed: Mapping[str, Any]) -> None:
     from lowrank.networks import absolute_name, takes_width
 
     if not takes_width(absolute_name(name)):
-        del network["width"]
+        del content["network"]["width"]
         print(f"{name} has no `width`: the space's, {width:g}, is left out", file=sys.stderr, flush=True)
 
 
