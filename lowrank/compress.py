@@ -40,9 +40,12 @@ def make_parser() -> argparse.ArgumentParser:
         "that your own function returns",
     )  # fmt: skip
     what.add_argument(
-        "--set", action="append", default=[], metavar="network.FIELD=VALUE", help="such as network.stem=small"
+        "--set", action="append", default=[], metavar="FIELD=VALUE",
+        help="of the network or the data, such as network.stem=small, data.channels=3",
+    )  # fmt: skip
+    what.add_argument(
+        "--data", required=True, metavar="SET", help="digits, cifar10, parquet:DIR, folder:DIR, csv:DIR ..."
     )
-    what.add_argument("--data", required=True, metavar="SET", help="digits, cifar10, parquet:DIR, folder:DIR ...")
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie")
     expected = parser.add_argument_group("what the weights expect of an image, where no file beside them says it")
     expected.add_argument("--mean", type=float, nargs="+", metavar="X", help="of each channel, pixels from 0 to 1")
@@ -102,25 +105,27 @@ def parse_budget(text: str) -> dict[str, float]:
     return limits
 
 
-def parse_network_fields(texts: Sequence[str]) -> dict[str, str]:
-    """Read fields of the network such as `network.stem=small`.
+def parse_fields(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read fields of the network and of the data such as `network.stem=small`.
 
     Args:
         texts: as typed.
 
     Returns:
-        Values by field, as typed; the network's settings check them.
+        Values by field of `network` and of `data`, as typed; the settings of either check them.
 
     Raises:
         InputError: a text has another form.
     """
-    fields = {}
+    fields: dict[str, dict[str, str]] = {"network": {}, "data": {}}
     for text in texts:
         name, equals, value = text.partition("=")
         section, dot, field = name.partition(".")
-        if section != "network" or not (dot and equals and field):
-            raise InputError(f"--set must be network.FIELD=VALUE, such as network.stem=small, but got {text!r}")
-        fields[field] = value
+        if section not in fields or not (dot and equals and field) or name == "data.name":
+            raise InputError(
+                f"--set must be network.FIELD=VALUE or data.FIELD=VALUE, such as network.stem=small, but got {text!r}"
+            )
+        fields[section][field] = value
     return fields
 
 
@@ -147,9 +152,9 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     for flag, choices in (("method", METHODS), ("allocation", ALLOCATIONS)):
         if getattr(options, flag) not in choices:
             raise unknown(flag, getattr(options, flag), choices)
-    weights, fields = None, parse_network_fields(options.set)
+    weights, fields = None, parse_fields(options.set)
     if options.weights == PUBLISHED:
-        fields.setdefault("weights", PUBLISHED)
+        fields["network"].setdefault("weights", PUBLISHED)
     elif options.weights != NETWORK_WEIGHTS:
         weights = Path(options.weights)
         if not weights.exists():
@@ -164,8 +169,8 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     opset = DEFAULT_OPSET if options.opset is None else options.opset
     check_opset(opset)
     return CompressConfig(
-        network=network_from_options(options, **fields),
-        weights=weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
+        network=network_from_options(options, **fields["network"]), weights=weights,
+        data=validate_model(DataSettings, {**fields["data"], "name": options.data}, "data"),
         data_dir=options.data_dir, preprocessing={
             "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,
             "image_size": options.image_size, "crop": options.crop,

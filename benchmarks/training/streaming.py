@@ -61,7 +61,7 @@ def trial(folder: str, batches: int, index: int, results: multiprocessing.Queue)
     loaded, load_cpu = time.perf_counter(), _processor_seconds()
     # As a trial's epoch, but of some images, spread over the whole set
     order = epoch_order(index, 0, len(data.train))[: batches * BATCH]
-    drawn = 0
+    drawn, first = 0, loaded
     for _, images in stream_images(data.train, order, BATCH, torch.device("cpu"), 2, 3600):
         first = time.perf_counter() if drawn == 0 else first
         drawn += len(images)

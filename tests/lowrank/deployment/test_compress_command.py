@@ -158,12 +158,14 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
         (["--mean", "0.5", "--std", "0.0"], "std"),
         (
             ["--set", "stem=small"],
-            "--set must be network.FIELD=VALUE, such as network.stem=small, but got 'stem=small'",
+            "--set must be network.FIELD=VALUE or data.FIELD=VALUE, such as network.stem=small, but got 'stem=small'",
         ),
         (["--set", "network.stem=tall"], "network.stem"),
         (["--weights", "absent"], "--weights must be a file, DEFAULT or network, but there is no file absent"),
         (["--weights", "DEFAULT"], "`weights` are those of torchvision, timm, hf networks: resnet9 has none"),
         (["--weights", "network"], "needs a network that is built with trained weights, but resnet9 draws its weights"),
+        (["--set", "data.channels=2"], "`data.channels`"),
+        (["--set", "data.label=kind"], "`data.label` names a column of parquet:DIR and csv:DIR"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, capsys) -> None:
