@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -47,8 +46,8 @@ def make_set(folder: Path, images: int) -> None:
             pq.write_table(pa.table({"image": struct, "label": labels}), folder / name, row_group_size=ROWS)
 
 
-def trial(folder: str, batches: int, index: int, results: multiprocessing.Queue) -> None:
-    """Load the set and draw batches of one epoch."""
+def trial(folder: Path, batches: int, index: int) -> None:
+    """Load the set, draw batches of one epoch, and print a line of JSON."""
     import torch
 
     from lowrank.data import DataSettings, epoch_order, load_data
@@ -66,12 +65,11 @@ def trial(folder: str, batches: int, index: int, results: multiprocessing.Queue)
         first = time.perf_counter() if drawn == 0 else first
         drawn += len(images)
     end = time.perf_counter()
-    results.put({
+    print(json.dumps({
         "load_s": round(loaded - start, 1), "load_cpu_s": round(load_cpu, 1), "first_batch_s": round(first - loaded, 1),
         "images": drawn, "images_per_s": round((drawn - BATCH) / (end - first)),
         "draw_cpu_s": round(_processor_seconds() - load_cpu, 1),
-    })  # fmt: skip
-    time.sleep(3)  # for the memory to be read once more
+    }), flush=True)  # fmt: skip
 
 
 def _processor_seconds() -> float:
@@ -104,33 +102,29 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH} images, by each trial")
     parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--trial", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.folder.is_dir():
         make_set(options.folder, options.images)
+    if options.trial is not None:
+        trial(options.folder, options.batches, options.trial)
+        return 0
     size = sum(path.stat().st_size for path in options.folder.iterdir()) / 1e6
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    start, peak = time.perf_counter(), 0.0
+    command = [sys.executable, "-m", "benchmarks.training.streaming", "--folder", str(options.folder)]
+    command += ["--batches", str(options.batches), "--trial"]
     trials = [
-        context.Process(target=trial, args=(str(options.folder), options.batches, index, results))
-        for index in range(options.trials)
+        subprocess.Popen([*command, str(index)], stdout=subprocess.PIPE, text=True) for index in range(options.trials)
     ]
-    start = time.perf_counter()
-    for process in trials:
-        process.start()
-    peak, rows = 0.0, []
-    while len(rows) < len(trials) and any(process.is_alive() for process in trials):
-        peak = max(peak, pss_mb({process.pid for process in trials if process.pid}))
-        while not results.empty():
-            rows.append(results.get())
+    while any(process.poll() is None for process in trials):
+        peak = max(peak, pss_mb({process.pid for process in trials}))
         time.sleep(0.2)
-    end = pss_mb({process.pid for process in trials if process.pid})
-    for process in trials:
-        process.join()
     print(json.dumps({
-        "encoded_mb": round(size), "trials": rows, "peak_pss_mb": round(peak), "last_pss_mb": round(end),
-        "seconds": round(time.perf_counter() - start, 1), "load_average": os.getloadavg()[0],
+        "encoded_mb": round(size), "trials": [json.loads(process.communicate()[0] or "null") for process in trials],
+        "peak_pss_mb": round(peak), "seconds": round(time.perf_counter() - start, 1),
+        "load_average": os.getloadavg()[0],
     }))  # fmt: skip
-    return 0 if len(rows) == len(trials) else 1
+    return max(process.returncode for process in trials)
 
 
 if __name__ == "__main__":
