@@ -115,7 +115,7 @@ def check_number(value: float) -> str:
 class _PlainResolver(Resolver):
     """Tells of what kind a value without a tag is."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]  # of the class in PyYAML too, but not in its stubs
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _ODD_RESOLVERS]
         for first, resolvers in Resolver.yaml_implicit_resolvers.items()
     }
@@ -143,6 +143,7 @@ class _Loader(Composer, _Parser, SafeConstructor, _PlainResolver):
         self._deepest = self._depth
         self._check(mark, self._depth)
         node = super().compose_node(parent, index)
+        assert node is not None
         if is_alias:
             if id(node) not in self._sizes:
                 raise ConstructorError(None, None, "a mapping or list contains itself", mark)
@@ -163,7 +164,7 @@ class _Loader(Composer, _Parser, SafeConstructor, _PlainResolver):
         if self._values >= MAX_VALUES:
             raise ConstructorError(None, None, f"there must be at most {MAX_VALUES:,} values", mark)
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping; a key is a text and stands in it once."""
         node = super().compose_mapping_node(anchor)
         keys = set()

@@ -393,6 +393,7 @@ def _compare(
     points: Sequence[FrontPoint], others: Sequence[FrontPoint],
 ) -> PointComparison:  # fmt: skip
     """The comparison of the best of `points` with the best of `others`; the gap is over the seeds of both."""
+    count: int | None
     paired = compare_points(chosen, other, evidence)
     if paired is not None:
         gap, count, over_seeds = paired.mean, paired.seeds, paired.estimate if paired.seeds > 1 else None

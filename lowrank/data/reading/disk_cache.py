@@ -196,7 +196,7 @@ def _load(path: Path) -> NDArray[Any] | None:
 
 
 def _checksum(array: NDArray[Any]) -> bytes:
-    value, flat = 0, array.reshape(-1).view(np.uint8)
+    value, flat = 0, array.reshape(-1).view(np.uint8).data
     for start in range(0, len(flat), _CHECKED_AT_ONCE):
         value = zlib.crc32(flat[start : start + _CHECKED_AT_ONCE], value)
         READING.step()

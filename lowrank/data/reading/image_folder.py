@@ -187,7 +187,8 @@ def _no_classes(root: Path, named: dict[Part, list[Path]]) -> InputError:
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:
     """List folders and files, sorted by name, without hidden ones."""
-    folders, files = [], []
+    folders: list[Path] = []
+    files: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.name.startswith("."):

@@ -204,14 +204,14 @@ def _labels(files: dict[Part, list[_File]]) -> tuple[tuple[str, ...], dict[Part,
         texts = {text for file in everything for text in file.values.tolist()}
         classes = sorted_names(trained) + sorted_names(texts - trained)
         numbers = {text: index for index, text in enumerate(classes)}
-        labels = {part: [[numbers[text] for text in file.values.tolist()] for file in files[part]] for part in PARTS}
+        labels = {
+            part: [np.array([numbers[text] for text in file.values.tolist()], np.int64) for file in files[part]]
+            for part in PARTS
+        }
     else:
         classes = _class_names(first, everything)
         labels = {part: [_by_name(file, first, classes) for file in files[part]] for part in PARTS}
-    return classes, {
-        part: np.concatenate([np.empty(0, np.int64), *(np.asarray(values, np.int64) for values in labels[part])])
-        for part in PARTS
-    }
+    return classes, {part: np.concatenate([np.empty(0, np.int64), *labels[part]]) for part in PARTS}
 
 
 def _check_labels(file: _File) -> None:
