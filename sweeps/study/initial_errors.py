@@ -7,7 +7,6 @@ import time
 import torch
 
 from lowrank.data import ImageData, eval_batches
-from sweeps.execution import set_initial_weights
 from sweeps.records import TRIAL_WEIGHTS, Trial
 from sweeps.trials import make_student
 
@@ -50,6 +49,8 @@ class InitialErrors:
 
     @torch.no_grad()
     def _error(self, trial: Trial) -> float:
+        from sweeps.execution import set_initial_weights  # imports Ray, which most plans do without
+
         student, _ = make_student(trial.specification, self._data)
         student.to(self._device)
         set_initial_weights(student, trial.specification, self._data, study_dir="")
