@@ -178,10 +178,15 @@ def lose_part(scene: Scene, study: Study, rng: random.Random) -> bool:
 
 def remove_trials(scene: Scene, study: Study, rng: random.Random) -> bool:
     """SIGKILL for the driver; the weights of all trials are removed here, and are in the storage alone."""
-    if not study.wait(lambda: stored(scene).names(TRIALS_FOLDER), "weights in the storage") or study.over():
+    folder = study.folder / TRIALS_FOLDER  # which a resumed driver fetches first
+
+    def has_weights() -> bool:
+        return bool(stored(scene).names(TRIALS_FOLDER)) and folder.is_dir()
+
+    if not study.wait(has_weights, "weights here and in the storage") or study.over():
         return False
     study.kill()
-    shutil.rmtree(study.folder / TRIALS_FOLDER)
+    shutil.rmtree(folder)
     study.resume(*scene.location)
     return True
 
