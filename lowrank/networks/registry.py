@@ -209,7 +209,7 @@ NETWORK_FIELDS = ("stem", "patch", "depth", "heads")
 _TABLE = (
     _Entry(r"resnet9", "resnet9", _resnet9),
     _Entry(r"wrn_50_2", "wrn_50_2", _wrn50_2, IMAGENET_IMAGE, 1000),
-    _Entry(r"wrn_(\d{1,4})_(\d{1,3})", "wrn_D_W (such as wrn_28_10)", _wide_resnet),
+    _Entry(r"wrn_(\d{1,6})_(\d{1,6})", "wrn_D_W (such as wrn_28_10)", _wide_resnet),
     _Entry(r"darts", "darts", _darts),
     _Entry(r"mobilenet_v2", "mobilenet_v2", _mobilenet_v2, IMAGENET_IMAGE, 1000),
     _Entry(r"vgg16", "vgg16", _vgg16),

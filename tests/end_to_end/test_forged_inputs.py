@@ -179,7 +179,7 @@ def test_no_study_reads_images_that_a_record_alone_names(folder, private, words,
     assert sweeps.run.main(words) == 2
     printed = capsys.readouterr().err
     assert READS in printed
-    assert f"name the data yourself: --data folder:{private}" in printed
+    assert f"--data folder:{private}" in printed
     assert printed.count("\n") == 1
     assert (folder / "studies" / "theirs" / JOURNAL_FILE).read_bytes() == before
     if words[0] != "--resume":  # whose space has other images

@@ -207,7 +207,7 @@ def changed(tmp_path: Path, change: Any) -> Path:
         (lambda t, c: c.update(classes=0), "`lowrank_model.classes`: must be greater than or equal to 1, but got 0"),
         (lambda t, c: c.update(image_shape=[1, 8]), "`lowrank_model.image_shape`: "),
         (lambda t, c: c.pop("method"), "`lowrank_model.method` is missing"),
-        (lambda t, c: c.update(method={"name": "pickle"}), "unknown method 'pickle'; choose from: acdc, bottleneck"),
+        (lambda t, c: c.update(method={"name": "pickle"}), "unknown method 'pickle'; choose from: "),
         (lambda t, c: c.update(method={"name": "cp", "dims": 99}), "`method.dims`: must be less than or equal to 9"),
         (lambda t, c: c["network"].update(name="nothing"), "unknown network 'nothing'; choose from: "),
         (lambda t, c: c["network"].update(colour=1), "unknown field `lowrank_model.network.colour`"),

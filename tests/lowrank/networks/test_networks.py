@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def test_imagenet_networks_cost_what_torchvisions_do(name: str) -> None:
     plan, other = (network_plan(NetworkSettings(name=network), (3, 96, 96), 7) for network in (name, theirs))
     assert plan.mult_adds(Dense()) == other.mult_adds(Dense())
     assert plan.params(Dense()) == other.params(Dense())
-    assert plan.extras == other.extras
+    # Published with a last pooling of 7 x 7 that is no adaptive one, and with a classifier that is a convolution
+    differences = {"wrn_50_2": {"pooling": other.extras.pooling + 2048 * 3 * 3}, "mobilenet_v2": {"linear_biases": 0}}
+    assert plan.extras == dataclasses.replace(other.extras, **differences.get(name, {}))
 
 
 @pytest.mark.parametrize(
