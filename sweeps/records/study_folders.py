@@ -16,8 +16,8 @@ from lowrank.errors import InputError, show_value
 from lowrank.utils import absolute_path, nearest_existing, write_text
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
-from sweeps.space import DEFAULT_OUT, dump_yaml, read_yaml
-from sweeps.utils import NAME_RULE, check_plain_name, is_uri
+from sweeps.space import DEFAULT_OUT, read_yaml
+from sweeps.utils import NAME_RULE, check_plain_name, dump_yaml, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
 

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         with_absolute_data as with_absolute_data,
         with_absolute_network as with_absolute_network,
     )
-    from sweeps.space.plain_yaml import dump_yaml as dump_yaml, load_yaml as load_yaml
     from sweeps.space.points import SHARE_PREFIX as SHARE_PREFIX, Points as Points
     from sweeps.space.run_options import (
         AUTO as AUTO,
@@ -95,7 +94,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "apply_overrides parse_space parse_teacher_space read_space resolve_content space_from_content "
             "teacher_space with_absolute_data with_absolute_network"
         ),
-        "plain_yaml": "dump_yaml load_yaml",
         "points": "Points SHARE_PREFIX",
         "run_options": "AUTO DEFAULT_OUT DEFAULT_SAMPLE FIXED_QUESTION FOLDER_OPTIONS GPU_SHARING RunOptions Task",
         "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SearchSettings parse_time",

@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank.errors import InputError, show_value, unknown
 from lowrank.utils import absolute_path
-from sweeps.space.plain_yaml import MAX_BYTES, YamlError, load_yaml
+from sweeps.utils import MAX_BYTES, YamlError, load_yaml
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 SECTIONS = (

@@ -19,7 +19,6 @@ from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, find_space, read_yaml
 from sweeps.space.method_names import REFERENCES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
-from sweeps.space.plain_yaml import YamlError, load_yaml
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import (
     NETWORK_WEIGHTS,
@@ -31,6 +30,7 @@ from sweeps.space.settings import (
 )
 from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
 from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
+from sweeps.utils import YamlError, load_yaml
 
 # Fields that hold a mapping of their own, in which nothing is searched
 LITERAL_FIELDS = {"teacher": ("train",), "start": ("scratch_train",)}

@@ -26,12 +26,12 @@ from sweeps.records import (
     searched_points,
     studies_root,
 )
-from sweeps.space import FOLDER_OPTIONS, RunOptions, dump_yaml, find_space, parse_time, permission_options, read_yaml
+from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, permission_options, read_yaml
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
 from sweeps.study.start import resume_study, start_study
-from sweeps.utils import monotonic_time
+from sweeps.utils import dump_yaml, monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
 _FIELD_OPTIONS = ("set", "data", "network", "keep", "only", "weights", "seed", "trials", "gpus_per_trial",

@@ -42,7 +42,6 @@ from sweeps.space import (
     Space,
     StudyConfig,
     check_options,
-    load_yaml,
     parse_space,
     parse_time,
 )
@@ -60,7 +59,7 @@ from sweeps.trials import (
     resolve_teacher,
     with_teacher_name,
 )
-from sweeps.utils import monotonic_time
+from sweeps.utils import load_yaml, monotonic_time
 
 # What of space.yaml may be changed before a study is resumed: it changes no trial
 CHANGEABLE = ("question", "resources", "answer", "search.trials", "search.time", "search.repeat")

@@ -1,4 +1,4 @@
-"""Small helpers of all packages of sweeps: clock, signals, processes, durations, addresses.
+"""Small helpers of all packages of sweeps: clock, signals, processes, durations, addresses, YAML.
 
 Must not import any other package of sweeps, nor torch or Ray when it is imported.
 """
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from sweeps.utils.clock import PROCESS_START as PROCESS_START, Clock as Clock, monotonic_time as monotonic_time
     from sweeps.utils.duration import format_duration as format_duration
     from sweeps.utils.plain_names import NAME_RULE as NAME_RULE, check_plain_name as check_plain_name
+    from sweeps.utils.plain_yaml import (
+        MAX_BYTES as MAX_BYTES,
+        YamlError as YamlError,
+        dump_yaml as dump_yaml,
+        load_yaml as load_yaml,
+    )
     from sweeps.utils.process_ids import has_ended as has_ended, process_identity as process_identity
     from sweeps.utils.provenance import command as command, hardware as hardware, versions as versions
     from sweeps.utils.signals import (
@@ -30,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "clock": "Clock PROCESS_START monotonic_time",
         "duration": "format_duration",
         "plain_names": "NAME_RULE check_plain_name",
+        "plain_yaml": "MAX_BYTES YamlError dump_yaml load_yaml",
         "process_ids": "has_ended process_identity",
         "provenance": "command hardware versions",
         "signals": "exit_process handle_sigterm install_signal_handlers raise_if_interrupted sigterm_received",

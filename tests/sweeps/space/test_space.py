@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from lowrank.errors import InputError
 from sweeps.space.files import SPACES_FOLDER, available_spaces, read_yaml
 from sweeps.space.parse import parse_space, read_space
-from sweeps.space.plain_yaml import load_yaml
 from sweeps.study.plan_report import _recipe_line
+from sweeps.utils.plain_yaml import load_yaml
 
 SMALL = {
     "question": "Which?",

@@ -49,7 +49,10 @@ _ODD_RESOLVERS = (_PREFIX + "timestamp", _PREFIX + "value")  # a date is a text,
 
 
 class YamlError(ValueError):
-    """The text is not YAML of plain values within the limits; the message is one short line without the source."""
+    """The text is not YAML of plain values within the limits.
+
+    The message is one short line without the source.
+    """
 
 
 def load_yaml(text: str) -> Any:

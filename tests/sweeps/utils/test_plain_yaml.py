@@ -11,7 +11,7 @@ import yaml
 from lowrank.errors import InputError
 from sweeps.space.files import available_spaces, find_space, read_yaml
 from sweeps.space.parse import read_space
-from sweeps.space.plain_yaml import MAX_BYTES, MAX_DEPTH, MAX_TEXT, MAX_VALUES, YamlError, dump_yaml, load_yaml
+from sweeps.utils.plain_yaml import MAX_BYTES, MAX_DEPTH, MAX_TEXT, MAX_VALUES, YamlError, dump_yaml, load_yaml
 
 ALIASES = "[&a [x, x, x, x, x, x, x, x], " + "".join(
     f"&{name} [{', '.join(['*' + before] * 8)}], " for before, name in zip("abcdefgh", "bcdefghi", strict=True)
