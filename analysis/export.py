@@ -80,14 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
         load_trained,
         proof_lines,
     )
-    from lowrank.deployment import DEFAULT_OPSET, check_opset
+    from lowrank.deployment import check_opset
     from lowrank.io import override_preprocessing, read_class_names
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
     limits = _limits(arguments)
-    opset = DEFAULT_OPSET if arguments.opset is None else arguments.opset
-    check_opset(opset)
+    opset = check_opset(arguments.opset)
     classes = read_class_names(arguments.class_names) if arguments.class_names else None
     point = find_completed(study, arguments.trial) if arguments.trial else choose_trial(study, arguments.pick, limits)
     trial = study.trials[point.trial_id]

@@ -164,10 +164,9 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out} exists already; give another --out or --overwrite")
     from lowrank.data import DataSettings
-    from lowrank.deployment import DEFAULT_OPSET, CompressConfig, check_opset
+    from lowrank.deployment import CompressConfig, check_opset
 
-    opset = DEFAULT_OPSET if options.opset is None else options.opset
-    check_opset(opset)
+    opset = check_opset(options.opset)
     return CompressConfig(
         network=network_from_options(options, **fields["network"]), weights=weights,
         data=validate_model(DataSettings, {**fields["data"], "name": options.data}, "data"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import COMMANDS
+from docs import make_reference
+from docs.make_reference import PARSERS
 from lowrank.utils import OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +24,6 @@ CODE_PATH = re.compile(
     r"(?<![\w/.-])(?:lowrank|sweeps|analysis|tests|docs|benchmarks|search_spaces)/[\w/]+\.(?:py|md|yaml|json)\b"
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PARSERS = {
-    "sweeps/run.py": "sweeps.study.command_line", "sweeps/teacher.py": "sweeps.teacher",
-    "sweeps/spot.py": "sweeps.spot", "lowrank.compress": "lowrank.compress", "lowrank.predict": "lowrank.predict",
-    "lowrank.count": "lowrank.count",
-}  # fmt: skip
 
 
 def page_id(path: Path) -> str:
@@ -74,9 +69,10 @@ def shown_commands(page: Path) -> Iterator[list[str]]:
 
 def parser_of(words: list[str]) -> tuple[OneLineParser | None, list[str]]:
     """The parser of a command and the words that it gets; None for a command of somebody else."""
-    name, *rest = words[1:] if words[0] == "-m" else words
-    if name in PARSERS:
-        return import_module(PARSERS[name]).make_parser(), rest
+    options = 2 if words[0] == "-m" else 1
+    name, rest, command = words[options - 1], words[options:], f"python {' '.join(words[:options])}"
+    if command in PARSERS:
+        return import_module(PARSERS[command]).make_parser(), rest
     if name == "analysis" or name.startswith("analysis/"):
         command, *rest = rest if name == "analysis" else [Path(name).stem, *rest]
         parser = OneLineParser(prog=command)
@@ -96,11 +92,8 @@ def test_commands_have_the_options_that_they_are_shown_with(page: Path) -> None:
                 pytest.fail(f"{page_id(page)}: python {' '.join(words)}")
 
 
-def test_the_reference_is_up_to_date() -> None:
-    check = subprocess.run(
-        [sys.executable, "docs/make_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert check.returncode == 0, check.stdout + check.stderr
+def test_the_reference_is_up_to_date(capsys) -> None:
+    assert make_reference.main(["--check"]) == 0, capsys.readouterr().out
 
 
 def test_the_readme_is_short() -> None:

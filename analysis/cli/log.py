@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             "between two markers"
         )
     count = f"{written.entries:,} {'entry' if written.entries == 1 else 'entries'}"
-    kept = f", {written.typed:,} texts of yours kept" if written.typed else ""
-    print(f"{out}: {count}{kept}; the same as a page: {written.page}")
+    typed = f", {written.typed:,} texts of yours kept" if written.typed else ""
+    print(f"{out}: {count}{typed}; the same as a page: {written.page}")
     if arguments.open:
         open_page(written.page)
     return 0

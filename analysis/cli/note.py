@@ -105,8 +105,8 @@ def _append(folder: Path, kind: NoteKind, text: str, trial: str = "") -> None:
         note = append_note(folder, kind, text, trial)
     except LockedError as error:
         raise InputError(f"another process is writing notes on {folder.name!r}; try again") from error
-    about = f"trial {trial} of {folder.name}" if trial else folder.name
-    print(f"{kind} {note.note_id} on {about}: python -m analysis log shows it")
+    subject = f"trial {trial} of {folder.name}" if trial else folder.name
+    print(f"{kind} {note.note_id} on {subject}: python -m analysis log shows it")
 
 
 def _close(folder: Path, note_id: str) -> int:
@@ -125,8 +125,8 @@ def _list(folder: Path) -> int:
     for note in notes:
         if note.kind is not NoteKind.DONE:
             state = " (done)" if note.kind is NoteKind.TODO and note.note_id not in still_open else ""
-            about = f"trial {note.trial}: " if note.trial else ""
-            print(f"{note.note_id} {note.kind}{state}: {about}{note.text}")
+            trial = f"trial {note.trial}: " if note.trial else ""
+            print(f"{note.note_id} {note.kind}{state}: {trial}{note.text}")
     if not notes:
         print(f"no notes on {folder.name}")
     return 0

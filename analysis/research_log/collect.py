@@ -69,9 +69,9 @@ def find_sources(names: Sequence[str], studies: Path, teachers: Path) -> LogSour
         InputError: a name is none of these; the text lists the studies there are.
     """
     if not names:
-        found = tuple(studies / name for name in list_studies(studies))
+        folders = tuple(studies / name for name in list_studies(studies))
         return LogSources(
-            studies=found, teachers=tuple(find_teachers(teachers)), compressed=tuple(find_compressed(Path()))
+            studies=folders, teachers=tuple(find_teachers(teachers)), compressed=tuple(find_compressed(Path()))
         )
     kinds: dict[str, list[Path]] = {"studies": [], "teachers": [], "compressed": []}
     for name in dict.fromkeys(names):

@@ -182,8 +182,8 @@ def group_chapters(entries: Sequence[Entry]) -> list[Chapter]:
     chapters = [
         Chapter(title=f"Group: {group}", entries=tuple(e for e in entries if e.group == group)) for group in groups
     ]
-    rest = tuple(entry for entry in entries if not entry.group)
-    return [*chapters, Chapter(title=UNGROUPED, entries=rest)] if rest else chapters
+    ungrouped = tuple(entry for entry in entries if not entry.group)
+    return [*chapters, Chapter(title=UNGROUPED, entries=ungrouped)] if ungrouped else chapters
 
 
 def _links(chapters: Sequence[Chapter]) -> dict[str, str]:
@@ -241,8 +241,8 @@ def _about(note: EntryNote) -> str:
 def _note_line(note: EntryNote) -> Markdown:
     when = f"{date_and_time(note.time)}, " if note.time is not None else ""
     kind = {NoteKind.TAKEAWAY: "takeaway, ", NoteKind.TODO: "to do, " if note.open else "done, "}.get(note.kind, "")
-    about = f", trial {note.trial}" if note.trial else ""
-    return Markdown(f"*{markdown.line(f'{when}{kind}{note.source}{about}')}*: {markdown.lines(note.text, '  ')}")
+    trial = f", trial {note.trial}" if note.trial else ""
+    return Markdown(f"*{markdown.line(f'{when}{kind}{note.source}{trial}')}*: {markdown.lines(note.text, '  ')}")
 
 
 def _index(entries: Sequence[Entry], links: Mapping[str, str]) -> Markdown:

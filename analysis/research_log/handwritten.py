@@ -65,10 +65,10 @@ def read_log(path: Path) -> OldLog:
         if match["text"].strip():
             texts[match["key"]] = texts.get(match["key"], "") + match["text"]
     generated = _BLOCK.sub(lambda match: block(match["key"]), content)
-    rest = _BLOCK.sub(lambda match: "\n" * match[0].count("\n"), content)
-    alone = _MARKER.search(rest)
+    without_blocks = _BLOCK.sub(lambda match: "\n" * match[0].count("\n"), content)
+    alone = _MARKER.search(without_blocks)
     if alone is not None:
-        number = rest[: alone.start()].count("\n") + 1
+        number = without_blocks[: alone.start()].count("\n") + 1
         raise InputError(
             f"{path}: line {number}: the marker {alone[0]!r} has no partner, so it is not clear which text is yours; "
             "nothing was written"

@@ -114,11 +114,11 @@ def train_batches(
         dtype=dtype,
         values_at_once=_CPU_VALUES if options.device.type == "cpu" else _GPU_VALUES,
     )
-    place = device if data.resident else "cpu"
+    order_device = device if data.resident else "cpu"
     if balanced:
-        order = balanced_order(order_seed, epoch, data.train.labels).to(place)
+        order = balanced_order(order_seed, epoch, data.train.labels).to(order_device)
     else:
-        order = epoch_order(order_seed, epoch, len(data.train), place)
+        order = epoch_order(order_seed, epoch, len(data.train), order_device)
     order = shard.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
     if data.resident:
         return _resident_train_batches(data, options, order, augmenter)

@@ -215,10 +215,10 @@ def _describe_images(preprocessing: ImagePreprocessing | None, data: ImageData) 
     if preprocessing is not None and preprocessing.mean is not None:
         return preprocessing.describe()
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
-    known = "" if preprocessing is None else f"{preprocessing.describe()}; "
+    preface = "" if preprocessing is None else f"{preprocessing.describe()}; "
     return (
-        f"{known}normalised by the mean ({mean}) and deviation ({std}) of the training images, since nothing says what "
-        "the weights expect; --mean and --std say it"
+        f"{preface}normalised by the mean ({mean}) and deviation ({std}) of the training images, since nothing says "
+        "what the weights expect; --mean and --std say it"
     )
 
 
@@ -227,8 +227,10 @@ def _preprocessing(config: CompressConfig) -> ImagePreprocessing | None:
     values = dict(config.preprocessing)
     if config.class_names is not None:
         values["classes"] = read_class_names(config.class_names)
-    known = published_preprocessing(config.network) if config.weights is None else find_preprocessing(config.weights)
-    return override_preprocessing(known, values, "the command line")
+    published = (
+        published_preprocessing(config.network) if config.weights is None else find_preprocessing(config.weights)
+    )
+    return override_preprocessing(published, values, "the command line")
 
 
 def _trained_network(

@@ -179,17 +179,23 @@ class _Form:
         return f"{self.network}.{SUFFIXES[self.kind]}"
 
 
-def check_opset(opset: int) -> None:
+def check_opset(opset: int | None) -> int:
     """Check that ONNX files of an opset can be written.
 
     Args:
-        opset: version of ONNX's operators.
+        opset: version of ONNX's operators; None for the default.
+
+    Returns:
+        The version.
 
     Raises:
         InputError: it is none of `IR_VERSIONS`.
     """
+    if opset is None:
+        return DEFAULT_OPSET
     if opset not in IR_VERSIONS:
         raise unknown("opset", str(opset), [str(version) for version in IR_VERSIONS])
+    return opset
 
 
 def merged_network(network: nn.Module) -> nn.Module:

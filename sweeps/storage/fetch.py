@@ -99,13 +99,13 @@ def _update_folder(storage: Storage, folder: Path) -> dict[str, int]:
             f"{folder} and {storage.uri} hold two different histories of {folder.name!r}; "
             "move the folder away to go on with the stored one"
         )
-    whole = [name for name in names if _is_whole_file(name) and name != NOTES_FILE]
+    replaced_files = [name for name in names if _is_whole_file(name) and name != NOTES_FILE]
     if NOTES_FILE in names:
         _join_notes(storage, folder / NOTES_FILE)
     if orders[JOURNAL_FILE] is _Order.STORED_LONGER:
-        _replace(storage, folder, whole)
+        _replace(storage, folder, replaced_files)
     else:
-        _fetch_missing(storage, folder, whole)
+        _fetch_missing(storage, folder, replaced_files)
     for name, content in stored.items():  # the journal last: what it names is there then
         if orders[name] is _Order.STORED_LONGER:
             _write(folder / name, content)

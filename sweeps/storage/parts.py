@@ -73,12 +73,12 @@ def join_order(sizes: Mapping[str, int]) -> list[Part]:
     valid: list[Part] = []
     limit: int | None = None  # where the bytes of later drivers begin
     for _, group in groupby(parts, key=lambda part: part.driver):
-        own = list(group)
-        for part in own:
+        of_driver = list(group)
+        for part in of_driver:
             size = part.size if limit is None else min(part.size, limit - part.offset)
             if size > 0:
                 valid.append(Part(part.name, part.offset, part.driver, size))
-        limit = own[0].offset if limit is None else min(limit, own[0].offset)
+        limit = of_driver[0].offset if limit is None else min(limit, of_driver[0].offset)
     valid.sort(key=lambda part: part.offset)
     end = 0
     for part in valid:

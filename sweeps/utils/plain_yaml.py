@@ -240,6 +240,6 @@ _Dumper.add_implicit_resolver(_PREFIX + "float", _FLOAT_1_2, list("-+.0123456789
 def _describe(error: yaml.MarkedYAMLError) -> str:
     """The problem and its place, without the source that yaml repeats."""
     mark = error.problem_mark or error.context_mark
-    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     context = f" {error.context}" if error.context and error.problem else ""
-    return f"{(error.problem or error.context or 'not YAML')[:160]}{place}{context[:80]}"
+    return f"{(error.problem or error.context or 'not YAML')[:160]}{position}{context[:80]}"

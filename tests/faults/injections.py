@@ -168,23 +168,17 @@ def damage(path: Path, rng: random.Random) -> str:
 
 def damage_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
     """The newest checkpoint of a trial is damaged, and its process killed before it can write another."""
-
-    def path(trial: TrialRecord) -> Path:
-        return study.folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
-
-    if not study.wait(lambda: any(path(trial).exists() for trial in study.running()), "a checkpoint"):
-        return False
-    trial = rng.choice([trial for trial in study.running() if path(trial).exists()] or [None])
-    if trial is None or not _sent(trial.attempts[-1]["pid"], signal.SIGSTOP):
-        return False
-    whole = path(trial).exists()
-    if whole:
-        damage(path(trial), rng)
-    return _sent(trial.attempts[-1]["pid"], signal.SIGKILL) and whole
+    return _change_checkpoint(study, rng, lambda path: damage(path, rng))
 
 
 def replace_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
     """The newest checkpoint of a trial becomes one that this code cannot load, with right checksums."""
+    foreign = {"weights of another network": torch.zeros(4)}
+    return _change_checkpoint(study, rng, lambda path: save_tensors(path, foreign, {"history": "[]"}))
+
+
+def _change_checkpoint(study: Study, rng: random.Random, change: Callable[[Path], object]) -> bool:
+    """Change the newest checkpoint of a trial whose process stands still, then kill the process."""
 
     def path(trial: TrialRecord) -> Path:
         return study.folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
@@ -196,7 +190,7 @@ def replace_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
         return False
     present = path(trial).exists()
     if present:
-        save_tensors(path(trial), {"weights of another network": torch.zeros(4)}, {"history": "[]"})
+        change(path(trial))
     return _sent(trial.attempts[-1]["pid"], signal.SIGKILL) and present
 
 

@@ -195,12 +195,12 @@ def _suffix_advice(root: Path) -> str:
 
 
 def _unlisted(root: Path, listed: set[str], others: set[str]) -> list[str]:
-    known = {os.path.normpath(file) for file in listed | others}
+    in_table = {os.path.normpath(file) for file in listed | others}
     names = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
         for file in sorted(files):
             path = os.path.relpath(os.path.join(folder, file), root)
-            if os.path.splitext(file)[1].lower() in image_suffixes() and os.path.normpath(path) not in known:
+            if os.path.splitext(file)[1].lower() in image_suffixes() and os.path.normpath(path) not in in_table:
                 names.append(Path(path).as_posix())
     return names

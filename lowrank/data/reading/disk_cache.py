@@ -186,10 +186,10 @@ def _load(path: Path) -> NDArray[Any] | None:
         with path.open("rb") as file:
             file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
             expected = file.read()
-        whole = path.stat().st_size == array.offset + array.nbytes + _CHECKSUM_BYTES
+        is_complete = path.stat().st_size == array.offset + array.nbytes + _CHECKSUM_BYTES
     except (OSError, ValueError, EOFError, AttributeError):
         return None
-    if not whole or _checksum(array) != expected:
+    if not is_complete or _checksum(array) != expected:
         return None
     mark_used(path)
     return array
