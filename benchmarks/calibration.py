@@ -43,6 +43,7 @@ from analysis.stats.inference.paired import (
 from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
 from benchmarks.measurement import Goal, Measurement, Options, Table
 from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
+from tests.support.specifications import make_specification
 
 COVERAGE_GOAL, ALARM_GOAL, BIAS_GOAL = 94.3, 5.6, 0.1
 SHARED, BY_SETTING = 0.6, 0.15  # parts of the variance over images
@@ -313,7 +314,7 @@ def _add(study: StudyRecord, drawn: Drawn, sizes: NDArray[np.int_], setting: int
     trial_id = f"{setting}-{seed}"
     study.trials[trial_id] = TrialRecord(
         trial_id=trial_id, role=role, status=Status.COMPLETED, parameters={"setting": setting},
-        specification={"seed": seed}, point_id=str(setting), counts={"params": int(sizes[setting])},
+        specification=make_specification(seed=seed), point_id=str(setting), counts={"params": int(sizes[setting])},
         epochs={1: {"val_error": 100 * float(drawn.wrong[setting, seed].mean())}},
     )  # fmt: skip
 
@@ -422,7 +423,7 @@ def no_effect(images: int, seeds: int, *, recorded: bool = True) -> Study:
                 trial_id = f"{number}-{seed}"
                 record.trials[trial_id] = TrialRecord(
                     trial_id=trial_id, status=Status.COMPLETED, parameters=fields, point_id=str(number),
-                    specification={"seed": seed, "method": {"name": "dense"}}, counts={"params": 1000},
+                    specification=make_specification(seed=seed), counts={"params": 1000},
                     epochs={1: {"val_error": 100 * float(drawn.wrong[number, seed].mean())}},
                     wrong_images={"val": encode_wrong_images(drawn.wrong[number, seed])} if recorded else {},
                 )  # fmt: skip

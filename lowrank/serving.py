@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from lowrank.compression import SizedMethod
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io import (
@@ -35,9 +34,9 @@ from lowrank.io import (
     parse_preprocessing,
     parse_specification,
     read_metadata,
-    save_model,
+    write_model,
 )
-from lowrank.networks import ImageShape, NetworkSettings, check_own_code
+from lowrank.networks import ImageShape, check_own_code
 from lowrank.utils import atomic_folder, validate_model, write_text
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
@@ -96,20 +95,17 @@ class ImageClassifier:
         return logits
 
 
-def save_classifier(
-    folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: SizedMethod
-) -> None:
+def save_classifier(folder: Path, network: nn.Module, data: ImageData, specification: ModelSpecification) -> None:
     """Write the folder of a classifier, whole or not at all.
 
     Args:
         folder: is made if it is missing, with its parents, and replaced if it exists.
         network: the trained network.
         data: the set that it was trained on.
-        settings: of the dense network.
-        method: of the substituted sites.
+        specification: describes `network`.
 
     Raises:
-        InputError: `settings` and `method` do not describe `network`.
+        InputError: `specification` describes another network.
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +113,7 @@ def save_classifier(
     content = Preprocessing(**preprocessing.model_dump(), example=_example(data).tolist())
     with atomic_folder(folder, replace=True) as temporary:
         write_text(temporary / IMAGES_FILE, content.model_dump_json())
-        save_model(
-            temporary / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
-            classes=len(data.classes), preprocessing=preprocessing,
-        )  # fmt: skip
+        write_model(temporary / MODEL_FILE, network, specification, preprocessing)
 
 
 def _example(data: ImageData) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from analysis.utils import method_label, status_label
 from sweeps.records import Status, StudyRecord, TrialRecord
@@ -111,8 +110,8 @@ def describe_setting(trial: TrialRecord) -> str:
     Returns:
         E.g. `tensor train, 3 dims, rank scale 0.31`.
     """
-    method: dict[str, Any] = trial.specification.get("method") or {}
-    dims = method.get("dims") or trial.parameters.get("method.dims")
-    scale = method.get("rank_scale")
+    method = trial.specification.method if trial.specification else None
+    dims = (method.dims if method else None) or trial.parameters.get("method.dims")
+    scale = method.rank_scale if method else None
     parts = [method_label(trial.method), f"{dims} dims" if dims else "", f"rank scale {scale:.3g}" if scale else ""]
     return ", ".join(part for part in parts if part)

@@ -126,10 +126,12 @@ def _are_budgets_searched(study: StudyRecord) -> bool:
 
 def _trial_entries(trial: TrialRecord) -> list[_Entry]:
     """Return an entry for the trial's setting, and one for each other grid setting that builds the same network."""
-    method = trial.specification.get("method", {})
-    if trial.role is Role.REFERENCE or trial.status is Status.INFEASIBLE or trial.broken or not method.get("dims"):
+    method = trial.specification.method if trial.specification else None
+    if trial.role is Role.REFERENCE or trial.status is Status.INFEASIBLE or trial.broken:
         return []
-    pairs = {(int(method["dims"]), method.get("rank_scale"))}
+    if method is None or not method.dims:
+        return []
+    pairs = {(method.dims, method.rank_scale)}
     for alias in trial.aliases:
         dims, scale = alias.get("method.dims"), alias.get("method.rank_scale")
         if dims is not None and scale is not None:

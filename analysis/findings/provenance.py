@@ -110,7 +110,7 @@ def _devices(study: StudyRecord) -> str:
 
 
 def _seeds(trials: list[TrialRecord]) -> str:
-    seeds = sorted({seed for trial in trials if (seed := trial.specification.get("seed")) is not None})
+    seeds = sorted({seed for trial in trials if (seed := trial.seed) is not None})
     return f"{', '.join(str(seed) for seed in seeds)} (n = {len(seeds)})" if seeds else ""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.stats import FrontPoint
-from sweeps.records import REPEATABLE, StudyRecord
+from sweeps.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,7 @@ def reproduce_command(study: StudyRecord, trial_id: str, name: str, folder: Path
     Returns:
         The command, or why there is none.
     """
-    missing = [section for section in REPEATABLE if section not in study.trials[trial_id].specification]
-    if missing:
-        return ReproduceCommand(
-            trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}"
-        )
+    if study.trials[trial_id].specification is None:
+        return ReproduceCommand(trial_id=trial_id, name=name, command="", why_not="its record has no specification")
     command = f"python sweeps/run.py --reproduce {shlex.quote(str(folder))} {shlex.quote(trial_id)}"
     return ReproduceCommand(trial_id=trial_id, name=name, command=command)

@@ -173,13 +173,13 @@ def _quality(study: StudyRecord, point: FrontPoint, proof: Proof) -> list[str]:
 
 def _training(study: StudyRecord, point: FrontPoint) -> str:
     """How the trial was trained, as a Markdown list; what is not on record is left out."""
-    specification = study.trials[point.trial_id].specification
-    train, data = specification.get("train", {}), specification.get("data", {})
-    facts = {
-        "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})", "epochs": train.get("epochs"),
-        "recipe": ", ".join(f"{key} {value}" for key, value in train.items() if value is not None),
-        "seed": specification.get("seed"), "commit": study.header.get("commit"),
-        "command": study.header.get("command"),
-    }  # fmt: skip
+    facts: dict[str, object] = {"commit": study.header.get("commit"), "command": study.header.get("command")}
+    if (spec := study.trials[point.trial_id].specification) is not None:
+        train = spec.train.model_dump(mode="json", exclude_unset=True)
+        facts = {
+            "data": f"{spec.data.name} (fingerprint {spec.data.fingerprint})", "epochs": spec.train.epochs,
+            "recipe": ", ".join(f"{key} {value}" for key, value in train.items() if value is not None),
+            "seed": spec.seed, **facts,
+        }  # fmt: skip
     lines = {name: " ".join(str(value).split()) for name, value in facts.items() if value not in (None, "")}
     return "\n".join(f"* {name}: {escape(line, quote=False)}" for name, line in lines.items())

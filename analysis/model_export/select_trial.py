@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from analysis.stats import FrontPoint, collect_points
-from lowrank.data import DataSettings, ImageData, check_data_folder, load_data
+from lowrank.data import ImageData, check_data_folder, load_data
 from lowrank.errors import InputError
 from lowrank.io import (
     CLASSIFIER_FILE,
@@ -22,11 +21,18 @@ from lowrank.io import (
     load_tensors,
     read_specification,
 )
-from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings, check_own_code
+from lowrank.networks import check_own_code
 from lowrank.serving import MODEL_FILE
-from lowrank.utils import last_line, validate_model
-from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
+from lowrank.utils import last_line
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    MODELS_FOLDER,
+    TRIALS_FOLDER,
+    StudyRecord,
+    TrialRecord,
+    TrialSpec,
+    find_trial,
+)
 
 WEIGHT_PREFIX = "network."  # of the names of the weights in a trial's checkpoint
 
@@ -118,17 +124,23 @@ def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> tuple[ImageDat
         The data set, and "". Without it None and why: it is not on this machine or lies elsewhere, or its images or
         splits are not the trial's.
     """
-    fields: dict[str, Any] = dict(trial.specification["data"])
-    expected = fields.pop("fingerprint", None)
+    section = _specification(trial).data
     try:
-        settings = validate_model(DataSettings, fields, "data")
+        settings = section.data_settings
         check_data_folder(settings.name, data_dir, f"the record of trial {trial.trial_id}", by_name=False)
         data = load_data(settings, data_dir, download=False)
     except InputError as error:
         return None, str(error)
+    expected = section.fingerprint
     if data.fingerprint != expected:
         return None, f"{data.name} has the fingerprint {data.fingerprint} here, but the trial was trained on {expected}"
     return data, ""
+
+
+def _specification(trial: TrialRecord) -> TrialSpec:
+    if trial.specification is None:
+        raise InputError(f"the specification of trial {trial.trial_id} is not on record")
+    return trial.specification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +178,7 @@ def load_trained(
     Raises:
         InputError: the network is code that is not allowed, or its weights are missing, damaged, or another network's.
     """
-    name = NetworkSettings(**trial.specification["network"]).name
+    name = _specification(trial).network.name
     check_own_code([name], allow_code, source="the study")
     model_folder = folder / MODELS_FOLDER / trial.trial_id
     preprocessing = None if data is None else data_preprocessing(data)
@@ -187,15 +199,11 @@ def _trial_specification(study: StudyRecord, trial: TrialRecord, data: ImageData
     header = study.header.get("data", {})
     shape = data.image_shape if data else header.get("image_shape")
     classes = len(data.classes) if data else header.get("classes")
+    spec = _specification(trial)
     if not shape or not classes:
-        name = trial.specification["data"].get("name")
-        raise InputError(f"the shape of {name}'s images is not on record; say with --data-dir where they are")
-    spec = trial.specification
+        raise InputError(f"the shape of {spec.data.name}'s images is not on record; say with --data-dir where they are")
     channels, height, width = shape
-    return ModelSpecification(
-        network=NetworkSettings(**spec["network"]), method=make_method(spec["method"]),
-        allocation=spec.get("allocation"), image_shape=(channels, height, width), classes=classes,
-    )  # fmt: skip
+    return spec.model((channels, height, width), classes)
 
 
 def _load_checkpoint(path: Path, specification: ModelSpecification) -> nn.Module:

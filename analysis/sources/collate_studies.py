@@ -173,9 +173,9 @@ def _check_data(sources: Sequence[StudySource]) -> None:
     by_data: dict[str, str] = {}
     for source in sources:
         for trial in source.study.trials.values():
-            data = trial.specification.get("data", {})
-            if data.get("fingerprint"):
-                by_data.setdefault(data["fingerprint"], f"{source.label} ({data.get('name')}, {data['fingerprint']})")
+            if trial.specification:
+                data = trial.specification.data
+                by_data.setdefault(data.fingerprint, f"{source.label} ({data.name}, {data.fingerprint})")
     if len(by_data) > 1:
         raise InputError(f"studies of one table must share data and split, but got {'; '.join(by_data.values())}")
 
@@ -292,7 +292,8 @@ def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
         return [(Event.INFEASIBLE, {**key, **fields, "time": start})]
     events: list[tuple[Event, dict[str, Any]]] = [(Event.PROPOSED, {
         **key, "role": str(trial.role), "stratum": trial.stratum, "parameters": trial.parameters,
-        "specification": trial.specification, "counts": trial.counts, "proposal": {},
+        "specification": trial.specification.to_json() if trial.specification else {}, "counts": trial.counts,
+        "proposal": {},
         "point_id": trial.point_id, "time": start,
     })]  # fmt: skip
     events += [(Event.ALIAS, {**key, "parameters": alias, "time": start}) for alias in trial.aliases]

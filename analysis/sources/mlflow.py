@@ -284,7 +284,7 @@ def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialReco
     tags = run.data.tags
     try:
         record = trial_from_fields(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{names.TRIAL_FILE} of {run.info.run_name}: {first_line(error)}") from error
     record.status, record.reason = Status(tags.get("status", record.status)), tags.get("reason", record.reason)
     broken = tags.get(names.BROKEN_TAG, names.SOUND)

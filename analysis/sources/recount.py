@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.compression import SizedMethod, plan_sized_network
-from lowrank.data import BUILTIN_SETS, BuiltinSet
-from lowrank.errors import InputError, LowrankError
+from lowrank.compression import SizedMethod
+from lowrank.data import BUILTIN_SETS
+from lowrank.errors import LowrankError
 from lowrank.layers import Dense, Separable
-from lowrank.networks import NetworkSettings, is_own_code
-from lowrank.utils import first_line
-from sweeps.records import TrialRecord, specification_networks
+from lowrank.networks import is_own_code
+from sweeps.records import TrialRecord
 
 
 class NotOnRecordError(LowrankError):
@@ -37,32 +36,19 @@ def recount(trial: TrialRecord, data: Mapping[str, Any], *, allow_code: bool = F
     spec = trial.specification
     if not spec:
         raise NotOnRecordError("no specification on record")
-    code = [name for name in specification_networks(spec) if is_own_code(name)]
+    code = [name for name in spec.networks() if is_own_code(name)]
     if code and not allow_code:
         raise NotOnRecordError(f"the network {code[0]!r} is code; --allow-code runs it, if you trust who wrote it")
-    shape = _shape(trial, data)
-    builtin = _builtin_set(trial)
+    builtin = BUILTIN_SETS.get(spec.data.name)
+    shape = data.get("image_shape") or (builtin.image_shape if builtin else None)
     classes = data.get("classes") or (builtin.classes if builtin else None)
     if shape is None or not classes:
         what = "shape" if shape is None else "number of classes"
-        raise NotOnRecordError(f"the {what} of the images of {spec.get('data', {}).get('name')} is not on record")
-    try:
-        settings = NetworkSettings(**spec["network"])
-        plan, sized = plan_sized_network(
-            settings, spec["method"], shape, int(classes), allocation=spec.get("allocation")
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(first_line(error)) from error
+        raise NotOnRecordError(f"the {what} of the images of {spec.data.name} is not on record")
+    channels, height, width = shape
+    model = spec.model((channels, height, width), int(classes))
+    plan = model.plan()
+    sized = model.sized(plan)
     forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}
     counts = {f"{prefix}params": plan.params(form) for prefix, form in forms.items()}
     return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, form in forms.items()}
-
-
-def _builtin_set(trial: TrialRecord) -> BuiltinSet | None:
-    return BUILTIN_SETS.get(str(trial.specification.get("data", {}).get("name")))
-
-
-def _shape(trial: TrialRecord, data: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    builtin = _builtin_set(trial)
-    shape = data.get("image_shape") or (builtin.image_shape if builtin else None)
-    return (int(shape[0]), int(shape[1]), int(shape[2])) if shape else None

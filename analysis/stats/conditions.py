@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records import MIXED, Role, StudyRecord, TrialRecord
+from sweeps.records import MIXED, Role, StudyRecord, TrialRecord, TrialSpec
 
 EPOCHS, DATA = "train.epochs", "data.fingerprint"
 # In one study these never differ; a study with several values of them was put together by an older version
 _NEVER_VARIED = (EPOCHS, "network.name", DATA)
-_ALWAYS_RECORDED = ("network", "train", "data")  # sections of a specification; a trial without a start has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def mixed_words(trial: TrialRecord, mixed: Sequence[MixedField]) -> tuple[str, .
     Returns:
         E.g. `6 epochs` and `learning_rate 0.1`.
     """
-    values = _fields(trial)
+    values = _fields(trial.specification) if trial.specification else {}
     return tuple(
         f"{_shown(values.get(entry.field, 'null'))} epochs"
         if entry.field == EPOCHS
@@ -138,34 +136,28 @@ def mixed_words(trial: TrialRecord, mixed: Sequence[MixedField]) -> tuple[str, .
 def _values_by_field(study: StudyRecord) -> dict[str, set[str]]:
     """Field -> all values of it in the trials of a study; references count where nothing else was trained.
 
-    A trial whose record lacks the section says nothing of its fields.
+    A trial whose record lacks its specification says nothing.
     """
     trials = [trial for trial in study.trials.values() if trial.specification and not trial.broken]
     searched = [trial for trial in trials if trial.role is not Role.REFERENCE]
     values: dict[str, set[str]] = defaultdict(set)
-    fields = [(trial.specification, _fields(trial)) for trial in searched or trials]
-    for name in {name for _, entry in fields for name in entry}:
-        section = name.partition(".")[0]
-        values[name] = {
-            entry.get(name, "null") for spec, entry in fields if spec.get(section) or section not in _ALWAYS_RECORDED
-        }
+    fields = [_fields(trial.specification) for trial in searched or trials if trial.specification]
+    for name in {name for entry in fields for name in entry}:
+        values[name] = {entry.get(name, "null") for entry in fields}
     return dict(values)
 
 
-def _fields(trial: TrialRecord) -> dict[str, str]:
-    spec: Mapping[str, Any] = trial.specification
-    sections = {name: spec.get(name) or {} for name in ("network", "train")}
+def _fields(spec: TrialSpec) -> dict[str, str]:
+    sections = spec.model_dump(mode="json", include={"network", "train"}, exclude_unset=True)
     fields = {
         f"{section}.{name}": json.dumps(value, sort_keys=True)
         for section, values in sections.items()
         for name, value in values.items()
         if value is not None and name not in ("weights", "seed")
     }
-    start = spec.get("start") or {}
-    if start:
-        fields["start.how"] = json.dumps(start.get("how", "dense"))
-    fingerprint = (spec.get("data") or {}).get("fingerprint")
-    return fields | ({DATA: json.dumps(fingerprint)} if fingerprint else {})
+    if spec.start:
+        fields["start.how"] = json.dumps(spec.start.kind)
+    return {**fields, DATA: json.dumps(spec.data.fingerprint)}
 
 
 def _shown(text: str) -> str:

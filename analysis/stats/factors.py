@@ -38,18 +38,19 @@ def factor_values(trial: TrialRecord) -> FactorValues:
         Dotted name as in a space file -> value as JSON; unset fields are left out.
     """
     spec, solved = trial.specification, SOLVED_COUNT in trial.counts
+    sections = spec.to_json() if spec else {}
     values: dict[str, Any] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
-    values |= _section("network", spec) | _section("train", spec) | _method(trial, solved)
+    values |= _section("network", sections) | _section("train", sections) | _method(trial, sections, solved)
     if solved and not any(name.startswith(BUDGET) for name in trial.parameters):
         values["budget"] = trial.stratum
     if solved and trial.method.startswith(THIN_PREFIX):
         values.pop("network.width", None)
-    values["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
+    values["budget.allocation"] = spec.allocation.by if spec and spec.allocation else "even"
     values.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
-    values |= {START: start_kind(spec), WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
-    values["data"] = (spec.get("data") or {}).get("fingerprint")
-    teacher = spec.get("teacher") or {}
-    values |= {f"teacher.{name}": teacher.get(name) for name in TEACHER_FIELDS}
+    values |= {START: start_kind(spec), WEIGHTS: spec.start.fingerprint if spec and spec.start else None}
+    values["data"] = spec.data.fingerprint if spec else None
+    if spec and spec.teacher:
+        values |= {f"teacher.{name}": getattr(spec.teacher, name) for name in TEACHER_FIELDS}
     return {name: json.dumps(value, sort_keys=True) for name, value in values.items() if value is not None}
 
 
@@ -57,17 +58,17 @@ def _is_seed(name: str) -> bool:
     return name in SEEDS or name == "alternative"
 
 
-def _section(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {f"{name}.{key}": value for key, value in (spec.get(name) or {}).items()}
+def _section(name: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {f"{name}.{key}": value for key, value in sections.get(name, {}).items()}
     return {key: value for key, value in fields.items() if not _is_seed(key)}
 
 
-def _method(trial: TrialRecord, solved: bool) -> dict[str, Any]:
+def _method(trial: TrialRecord, sections: Mapping[str, Any], solved: bool) -> dict[str, Any]:
     """The method under the name that the space uses; the numbers that are the size of a solved one are left out.
 
     Shared fields that the method does not have, and that so changed nothing, are unset.
     """
-    settings = _section("method", trial.specification)
+    settings = _section("method", sections)
     shared = {
         name: None for name in trial.parameters if name.startswith("method.") and settings and name not in settings
     }

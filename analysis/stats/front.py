@@ -8,7 +8,7 @@ trained with several seeds is one point: its first sound trial represents it, wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import stdev
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from sweeps.records import (
     Status,
     StudyRecord,
     TrialRecord,
+    TrialSpec,
     competing_points,
     completed_trials,
     group_by_point,
@@ -197,7 +198,7 @@ def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
     ends: dict[str, dict[int | None, Status]] = {}
     for trial in trials:
         if trial.status is Status.COMPLETED or trial.status in LOST_LABELS:
-            ends.setdefault(point_key(trial), {})[trial.specification.get("seed")] = trial.status
+            ends.setdefault(point_key(trial), {})[trial.seed] = trial.status
     lost = {}
     for point, seeds in ends.items():
         counts = {status: list(seeds.values()).count(status) for status in LOST_LABELS}
@@ -360,7 +361,6 @@ def _point(
     """
     leads = not seeds or trial.trial_id == seeds[0].trial_id
     spec, counts = trial.specification, trial.counts
-    method, train = spec.get("method", {}), spec.get("train", {})
     separable, dense = counts.get("separable_params"), counts.get("dense_params")
     return FrontPoint(
         trial_id=trial.trial_id,
@@ -369,17 +369,17 @@ def _point(
         method=trial.method,
         params=counts["params"],
         status=trial.status,
-        dims=method.get("dims"),
-        rank_scale=method.get("rank_scale"),
+        dims=spec.method.dims if spec else None,
+        rank_scale=spec.method.rank_scale if spec else None,
         mult_adds=counts.get("mult_adds"),
         ratio=counts["params"] / separable if separable else None,
         dense_ratio=counts["params"] / dense if dense else None,
         val_error=trial.val_error,
         balanced_error=_balanced_error([*seeds] or [trial]),
         test_error=trial.test_error,
-        weight_decay=train.get("weight_decay"),
-        scaled_decay=train.get("scaled_decay"),
-        seed=spec.get("seed"),
+        weight_decay=spec.train.weight_decay if spec else None,
+        scaled_decay=spec.train.scaled_decay if spec else None,
+        seed=trial.seed,
         seeds=max(1, len(seeds)),
         mean_error=mean_error(seeds) if seeds else None,
         spread=stdev(seed.val_error or 0.0 for seed in seeds) if len(seeds) > 1 else None,
@@ -389,12 +389,12 @@ def _point(
         total_epochs=trial.total_epochs,
         initial_error=trial.initial_error,
         start=start_kind(spec),
-        teacher=(spec.get("teacher") or {}).get("name") or "",
+        teacher=spec.teacher.name if spec and spec.teacher else "",
         reason=trial.reason,
         aliases=len(trial.aliases),
-        width=spec.get("network", {}).get("width") or 1.0,
+        width=spec.network.width if spec else 1.0,
         whole_width=full_width,
-        extras=_extras(spec),
+        extras=_extras(spec) if spec else (),
         lost=lost,
         host=trial.last_attempt("host"),
         device=trial.last_attempt("device"),
@@ -422,22 +422,21 @@ def setting_ids(trials: Iterable[TrialRecord]) -> dict[str, str]:
     return {trial_id: hashlib.sha256(key.encode()).hexdigest()[:12] for trial_id, key in keys.items()}
 
 
-def _start_words(spec: Mapping[str, Any]) -> str:
+def _start_words(spec: TrialSpec) -> str:
     """How the network starts: a dense one that starts from trained weights is trained on."""
-    if spec.get("method", {}).get("name") != DENSE:
+    if spec.method.name != DENSE:
         return STARTS[start_kind(spec)]
-    return "trained on" if spec.get("train", {}).get("epochs") else ""
+    return "trained on" if spec.train.epochs else ""
 
 
-def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
+def _extras(spec: TrialSpec) -> tuple[str, ...]:
     """A teacher, a budget that is not shared evenly and a start from trained weights, in words."""
-    shared = (spec.get("allocation") or {}).get("by", "even")
-    labels = {
-        f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
-        f"shared by {shared}": shared != "even",
-        _start_words(spec): "start" in spec,
-    }
-    return tuple(words for words, applies in labels.items() if applies and words)
+    labels = [
+        f"taught by {spec.teacher.name}" if spec.teacher else "",
+        f"shared by {spec.allocation.by}" if spec.allocation and spec.allocation.by != "even" else "",
+        _start_words(spec) if spec.start else "",
+    ]
+    return tuple(filter(None, labels))
 
 
 def _balanced_error(trials: Sequence[TrialRecord]) -> float | None:

@@ -93,8 +93,7 @@ def _machines(study: StudyRecord) -> set[str]:
 
 
 def _fingerprints(study: StudyRecord) -> frozenset[str]:
-    values = {str(trial.specification.get("data", {}).get("fingerprint", "")) for trial in study.trials.values()}
-    return frozenset(values - {""})
+    return frozenset(trial.specification.data.fingerprint for trial in study.trials.values() if trial.specification)
 
 
 def _shared_reference(studies: Sequence[StudyRecord]) -> ReferencePoint:

@@ -217,7 +217,7 @@ def _matching_trials(
     groups: dict[tuple[Any, Any], dict[str, list[_FactorTrial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         key = tuple(trial.fields.get(name) for name in shared)
-        groups[key, trial.record.specification.get("seed")][trial.fields[factor]].append(trial)
+        groups[key, trial.record.seed][trial.fields[factor]].append(trial)
     return [
         (key, seed, {value: several[0] for value, several in group.items() if len(several) == 1})
         for (key, seed), group in groups.items()
@@ -300,7 +300,7 @@ def _effect_within_budgets(
     pairs = [(group[base], group[other]) for group in best.values() if base in group and other in group]
     if not pairs:
         return None
-    seeds = {trial.record.specification.get("seed") for trial in trials}
+    seeds = {trial.record.seed for trial in trials}
     return PairedEffect(
         factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=BEST_WITHIN_BUDGET,
         estimate=t_interval([other_error - base_error for base_error, other_error in pairs]), unit="budgets",

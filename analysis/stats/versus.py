@@ -214,7 +214,7 @@ def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
 
 
 def _seed(trial: TrialRecord) -> int:
-    return int(trial.specification.get("seed") or 0)
+    return trial.seed or 0
 
 
 def comparison_table(rows: Sequence[ValueComparison]) -> str:

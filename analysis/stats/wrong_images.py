@@ -55,7 +55,7 @@ def wrong_by_setting(study: StudyRecord, split: str = "val") -> dict[str, dict[i
     for trial in completed_trials(sized):
         wrong = wrong_images(study, trial.trial_id, split)
         if wrong is not None:
-            settings[ids[trial.trial_id]].setdefault(int(trial.specification.get("seed") or 0), wrong)
+            settings[ids[trial.trial_id]].setdefault(trial.seed or 0, wrong)
     return dict(settings)
 
 

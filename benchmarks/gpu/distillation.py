@@ -153,25 +153,25 @@ def _row(alone: TrialRecord, taught: TrialRecord, teacher: TeacherRecord) -> dic
 
 
 def _weight(trial: TrialRecord) -> float:
-    return float(trial.specification["train"].get("attention_weight", 0.0))
+    return trial.specification.train.attention_weight
 
 
 def _student(trial: TrialRecord) -> str:
-    return json.dumps([trial.specification["method"], trial.specification["seed"]], sort_keys=True)
+    return json.dumps([trial.specification.method.settings(), trial.specification.seed], sort_keys=True)
 
 
 def evaluate_all(args: argparse.Namespace, record: StudyRecord) -> None:
     """The test errors of all students, each looked at once, at the end: the table compares them all."""
-    from lowrank.data import DataSettings, load_data
+    from lowrank.data import load_data
     from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
     from sweeps.study.final_evaluation import restore_trainer
 
     device = "cpu" if args.tiny else "cuda"
     for trial in record.trials.values():
         if trial.status is Status.COMPLETED and trial.test_error is None:
-            fields = {key: value for key, value in trial.specification["data"].items() if key != "fingerprint"}
+            images = load_data(trial.specification.data.data_settings)
             path = args.work / "studies" / STUDY / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
-            trainer = restore_trainer(trial, path, load_data(DataSettings(**fields)), device)
+            trainer = restore_trainer(trial, path, images, device)
             trial.test_error = None if trainer is None else trainer.evaluate("test")["error"]
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweeps.records.specification import TrialSpec
+
 TABLE = Path(__file__).resolve().with_suffix(".parquet")
 PARTS = TABLE.with_suffix(".jsonl")  # what has been trained so far; removed once the table is whole
 METHODS = ("tensor_train", "tucker", "cp", "bottleneck")
@@ -65,7 +67,7 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
     return grid, specifications
 
 
-def _train(job: tuple[str, dict[str, Any]]) -> tuple[str, float]:
+def _train(job: tuple[str, TrialSpec]) -> tuple[str, float]:
     import torch
 
     from sweeps.trials.build import load_trial_data, make_trainer

@@ -29,12 +29,13 @@ from lowrank.errors import InfeasibleError
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord
-from sweeps.records.specification import Trial
+from sweeps.records.specification import MethodSection, Trial
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
 from sweeps.space.strata import make_strata
+from tests.support.specifications import make_specification
 
 PICTURE = PROJECT / "docs" / "pictures" / "search.png"
 FEASIBLE = 0.06  # share of the raw settings that the limit lets pass
@@ -94,6 +95,7 @@ class _TableResolver:
 
     def __init__(self, space: Any, table: Recorded):
         self.space, self.table = space, table
+        self.entries: dict[str, tuple[int, float]] = {}  # size and error of each trial, by its id
         self.strata = make_strata(space, separable_params=10**9)
         self.points = Points(space)
 
@@ -107,7 +109,8 @@ class _TableResolver:
             raise InfeasibleError(f"{name} in {dims} dimensions has no setting within the budget")
         entry, scale = max(within)
         shape = f"{name}-{entry[0]}-{0 if name == 'bottleneck' else dims}-{rest}"
-        specification = {"found": entry, "method": {"name": name, "rank_scale": scale}}
+        specification = make_specification().model_copy(update={"method": MethodSection(name=name, rank_scale=scale)})
+        self.entries[shape] = entry
         label = next(stratum.label for stratum in self.strata if stratum.contains(point))
         return Trial(shape, role, label, dict(point), specification, {"params": entry[0], "mult_adds": 1}, shape)
 
@@ -132,7 +135,7 @@ def solved(sampler: str) -> Callable[[Recorded, int, int], Iterator[tuple[int, f
             journal = Journal(Path(folder) / "journal.jsonl")
             search = Search(resolver.space, resolver, proposer, journal, StudyRecord())
             while (trial := search.next()) is not None:
-                params, error = trial.specification["found"]
+                params, error = resolver.entries[trial.trial_id]
                 yield params, error
                 search.write_epoch(trial.trial_id, 1, {"val_error": error})
                 search.finish(trial.trial_id, Status.COMPLETED)

@@ -32,6 +32,7 @@ from sweeps.records.names import JOURNAL_FILE
 from sweeps.tracking.process import TrackingProcess
 from sweeps.tracking.uri import check_tracking_uri
 from tests.support.servers import LIGHT
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import Plan, header, metrics
 
 
@@ -63,7 +64,7 @@ def through_journal(folder: Path, uri: str | None, trials: int, reports: int) ->
     for name in names:
         journal.append(
             Event.PROPOSED, trial=name, role="search", stratum="", parameters={}, counts={}, proposal={},
-            specification={"method": {"name": "cp"}},
+            specification=plain_specification(method={"name": "cp"}),
         )  # fmt: skip
         journal.append(Event.ATTEMPT, trial=name)
     calls = [

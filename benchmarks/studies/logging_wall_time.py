@@ -19,6 +19,7 @@ from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.tracking.process import TrackingProcess
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import Plan, header, metrics
 
 
@@ -36,7 +37,7 @@ class JournalLogger:
             self.begun.add(trial)
             self.journal.append(
                 Event.PROPOSED, trial=trial, role="search", stratum="", parameters={}, counts={}, proposal={},
-                specification={"method": {"name": "cp"}},
+                specification=plain_specification(method={"name": "cp"}),
             )  # fmt: skip
             self.journal.append(Event.ATTEMPT, trial=trial)
         self.journal.append(Event.EPOCH, trial=trial, epoch=epoch, metrics=values)

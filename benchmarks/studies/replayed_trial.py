@@ -13,6 +13,8 @@ from typing import Any
 
 from ray import tune
 
+from sweeps.execution.trial_config import trial_config
+
 CURVES = Path(__file__).resolve().with_name("recorded_curves.json")
 PACE = "REPLAY_EPOCH_SECONDS"  # the environment variable that says how long an epoch takes (0)
 
@@ -33,9 +35,10 @@ class Replayed(tune.Trainable):
             raise ImportError("a process that replays must not import torch")
         if Replayed.curves is None:
             Replayed.curves = read_curves()
-        self.number = zlib.crc32(config["trial_id"].encode())
+        self.trial = trial_config(config)
+        self.number = zlib.crc32(self.trial.trial_id.encode())
         self.curve = Replayed.curves[self.number % len(Replayed.curves)]
-        self.epochs = int(config["specification"]["train"]["epochs"])
+        self.epochs = self.trial.specification.train.epochs
         self.epoch = 0
         self.pace = float(os.environ.get(PACE, "0"))
 
@@ -47,7 +50,7 @@ class Replayed(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch, as TrialTrainable reports it; errors are shifted a little by the id, so that trials differ."""
         time.sleep(self.pace)
-        result: dict[str, Any] = {"trial": self.config["trial_id"], "notices": []}
+        result: dict[str, Any] = {"trial": self.trial.trial_id, "notices": []}
         if self.epoch == 0:
             result["attempt"] = {
                 "host": socket.gethostname(), "pid": os.getpid(), "device": "replay", "from_epoch": 0,

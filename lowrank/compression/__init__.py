@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from lowrank.compression.plan import NetworkPlan as NetworkPlan
     from lowrank.compression.substitution import (
         AUXILIARY as AUXILIARY,
+        SizedStudent as SizedStudent,
         SubstitutionReport as SubstitutionReport,
         build_sized_student as build_sized_student,
         build_student as build_student,
@@ -133,8 +134,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "merging": "merge",
         "plan": "NetworkPlan",
         "substitution": (
-            "AUXILIARY SubstitutionReport build_sized_student build_student count_parameters factor_parameters "
-            "substitute"
+            "AUXILIARY SizedStudent SubstitutionReport build_sized_student build_student count_parameters "
+            "factor_parameters substitute"
         ),
         "trace": "network_plan network_to_count plan_sized_network trace_plan",
     },

@@ -15,6 +15,7 @@ from ray.tune.stopper import Stopper
 
 from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
+from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.records import TERMINAL, VAL_ERROR, FullDiskError, Role, Status, Trial, is_study_disk_full
 from sweeps.resources import TrialResources
 from sweeps.search import ProposalPrefetcher, Search
@@ -69,7 +70,7 @@ class TuneSearcher(_NoState, Searcher):
         trial = self._next()
         if trial is None:
             return Searcher.FINISHED if self._has_ended() else None
-        return self._trial_config(trial)
+        return self._trial_config(trial).to_tune()
 
     def _next(self) -> Trial | None:
         if self._prefetcher is None:
@@ -82,17 +83,15 @@ class TuneSearcher(_NoState, Searcher):
             return False
         return self._prefetcher is None or self._search.is_exhausted() or self._search.is_blocked()
 
-    def _trial_config(self, trial: Trial) -> dict[str, Any]:
+    def _trial_config(self, trial: Trial) -> TrialConfig:
         config = self._config
-        return {
-            "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
-            "specification": trial.specification, "study_dir": str(config.study_dir),
-            "data_dir": str(config.data_dir) if config.data_dir else None,
-            "cache": config.cache.to_config(), "relay": self._relay,
-            "processes": config.resources.share.processes, "sharing": config.resources.sharing,
-            "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
-            "may_stop": trial.role is Role.SEARCH and self._search.space.search.stop != "none",
-        }  # fmt: skip
+        return TrialConfig(
+            trial_id=trial.trial_id, role=trial.role, stratum=trial.stratum, specification=trial.specification,
+            study_dir=str(config.study_dir), data_dir=str(config.data_dir) if config.data_dir else None,
+            cache=config.cache, relay=self._relay, processes=config.resources.share.processes,
+            sharing=config.resources.sharing, checkpoint_seconds=self._search.space.resources.checkpoint_seconds,
+            may_stop=trial.role is Role.SEARCH and self._search.space.search.stop != "none",
+        )  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: `Recorder` reports outcomes."""
@@ -173,7 +172,7 @@ class Recorder(_NoState, Callback):
 
         A trial that ends without such a stop or an outcome was interrupted; a resumed study continues it.
         """
-        trial_id = trial.config["trial_id"]
+        trial_id = trial_config(trial.config).trial_id
         self._ended.append(trial)
         if trial_id in self._stop_reasons:
             self._finish(trial_id, Status.STOPPED, self._stop_reasons[trial_id])
@@ -188,7 +187,7 @@ class Recorder(_NoState, Callback):
         error = trial_error(trial)
         if is_study_disk_full(error, self._config.study_dir):
             raise FullDiskError(self._search.journal.path)
-        trial_id = trial.config["trial_id"]
+        trial_id = trial_config(trial.config).trial_id
         self._ended.append(trial)
         if self._retries.may_retry(trial_id, error):
             self._search.requeue(trial_id)

@@ -26,6 +26,7 @@ from lowrank.training import DataParallelGroup, DivergedError, Trainer
 from lowrank.utils import exit_with_parent, first_line
 from sweeps.cluster import out_of_memory
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
+from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer
 
@@ -51,14 +52,13 @@ class GroupWorker:
         self.data: ImageData | None = None
         self._trainer: Trainer | None = None
 
-    def build(self, specification: dict[str, Any], data_dir: str | None, cache: dict[str, Any]) -> None:
+    def build(self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions) -> None:
         """Begin a trial at its first epoch; the trainer of the last one is freed."""
         self.free_trainer()
         data = self.data = load_trial_data(specification, data_dir)
 
         def find_teacher(student: nn.Module) -> Teacher | None:
-            options = CacheOptions(**cache)
-            return make_teacher(specification, data, student, self.device, options, self.notices.append)
+            return make_teacher(specification, data, student, self.device, cache, self.notices.append)
 
         self._trainer = make_trainer(specification, data, self.device, find_teacher, self.group, self.notices.append)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,16 +10,15 @@ from lowrank.compression import fit_student, init_from_network, output_errors
 from lowrank.data import ImageData, draw_training_images
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
-from lowrank.networks import NetworkSettings
 from sweeps.execution.checkpoint_relay import CheckpointLocation
-from sweeps.records import TRIAL_WEIGHTS
+from sweeps.records import TrialSpec
 from sweeps.trials import check_fingerprint, load_initial_network, load_trained_network
 
 MEASURED = 256  # images over which outputs are compared where a start needs none
 
 
 def set_initial_weights(
-    student: nn.Module, specification: Mapping[str, Any], data: ImageData, study_dir: str, relay: str | None = None
+    student: nn.Module, specification: TrialSpec, data: ImageData, study_dir: str, relay: str | None = None
 ) -> list[dict[str, Any]]:
     """Set the weights that a student starts from, in place.
 
@@ -40,26 +38,25 @@ def set_initial_weights(
     Raises:
         InputError: the weights are missing, have changed since the study began, or belong to another network.
     """
-    start = specification.get("start")
+    start = specification.start
     if start is None:
         return []
-    settings, seed = NetworkSettings(**specification["network"]), int(specification["seed"])
-    source = str(start["from"])
-    if source.startswith(TRIAL_WEIGHTS):
-        location = CheckpointLocation(study_dir, source.removeprefix(TRIAL_WEIGHTS), relay)
+    settings = specification.network
+    if start.trial_id is not None:
+        location = CheckpointLocation(study_dir, start.trial_id, relay)
         location.download()
         if not location.path.is_file():
             raise InputError(f"the weights to start from are not there: {location.path}")
         dense, _ = load_trained_network(settings, location.path, data)
     else:
         check_fingerprint(specification, (data.image_shape, len(data.classes)))
-        dense = load_initial_network(settings, source, data, seed=seed)
+        dense = load_initial_network(settings, start.source, data, seed=specification.seed)
     device = next(student.parameters()).device
-    images, _ = draw_training_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
+    images, _ = draw_training_images(data, start.calibration or MEASURED, start.seed or 0, device)
     dense = dense.to(device).eval()
-    if "how" in start:
+    if start.how is not None:
         fitted = fit_student(
-            student, dense, images, in_order=start["how"] != "outputs", through_relu=start["how"] == "in_order_relu"
+            student, dense, images, in_order=start.how != "outputs", through_relu=start.how == "in_order_relu"
         )
         return [
             _describe(fit.name, student.get_submodule(fit.name), fit.weight_error, fit.output_error)

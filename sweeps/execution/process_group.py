@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -25,6 +25,8 @@ from lowrank.errors import InputError
 from lowrank.training import DivergedError
 from lowrank.utils import IdleWatch, module_command, module_environment, processor_times
 from sweeps.execution.worker_errors import WorkerLostError
+from sweeps.records import TrialSpec
+from sweeps.teachers import CacheOptions
 
 HANG_SECONDS = 600.0  # in which no process of a group uses any processor time, after which it is given up
 POLL_SECONDS = 5.0  # between two looks at it, at most
@@ -67,7 +69,7 @@ class ProcessGroup:
         return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
     def build(
-        self, specification: Mapping[str, Any], data_dir: str | None, cache: Mapping[str, Any],
+        self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions,
         notify: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Begin a trial at its first epoch.
@@ -75,11 +77,11 @@ class ProcessGroup:
         Args:
             specification: of the trial.
             data_dir: folder of data sets.
-            cache: of the teacher, see `CacheOptions.to_config`.
+            cache: where caches of the teacher lie.
             notify: takes notices for the user.
         """
         self._notify, self.epoch = notify, 0
-        self.call_all("build", dict(specification), data_dir, dict(cache))
+        self.call_all("build", specification, data_dir, cache)
 
     def train_epoch(self) -> dict[str, float]:
         """Train one epoch; see `Trainer.train_epoch`.

@@ -11,6 +11,7 @@ from typing import Any
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sweeps.execution.trial_config import trial_config
 from sweeps.records import VAL_ERROR, Role, StudyRecord, TrialRecord
 from sweeps.search import StoppingRule, make_rule
 from sweeps.space import SearchSettings
@@ -56,16 +57,16 @@ class StratifiedStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Decide after an epoch whether the trial goes on."""
-        if trial.config["role"] != Role.SEARCH or VAL_ERROR not in result:
+        config = trial_config(trial.config)
+        if config.role is not Role.SEARCH or VAL_ERROR not in result:
             return TrialScheduler.CONTINUE
         for adopted, epoch, metrics in recorded_points(self._adopted[self._adopted_seen :]):
             self._report(adopted.trial_id, adopted.stratum, epoch, metrics[VAL_ERROR])
         self._adopted_seen = len(self._adopted)
-        trial_id, stratum = trial.config["trial_id"], trial.config["stratum"]
-        reason = self._unrecorded_stops.get(trial_id)
-        reason = reason or self._report(trial_id, stratum, result["epoch"], result[VAL_ERROR])
+        reason = self._unrecorded_stops.get(config.trial_id)
+        reason = reason or self._report(config.trial_id, config.stratum, result["epoch"], result[VAL_ERROR])
         if reason:
-            self.stopped[trial_id] = reason
+            self.stopped[config.trial_id] = reason
         return TrialScheduler.STOP if reason else TrialScheduler.CONTINUE
 
 

@@ -27,18 +27,18 @@ from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, 
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
+from sweeps.execution.trial_config import trial_config
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records import VAL_ERROR, Status, encode_wrong_images
-from sweeps.resources import PROCESSES, set_mps_environment
-from sweeps.teachers import CacheOptions, make_teacher
+from sweeps.resources import set_mps_environment
+from sweeps.teachers import make_teacher
 from sweeps.trials import load_trial_data, make_student, make_trainer
 
 MAX_CHECKPOINTS = 2  # of a trial, so that a damaged newest one costs little
-CHECKPOINT_SECONDS = 30.0  # if the config does not say
 
 
 class TrialTrainable(tune.Trainable):
-    """Trains one specification, an epoch a step; `config` holds trial_id, specification, study_dir and data_dir."""
+    """Trains one specification, an epoch a step."""
 
     failure: Exception | None = None  # of the set-up; the first step raises it
     attempt: dict[str, Any] | None = None  # for the first result
@@ -51,27 +51,27 @@ class TrialTrainable(tune.Trainable):
         Ray Tune does not retry a trial whose `reset_config` fails, but does retry one whose `step` fails.
 
         Args:
-            config: as `TuneSearcher` makes it.
+            config: as `TrialConfig.to_tune` makes it.
         """
+        self.trial = trial_config(config)
         self.failure, self.attempt = None, None
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
         self.initial: dict[str, Any] = {}  # of a start from trained weights: error and layers before any training
         try:
-            self._begin(config)
+            self._begin()
         except Exception as error:
             self.failure = error
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _begin(self) -> None:
         started = time.perf_counter()
-        cpus, gpus = assigned_resources(self)
-        processes = int(config.get("processes", 1))
-        sharing, environment = config.get("sharing", (PROCESSES, {}))
+        trial, (cpus, gpus) = self.trial, assigned_resources(self)
+        processes, (sharing, environment) = trial.processes, trial.sharing
         set_mps_environment(environment)
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
-        self.checkpoint_location = CheckpointLocation(config["study_dir"], config["trial_id"], config.get("relay"))
+        self.checkpoint_location = CheckpointLocation(trial.study_dir, trial.trial_id, trial.relay)
         self.attempt = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
@@ -86,9 +86,9 @@ class TrialTrainable(tune.Trainable):
         if self.device == "cuda" and processes == 1:
             limit_memory(gpus)
         self._check_device()
-        self.data = load_trial_data(config["specification"], config["data_dir"])
+        self.data = load_trial_data(trial.specification, trial.data_dir)
         self.trainer = self._make_trainer()
-        self.epochs = int(config["specification"]["train"]["epochs"])
+        self.epochs = trial.specification.train.epochs
         self._load_checkpoint()
         if self.trainer.epoch == 0 and not self.initial:
             self._set_initial_weights()
@@ -98,16 +98,15 @@ class TrialTrainable(tune.Trainable):
 
     def _set_initial_weights(self) -> None:
         """Replace the weights that were drawn, if the specification says by which."""
-        config = self.config
-        specification = config["specification"]
-        if "start" not in specification:
+        specification = self.trial.specification
+        if specification.start is None:
             return
         began = time.perf_counter()
         if isinstance(self.trainer, ProcessGroup):
             network, _ = make_student(specification, self.data)
         else:
             network = self.trainer.network
-        layers = set_initial_weights(network, specification, self.data, config["study_dir"], config.get("relay"))
+        layers = set_initial_weights(network, specification, self.data, self.trial.study_dir, self.trial.relay)
         if isinstance(self.trainer, ProcessGroup):
             self.trainer.start_from(network.state_dict())
         else:
@@ -126,21 +125,21 @@ class TrialTrainable(tune.Trainable):
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
 
     def _make_trainer(self) -> Trainer | ProcessGroup:
-        specification, cache = self.config["specification"], self.config.get("cache") or {}
-        processes, options = int(self.config.get("processes", 1)), CacheOptions(**cache)
-        if processes > 1:
-            return self._make_process_group(processes, cache)
+        specification, cache = self.trial.specification, self.trial.cache
+        if self.trial.processes > 1:
+            return self._make_process_group()
 
         def find_teacher(student: nn.Module) -> Teacher | None:
-            return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
+            return make_teacher(specification, self.data, student, self.device, cache, self.notices.append)
 
         return make_trainer(specification, self.data, self.device, find_teacher, notify=self.notices.append)
 
-    def _make_process_group(self, processes: int, cache: dict[str, Any]) -> ProcessGroup:
+    def _make_process_group(self) -> ProcessGroup:
         """The process group of the last trial if it still runs, else a new one."""
         if self.process_group is None or not self.process_group.alive:
-            self.process_group = ProcessGroup(processes, self.device, self.threads)
-        self.process_group.build(self.config["specification"], self.config["data_dir"], cache, self.notices.append)
+            self.process_group = ProcessGroup(self.trial.processes, self.device, self.threads)
+        trial = self.trial
+        self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append)
         return self.process_group
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -171,7 +170,7 @@ class TrialTrainable(tune.Trainable):
             WorkerLostError: this process cannot be used any more.
             Exception: anything else that failed, in the set-up too.
         """
-        report: dict[str, Any] = {"trial": self.config["trial_id"], "attempt": self.attempt}
+        report: dict[str, Any] = {"trial": self.trial.trial_id, "attempt": self.attempt}
         if self.attempt is not None:
             report["history"], self.attempt = list(self.history), None
         try:
@@ -183,7 +182,7 @@ class TrialTrainable(tune.Trainable):
                 return self._end_untrained(report)
             if not self._trained():
                 self.history.append(self._train_epoch())
-                if self._trained() or self.config.get("may_stop"):  # else no record will need them
+                if self._trained() or self.trial.may_stop:  # else no record will need them
                     self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
@@ -246,8 +245,7 @@ class TrialTrainable(tune.Trainable):
         Returns:
             True if the checkpoint is due.
         """
-        allowed = self.config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
-        return time.monotonic() - self.saved_at + epoch_seconds > allowed
+        return time.monotonic() - self.saved_at + epoch_seconds > self.trial.checkpoint_seconds
 
     def cleanup(self) -> None:
         """Save what has been trained, when the worker ends because the study is interrupted."""
@@ -272,7 +270,7 @@ class TrialTrainable(tune.Trainable):
     def _save_checkpoint(self) -> None:
         path = self.checkpoint_location.path
         state = self.trainer.weights() if self._trained() else self.trainer.state()
-        metadata = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
+        metadata = {"trial_id": self.trial.trial_id, "history": json.dumps(self.history)}
         if self._trained():  # the driver may be killed before it has recorded the end
             metadata["wrong_images"] = self.wrong_images
         if self.initial:

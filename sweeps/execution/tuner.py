@@ -14,6 +14,7 @@ from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, Tun
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
+from sweeps.execution.trial_config import trial_config
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status, resume_command
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.utils import monotonic_time, raise_if_interrupted
@@ -91,7 +92,7 @@ def _run_phase(
         tune_config=tune.TuneConfig(
             search_alg=TuneSearcher(search, config, prefetcher, relay), scheduler=scheduler, num_samples=-1,
             reuse_actors=True, max_concurrent_trials=config.max_concurrent,
-            trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+            trial_dirname_creator=lambda trial: trial_config(trial.config).trial_id,
         ),
         run_config=tune.RunConfig(
             storage_path=str(config.study_dir / RAY_FOLDER), name="experiment", verbose=0,

@@ -116,11 +116,16 @@ if TYPE_CHECKING:
     )
     from sweeps.records.reasons import reasons_by_method as reasons_by_method
     from sweeps.records.specification import (
-        REPEATABLE as REPEATABLE,
+        AllocationSection as AllocationSection,
+        DataSection as DataSection,
+        JsonObject as JsonObject,
+        MethodSection as MethodSection,
+        StartSection as StartSection,
+        TeacherSection as TeacherSection,
         Trial as Trial,
+        TrialSpec as TrialSpec,
         check_specifications as check_specifications,
         identify as identify,
-        specification_networks as specification_networks,
         trial_ids as trial_ids,
     )
     from sweeps.records.study_folders import (
@@ -185,7 +190,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
         "reasons": "reasons_by_method",
-        "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",
+        "specification": (
+            "AllocationSection DataSection JsonObject MethodSection StartSection TeacherSection Trial TrialSpec "
+            "check_specifications identify trial_ids"
+        ),
         "study_folders": (
             "check_studies_folder find_study_folder hold_new_study_folder hold_study_folder new_study_folder "
             "read_space_file relative_path resume_command studies_root write_space_file"

@@ -48,7 +48,8 @@ def point_key(trial: TrialRecord) -> str:
     """
     if trial.point_id:
         return trial.point_id
-    unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
+    specification = trial.specification.to_json() if trial.specification else {}
+    unseeded = {key: value for key, value in specification.items() if key != "seed"}
     return json.dumps(unseeded, sort_keys=True)
 
 
@@ -63,8 +64,8 @@ def group_by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """
     points: dict[str, list[TrialRecord]] = {}
     for trial in completed_trials(trials):
-        point, seed = point_key(trial), trial.specification.get("seed")
-        if not trial.point_id and any(other.specification.get("seed") == seed for other in points.get(point, ())):
+        point, seed = point_key(trial), trial.seed
+        if not trial.point_id and any(other.seed == seed for other in points.get(point, ())):
             point = f"{point} {trial.trial_id}"  # old records, whose specifications do not tell all points apart
         points.setdefault(point, []).append(trial)
     return list(points.values())

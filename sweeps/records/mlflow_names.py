@@ -93,8 +93,9 @@ def point_name(trial: TrialRecord) -> str:
 
 
 def _setting(trial: TrialRecord) -> str:
-    dims = trial.specification.get("method", {}).get("dims")
-    shared, size = trial.specification.get("allocation", {}).get("by"), trial.counts.get("params")
+    spec, size = trial.specification, trial.counts.get("params")
+    dims = spec.method.dims if spec else None
+    shared = spec.allocation.by if spec and spec.allocation else None
     parts = [
         trial.method or str(trial.role), f"{dims}d" if dims else "", f"by {shared}" if shared else "",
         format_count(size) if size is not None else "",
@@ -111,7 +112,8 @@ def run_params(trial: TrialRecord) -> dict[str, str]:
     Returns:
         Values as text, by dotted name in alphabetical order.
     """
-    named = {**_flat(trial.parameters), **_flat(trial.specification), **trial.counts, "stratum": trial.stratum}
+    specification = trial.specification.to_json() if trial.specification else {}
+    named = {**_flat(trial.parameters), **_flat(specification), **trial.counts, "stratum": trial.stratum}
     return {name: _spelled(value) for name, value in sorted(named.items()) if value not in (None, "")}
 
 

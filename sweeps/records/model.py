@@ -18,7 +18,8 @@ from typing import Any
 
 from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
-from sweeps.records.names import INFEASIBLE_PREFIX, TRIAL_WEIGHTS, VAL_ERROR
+from sweeps.records.names import INFEASIBLE_PREFIX, VAL_ERROR
+from sweeps.records.specification import TrialSpec
 from sweeps.space import UNCHANGED
 from sweeps.utils import check_plain_name
 
@@ -43,21 +44,26 @@ def check_trial_id(trial_id: object) -> None:
     check_plain_name(trial_id, "a trial's id")
 
 
-def check_start_source(start: object) -> None:
-    """Check from which trial's weights another one starts; that id becomes part of a path too.
+def parse_record_specification(content: Mapping[str, Any]) -> TrialSpec | None:
+    """Read and check the specification of a record.
 
     Args:
-        start: the section `start` of a specification; None where there is none.
+        content: plain data, as a record of anybody's has it.
+
+    Returns:
+        The specification; None for {}, which a record without one has.
 
     Raises:
-        ValueError: the section is damaged, or the id is none.
+        InputError: it is damaged, or starts from a trial whose id could lead a path out of its folder.
     """
-    if start is None:
-        return
-    if not isinstance(start, Mapping) or not isinstance(start.get("from"), str):
-        raise ValueError(f"a specification's `start` must say `from` what, but is {start!r}")
-    if start["from"].startswith(TRIAL_WEIGHTS):
-        check_trial_id(start["from"].removeprefix(TRIAL_WEIGHTS))
+    if not isinstance(content, Mapping):
+        raise InputError(f"a specification must be a JSON object, but is {content!r}")
+    if not content:
+        return None
+    specification = TrialSpec.parse(content)
+    if specification.start is not None and specification.start.trial_id is not None:
+        check_trial_id(specification.start.trial_id)
+    return specification
 
 
 @dataclass
@@ -71,7 +77,7 @@ class TrialRecord:
     reason: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)  # dotted name in the space file -> value
     aliases: list[dict[str, Any]] = field(default_factory=list)
-    specification: dict[str, Any] = field(default_factory=dict)
+    specification: TrialSpec | None = None  # None where the record has none: of an infeasible point, for example
     counts: dict[str, int] = field(default_factory=dict)
     proposal: dict[str, Any] = field(default_factory=dict)  # the sampler's proposal that gets the outcome
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch (from 1) -> metrics, plus "time"
@@ -93,9 +99,6 @@ class TrialRecord:
 
     def __post_init__(self) -> None:
         check_trial_id(self.trial_id)
-        start = self.specification.get("start")
-        if start is not None:
-            check_start_source(start)
 
     @property
     def ended(self) -> bool:
@@ -125,10 +128,15 @@ class TrialRecord:
     @property
     def total_epochs(self) -> int | None:
         """Its epochs and those of the network it starts from; None where the latter are not on record."""
-        start = self.specification.get("start")
+        start = self.specification.start if self.specification else None
         if start is None:
             return self.last_epoch
-        return None if start.get("epochs") is None else self.last_epoch + int(start["epochs"])
+        return None if start.epochs is None else self.last_epoch + start.epochs
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of initial weights and order; None where it is not on record."""
+        return self.specification.seed if self.specification else None
 
     def last_attempt(self, field: str) -> Any:
         """Read a field of the newest attempt; of an adopted trial, of the study that trained it.
@@ -156,7 +164,7 @@ class TrialRecord:
         proposed = str(self.parameters.get("method.name", ""))
         if proposed.startswith("thin_") or proposed == UNCHANGED:
             return proposed
-        return str(self.specification.get("method", {}).get("name", proposed))
+        return self.specification.method.name if self.specification else proposed
 
 
 def resolve_number_format(specification: Mapping[str, Any], device: str | None) -> str | None:
@@ -314,8 +322,7 @@ def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.role = Role(event["role"])
     trial.stratum = event["stratum"]
     trial.parameters = dict(event["parameters"])
-    trial.specification = dict(event["specification"])
-    check_start_source(trial.specification.get("start"))
+    trial.specification = parse_record_specification(event["specification"])
     trial.counts = {name: int(count) for name, count in event["counts"].items()}
     trial.proposal = dict(event["proposal"])
     trial.point_id = event.get("point_id", "")

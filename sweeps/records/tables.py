@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from lowrank.errors import InputError
 from lowrank.utils import atomic_path, first_line
 from sweeps.records.events import Role, Status
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord, parse_record_specification
 from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
+from sweeps.records.specification import TrialSpec
 
 STUDY_KEY = b"study"  # key of the metadata of results.parquet
 # Column -> field of the record that it holds as JSON: lists and mappings, whose keys differ from trial to trial
@@ -36,6 +37,9 @@ NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs", "post
 GENERATION_KEY = b"generation"  # key of the metadata of both tables: those that were written together have the same
 READ_SECONDS, POLL_SECONDS = 5.0, 0.05  # for a writer that has replaced one table to replace the other
 LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
+RECIPE_COLUMNS = (
+    "weight_decay", "scaled_decay", "decay", "decay_multiplier", "attention_weight", "kd_weight",
+)  # fmt: skip
 # The table of `--probe-memory`: one row a distinct configuration, on the device that its trials will use. MB are
 # 1e6 bytes; `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.
 FIT_SCHEMA = pa.schema(
@@ -92,30 +96,30 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         Values by column, None where unknown.
     """
     spec = trial.specification
-    method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
     last = trial.epochs.get(trial.last_epoch, {})
     speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
     row: dict[str, Any] = {
         "study": study, **{name: getattr(trial, name) for name in COPIED_COLUMNS}, "role": str(trial.role),
-        "status": str(trial.status), "network": spec.get("network", {}).get("name"),
-        "data": data.get("name"), "data_fingerprint": data.get("fingerprint"), "method": trial.method,
-        "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
-        "weight_decay": train.get("weight_decay"), "scaled_decay": train.get("scaled_decay"),
-        "decay": train.get("decay"),
-        "teacher": spec.get("teacher", {}).get("name"), "attention_weight": train.get("attention_weight"),
-        "kd_weight": train.get("kd_weight"),
-        "seed": spec.get("seed"), "epochs": trial.last_epoch,
+        "status": str(trial.status), "method": trial.method, "epochs": trial.last_epoch,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
         "train_seconds": trained_seconds(trial),
         "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
         "attempts": len(trial.attempts), "host": trial.last_attempt("host"), "device": trial.last_attempt("device"),
         "sharing": trial.last_attempt("sharing"),
-        "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
-        "decay_multiplier": train.get("decay_multiplier"), "start": start_kind(spec),
+        "point_id": trial.point_id or None, "allocation": "even", "start": start_kind(spec),
         "broken": trial.broken or None, "postponed": trial.postponed or None,
         "initial_error": trial.initial_error, "total_epochs": trial.total_epochs,
     }  # fmt: skip
-    row |= {column: json.dumps(getattr(trial, name), sort_keys=True) for column, name in JSON_COLUMNS.items()}
+    if spec is not None:
+        row |= {
+            "network": spec.network.name, "data": spec.data.name, "data_fingerprint": spec.data.fingerprint,
+            "dims": spec.method.dims, "rank_scale": spec.method.rank_scale, "seed": spec.seed,
+            "allocation": spec.allocation.by if spec.allocation else "even",
+            "teacher": spec.teacher.name if spec.teacher else None,
+            **{name: getattr(spec.train, name) for name in RECIPE_COLUMNS},
+        }  # fmt: skip
+    plain = trial_fields(trial)
+    row |= {column: json.dumps(plain[name], sort_keys=True) for column, name in JSON_COLUMNS.items()}
     row.update({name: trial.counts.get(name) for name in COUNTS})
     row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
     if not trial.epochs:  # only evaluated
@@ -123,17 +127,17 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     return row
 
 
-def start_kind(specification: Mapping[str, Any]) -> str:
+def start_kind(specification: TrialSpec | None) -> str:
     """Name how a trial starts.
 
     Args:
-        specification: of the trial.
+        specification: of the trial; None where it is not on record.
 
     Returns:
         `scratch`, `dense` (the nearest weights to trained ones), `outputs`, `in_order` or `in_order_relu`.
     """
-    start = specification.get("start")
-    return "scratch" if start is None else str(start.get("how", "dense"))
+    start = specification.start if specification else None
+    return "scratch" if start is None else start.kind
 
 
 def trained_seconds(trial: TrialRecord) -> float:
@@ -160,11 +164,15 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
     Raises:
         KeyError: a column is missing.
         TypeError: a column holds JSON of another kind than the record's field.
-        ValueError: a column holds no JSON, or no known role or status.
+        ValueError: a column holds no JSON, no known role or status, or a damaged specification.
     """
+    try:
+        read_fields = _plain_to_fields({name: _read_json(row, column) for column, name in JSON_COLUMNS.items()})
+    except InputError as error:
+        raise ValueError(str(error)) from error
     trial = TrialRecord(
         **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
-        **{name: _read_json(row, column) for column, name in JSON_COLUMNS.items()},
+        **read_fields,
         counts={name: row[name] for name in COUNTS if row[name] is not None},
         point_id=row["point_id"] or "", broken=row["broken"] or "", postponed=row.get("postponed") or "",
     )  # fmt: skip
@@ -233,7 +241,8 @@ def trial_fields(trial: TrialRecord) -> dict[str, Any]:
     Returns:
         The record's fields by name.
     """
-    return {field.name: getattr(trial, field.name) for field in fields(TrialRecord) if field.name != "epochs"}
+    plain = {field.name: getattr(trial, field.name) for field in fields(TrialRecord) if field.name != "epochs"}
+    return plain | {"specification": trial.specification.to_json() if trial.specification else {}}
 
 
 def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
@@ -246,10 +255,17 @@ def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
         The record, without epochs.
 
     Raises:
+        InputError: the specification is damaged.
         TypeError: a field is unknown.
         ValueError: the role or the status is unknown.
     """
-    return TrialRecord(**{**content, "role": Role(content["role"]), "status": Status(content["status"])})
+    fields_of_trial = _plain_to_fields(content)
+    return TrialRecord(**{**fields_of_trial, "role": Role(content["role"]), "status": Status(content["status"])})
+
+
+def _plain_to_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the typed parts of a record's plain fields."""
+    return {**content, "specification": parse_record_specification(content.get("specification", {}))}
 
 
 def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:

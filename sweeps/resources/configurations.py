@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import optuna
 import torch
@@ -14,8 +13,8 @@ from lowrank.data import ImageData
 from lowrank.distillation import Signals, Sizes, Teacher, common_sizes, tap_sizes
 from lowrank.errors import InfeasibleError
 from lowrank.training import MakeTrainer, Trainer
-from sweeps.records import Trial
-from sweeps.space import TEACHER_SECTION, Space
+from sweeps.records import Trial, TrialSpec
+from sweeps.space import TEACHER_SECTION, Space, Value
 from sweeps.trials import Resolver, make_trainer, reachable_strata
 
 SAMPLES = 3  # of each stratum, where the space is no grid
@@ -44,7 +43,7 @@ def distinct_trials(space: Space, resolver: Resolver) -> list[Trial]:
     return sorted(trials.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
 
 
-def configuration(specification: dict[str, Any]) -> str:
+def configuration(specification: TrialSpec) -> str:
     """Return those fields of a specification that decide what a step costs.
 
     Learning rates and the like are not among them. Records of the memory probe hold the text.
@@ -55,15 +54,15 @@ def configuration(specification: dict[str, Any]) -> str:
     Returns:
         JSON with sorted keys.
     """
-    train = specification["train"]
     # The engine `auto` depends on how long a trial is
-    engine_fields = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)
-    step = {key: train[key] for key in (*STEP_FIELDS, *engine_fields) if key in train}
-    model = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
-    return json.dumps({**model, "train": step, TEACHER_SECTION: TEACHER_SECTION in specification}, sort_keys=True)
+    engine_fields = ("engine", "epochs") if specification.train.engine == "auto" else ("engine",)
+    step = specification.train.model_dump(mode="json", include={*STEP_FIELDS, *engine_fields}, exclude_unset=True)
+    model = specification.model_dump(mode="json", include={"network", "method", "allocation"}, exclude_unset=True)
+    has_teacher = specification.teacher is not None
+    return json.dumps({**model, "train": step, TEACHER_SECTION: has_teacher}, sort_keys=True)
 
 
-def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
+def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Value]]:
     if space.search.sampler == "grid":
         return resolver.points.grid()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -91,7 +90,7 @@ class SilentTeacher:
         return Signals(torch.zeros(count, self._classes, device=images.device), maps)
 
 
-def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:
+def trainer_maker(specification: TrialSpec, data: ImageData, device: torch.device) -> MakeTrainer:
     """Return what makes a specification's trainer at any batch size, with a teacher that answers at once.
 
     Args:
@@ -104,15 +103,15 @@ def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.
     """
 
     def find_teacher(student: nn.Module) -> Teacher | None:
-        section = specification.get(TEACHER_SECTION)
-        if section is None:
+        teacher = specification.teacher
+        if teacher is None:
             return None
-        sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+        sizes = common_sizes(teacher.sizes, tap_sizes(student, teacher.student_taps, data.image_shape))
         return SilentTeacher(len(data.classes), sizes)
 
     def make(batch_size: int) -> Trainer:
-        train = {**specification["train"], "batch_size": min(batch_size, len(data.train))}
-        return make_trainer({**specification, "train": train}, data, device.type, find_teacher)
+        cut = specification.with_train(batch_size=min(batch_size, len(data.train)))
+        return make_trainer(cut, data, device.type, find_teacher)
 
     return make
 

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from lowrank.data import DataOutline, load_data, synthetic_data
 from lowrank.training import measure_step, probe_memory
 from lowrank.utils import atomic_write, first_line, last_line
 from sweeps.cluster import assigned_device, connect, limit_memory, out_of_memory
-from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, studies_root
+from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, TrialSpec, studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_for
-from sweeps.space import TEACHER_SECTION, RunOptions, Space, own_networks
+from sweeps.space import RunOptions, Space, own_networks
 from sweeps.trials import Resolver, describe_teacher, load_trial_data
 
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
@@ -92,12 +93,9 @@ def probe_trials(
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
     for trial in _with_progress(trials, Console(stderr=quiet)):
         prober = prober or start()
-        config = {
-            "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
-            "share": share.gpus, "outline": outline,
-        }  # fmt: skip
+        task = ProbeTask(trial.specification, data_dir.resolve() if data_dir else None, share.gpus, outline)
         try:
-            measured = ray.get(prober.probe.remote(config))
+            measured = ray.get(prober.probe.remote(task))
         except RayActorError as error:  # the operating system kills what takes too much memory; a new worker goes on
             reason = f"the worker was killed: {first_line(error)}"
             prober, measured = None, {"status": OUT_OF_MEMORY, "reason": reason}
@@ -131,11 +129,11 @@ def make_row(trial: Trial, share: Share, measured: dict[str, Any]) -> dict[str, 
     """
     specification = trial.specification
     described = {
-        "trial_id": trial.trial_id, "stratum": trial.stratum, "network": specification["network"]["name"],
-        "method": specification["method"]["name"], "params": trial.counts["params"],
+        "trial_id": trial.trial_id, "stratum": trial.stratum, "network": specification.network.name,
+        "method": specification.method.name, "params": trial.counts["params"],
         "parameters": json.dumps(trial.point, sort_keys=True), "configuration": configuration(specification),
-        "teacher": specification.get(TEACHER_SECTION, {}).get("name"), "share": share.gpus,
-        "precision": specification["train"]["precision"], "batch_size": specification["train"]["batch_size"],
+        "teacher": specification.teacher.name if specification.teacher else None, "share": share.gpus,
+        "precision": specification.train.precision, "batch_size": specification.train.batch_size,
         "measured_at": time.time(),
     }  # fmt: skip
     return dict.fromkeys(FIT_SCHEMA.names) | described | measured
@@ -198,31 +196,47 @@ class _Prober:
     def __init__(self) -> None:
         self._warm = False
 
-    def probe(self, config: dict[str, Any]) -> dict[str, Any]:
+    def probe(self, task: ProbeTask) -> dict[str, Any]:
         """See the function `probe`; the first configuration warms up, for libraries take some memory only once."""
-        measured = probe(config, warm_up=not self._warm)
+        measured = probe(task, warm_up=not self._warm)
         self._warm = True
         return measured
 
 
-def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ProbeTask:
+    """What is measured.
+
+    Attributes:
+        specification: of a trial.
+        data_dir: folder of data sets; None for the default.
+        share: of a card that the trial holds.
+        outline: of the data, to measure on noise of that shape; None for the data itself.
+    """
+
+    specification: TrialSpec
+    data_dir: Path | None
+    share: float
+    outline: DataOutline | None = None
+
+
+def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, Any]:
     """Measure one specification in this process.
 
     Args:
-        config: `specification`, `data_dir`, `share` and `outline`, as `probe_trials` makes it.
+        task: what is measured.
         warm_up: whether to take one more step first.
 
     Returns:
         Those fields of `FIT_SCHEMA` that are measured.
     """
-    specification, share = config["specification"], config["share"]
+    specification, share, outline = task.specification, task.share, task.outline
     device = torch.device(assigned_device(share))
     if device.type == "cuda":
         limit_memory(share)
-    outline: DataOutline | None = config["outline"]
-    data = load_trial_data(specification, config["data_dir"]) if outline is None else synthetic_data(outline)
+    data = load_trial_data(specification, task.data_dir) if outline is None else synthetic_data(outline)
     make = trainer_maker(specification, data, device)
-    batch_size = int(specification["train"]["batch_size"])
+    batch_size = specification.train.batch_size
     if warm_up:
         with suppress_out_of_memory():
             measure_step(make, batch_size, device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,7 @@ from lowrank.errors import HungError
 from lowrank.training import MakeTrainer, Trainer, measure_step
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
-from sweeps.records import FIT_FOLDER, FITS, Event, Journal, StudyRecord, Trial, apply_event
+from sweeps.records import FIT_FOLDER, FITS, Event, Journal, StudyRecord, Trial, TrialSpec, apply_event
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.gpu_packing import (
     COUNTS,
@@ -52,6 +53,14 @@ ANSWER_SECONDS = 1800.0  # for a card to come, or for trainers to compile and to
 NOTICE_SECONDS = 10.0  # without a card, after which a line is printed
 
 
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """A specification to run, and the folder of data sets; None for the default."""
+
+    specification: TrialSpec
+    data_dir: Path | None
+
+
 class _BenchmarkTrainer:
     """One of the trainers on a card, in a process of its own; where memory runs out it answers why."""
 
@@ -67,18 +76,18 @@ class _BenchmarkTrainer:
         total_mb = torch.cuda.get_device_properties(0).total_memory / 1e6 if on_card else None
         return device_name(self._device), total_mb
 
-    def peak(self, config: dict[str, Any]) -> tuple[float | None, str | None]:
+    def peak(self, task: BenchmarkTask) -> tuple[float | None, str | None]:
         """Return the memory peak in MB of one step of a specification, and why there is none."""
-        make, batch_size = self._maker(config)
+        make, batch_size = self._maker(task)
         try:
             return measure_step(make, batch_size, self._device).peak_mb, None
         except (RuntimeError, MemoryError) as error:
             return None, self._no_memory(error)
 
-    def build(self, config: dict[str, Any], share: float) -> str | None:
+    def build(self, task: BenchmarkTask, share: float) -> str | None:
         """Make the trainer that `run` runs and warm it up; returns why it does not fit, None if it does."""
         self._limit(share)
-        make, batch_size = self._maker(config)
+        make, batch_size = self._maker(task)
         try:
             self._trainer = make(batch_size)
             self._trainer.train_steps(limit=WARM_UP_STEPS)
@@ -105,16 +114,15 @@ class _BenchmarkTrainer:
         if self._device.type == "cuda":
             limit_memory(share)
 
-    def _maker(self, config: dict[str, Any]) -> tuple[MakeTrainer, int]:
+    def _maker(self, task: BenchmarkTask) -> tuple[MakeTrainer, int]:
         """Return what makes the trainer of a specification, and its batch size; the last trainer is freed."""
         self._trainer = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        specification = config["specification"]
-        specification = {**specification, "train": {**specification["train"], "lr": LEARNING_RATE}}
-        data = load_trial_data(specification, config["data_dir"])
-        return trainer_maker(specification, data, self._device), int(specification["train"]["batch_size"])
+        specification = task.specification.with_train(lr=LEARNING_RATE)
+        data = load_trial_data(specification, task.data_dir)
+        return trainer_maker(specification, data, self._device), specification.train.batch_size
 
     def _no_memory(self, error: Exception) -> str:
         """Free the trainer and return why memory ran out; raises any other error again."""
@@ -155,7 +163,7 @@ class PackingBenchmark:
 
     def set_trial(self, trial: Trial) -> None:
         """Measure with another trial from now on."""
-        self._config, self._built = self._make_config(trial), 0
+        self._task, self._built = BenchmarkTask(trial.specification, self._data_dir), 0
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +196,8 @@ class PackingBenchmark:
         Raises:
             NoMemoryError: the trial does not fit.
         """
-        ((peak_mb, reason),) = self._wait([self._trainers[0].peak.remote(self._make_config(trial))])
+        task = BenchmarkTask(trial.specification, self._data_dir)
+        ((peak_mb, reason),) = self._wait([self._trainers[0].peak.remote(task)])
         if reason is not None:
             raise NoMemoryError(reason)
         return None if peak_mb is None else float(peak_mb)
@@ -206,16 +215,13 @@ class PackingBenchmark:
             NoMemoryError: so many do not fit.
         """
         new = self._trainers[self._built : count]
-        self._check(self._wait([trainer.build.remote(self._config, 1 / count) for trainer in new]))
+        self._check(self._wait([trainer.build.remote(self._task, 1 / count) for trainer in new]))
         self._built = max(self._built, count)
         answers = self._wait([trainer.run.remote(self.seconds, 1 / count) for trainer in self._trainers[:count]])
         speeds, peaks, reasons = zip(*answers, strict=True)
         self._check(reasons)
         return Throughput(count, sum(speeds), max((peak for peak in peaks if peak is not None), default=None),
                           self.sharing)  # fmt: skip
-
-    def _make_config(self, trial: Trial) -> dict[str, Any]:
-        return {"specification": trial.specification, "data_dir": str(self._data_dir) if self._data_dir else None}
 
     @staticmethod
     def _check(reasons: Sequence[str | None]) -> None:
@@ -354,5 +360,5 @@ def measure_packing(
 
 def _describe(trial: Trial) -> str:
     specification = trial.specification
-    method, batch_size = specification["method"]["name"], specification["train"]["batch_size"]
+    method, batch_size = specification.method.name, specification.train.batch_size
     return f"{method} of {trial.counts['params']:,} parameters, batch {batch_size},"

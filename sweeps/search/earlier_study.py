@@ -6,12 +6,11 @@ at points that this space could propose, in the stratum of their own budget.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lowrank.errors import InfeasibleError, InputError
-from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold_journal
+from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, TrialSpec, fold_journal
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.proposer import Outcome, OutcomeKind
 from sweeps.trials import Resolver
@@ -103,7 +102,7 @@ def _source(study: StudyRecord, trial: TrialRecord) -> str:
     return f"{study.name}/{trial.trial_id}"
 
 
-def _is_same_training(resolver: Resolver, trial: TrialRecord) -> bool:
+def _is_same_training(resolver: Resolver, trial: TrialRecord, spec: TrialSpec) -> bool:
     """Whether the point would have the same network and the same recipe in this study."""
     points = resolver.points
     if all(points.point_domains(trial.parameters, stratum) is None for stratum in resolver.strata):
@@ -112,16 +111,15 @@ def _is_same_training(resolver: Resolver, trial: TrialRecord) -> bool:
         expected = resolver.resolve(dict(trial.parameters)).specification
     except InfeasibleError:
         return False
-    sections = ("network", "train")
-    return all(json.loads(json.dumps(expected[name])) == trial.specification[name] for name in sections)
+    return (expected.network, expected.train) == (spec.network, spec.train)
 
 
 def _learn(proposer: OptunaProposer, resolver: Resolver, study: StudyRecord, trial: TrialRecord) -> bool:
     """Tell the sampler one result; False where it is not comparable or is known already."""
     space, spec = resolver.space, trial.specification
-    if spec["data"].get("fingerprint") != resolver.data.fingerprint or trial.val_error is None:
+    if spec is None or spec.data.fingerprint != resolver.data.fingerprint or trial.val_error is None:
         return False
-    if not _is_same_training(resolver, trial):
+    if not _is_same_training(resolver, trial, spec):
         return False
     if trial.status is Status.STOPPED and len(space.search.objectives) > 1:
         return False

@@ -288,7 +288,8 @@ class Search:
     def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
         self._write(
             Event.PROPOSED, trial=trial.trial_id, role=str(trial.role), stratum=trial.stratum, parameters=trial.point,
-            specification=trial.specification, counts=trial.counts, proposal=dict(handle), point_id=trial.point_id,
+            specification=trial.specification.to_json(), counts=trial.counts, proposal=dict(handle),
+            point_id=trial.point_id,
         )  # fmt: skip
 
     # Repeats of the final front
@@ -454,6 +455,7 @@ class Search:
 
 def _to_trial(record: TrialRecord) -> Trial:
     """Make the trial of a record, to launch it again."""
+    assert record.specification is not None  # the record is of a proposed trial
     return Trial(
         record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts,
         record.point_id,

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from lowrank.compression import plan_sized_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io import load_tensors
-from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
 from lowrank.utils import first_line, one_line
@@ -108,6 +106,7 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
         raise InputError(f"its weights are not there: {path}") from error
     except OSError as error:
         raise InputError(f"its weights cannot be read: {one_line(error)}") from error
+    assert trial.specification is not None  # it has been trained
     trainer = make_trainer(without_teacher(trial.specification), data, device)
     try:
         trainer.load_state(state)
@@ -129,12 +128,8 @@ def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageD
         trainer: a trainer with the trial's weights, see `restore_trainer`.
         data: the images that it was trained on.
     """
-    specification, settings = trial.specification, NetworkSettings(**trial.specification["network"])
-    _, sized = plan_sized_network(
-        settings, specification["method"], data.image_shape, len(data.classes),
-        allocation=specification.get("allocation"),
-    )  # fmt: skip
+    assert trial.specification is not None
     try:
-        save_classifier(folder, trainer.network, data, settings=settings, method=sized)
+        save_classifier(folder, trainer.network, data, trial.specification.model(data.image_shape, len(data.classes)))
     except InputError as error:
         print(f"{trial.trial_id} is not written as a model: {error}")

@@ -7,7 +7,7 @@ import time
 import torch
 
 from lowrank.data import ImageData, eval_batches
-from sweeps.records import TRIAL_WEIGHTS, Trial
+from sweeps.records import Trial
 from sweeps.trials import make_student
 
 SECONDS = 120.0
@@ -36,8 +36,8 @@ class InitialErrors:
             name: of the trial's setting; one trial is measured for each name and stratum.
             trial: one that starts from another trial's weights, or from none, is passed over.
         """
-        start = trial.specification.get("start")
-        if start is None or str(start["from"]).startswith(TRIAL_WEIGHTS) or (trial.stratum, name) in self._seen:
+        start = trial.specification.start
+        if start is None or start.trial_id is not None or (trial.stratum, name) in self._seen:
             return
         self._seen.add((trial.stratum, name))
         if self._spent >= self._seconds:

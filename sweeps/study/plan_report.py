@@ -120,7 +120,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     references *= repeats if grid else 1
     mean = sum(trial.counts["mult_adds"] for trial in distinct.values()) / max(1, len(distinct))
     trained = trials * mean * space.epochs
-    trained += sum(trial.counts["mult_adds"] * trial.specification["train"]["epochs"] for trial in references)
+    trained += sum(trial.counts["mult_adds"] * trial.specification.train.epochs for trial in references)
     work = BACKWARD * trained * len(resolver.data.train)
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
@@ -134,9 +134,8 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
 
 
 def _method_and_allocation(trial: Trial) -> str:
-    method = str(trial.point.get("method.name", trial.specification["method"]["name"]))
-    allocation = trial.specification.get("allocation") or {}
-    return f"{method} by {allocation['by']}" if "by" in allocation else method
+    method, allocation = _method_name(trial), trial.specification.allocation
+    return f"{method} by {allocation.by}" if allocation else method
 
 
 def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
@@ -183,9 +182,13 @@ def layer_lines(layers: Sequence[dict[str, str]]) -> list[str]:
 
 def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
     """Take the trial's size if it is its method's largest so far."""
-    name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+    name = _method_name(trial)
     size = trial.counts["params"], trial.counts.get("budget_gap", 0)
     methods[name] = max(methods.get(name, size), size)
+
+
+def _method_name(trial: Trial) -> str:
+    return str(trial.point.get("method.name", trial.specification.method.name))
 
 
 def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list[dict[str, Value]]:

@@ -65,7 +65,7 @@ def progress(record: StudyRecord, total: int, started: float, work_before: float
 
 
 def _share_done(trial: TrialRecord) -> float:
-    epochs = trial.specification.get("train", {}).get("epochs", 0)
+    epochs = trial.specification.train.epochs if trial.specification else 0
     return min(1.0, trial.last_epoch / epochs) if epochs else 0.0
 
 
@@ -110,11 +110,12 @@ def describe(trial: TrialRecord) -> str:
     Returns:
         E.g. `tensor_train 3 dims rank scale 0.4, 85,000 parameters: 12.50 % validation error`.
     """
-    method = trial.specification["method"]
-    shape = [f"{method['dims']} dims"] if "dims" in method else []
-    shape += [f"rank scale {method['rank_scale']:g}"] if "rank_scale" in method else []
+    assert trial.specification is not None  # it has been trained
+    method, allocation = trial.specification.method, trial.specification.allocation
+    shape = [f"{method.dims} dims"] if method.dims is not None else []
+    shape += [f"rank scale {method.rank_scale:g}"] if method.rank_scale is not None else []
     error = "" if trial.val_error is None else f": {trial.val_error:.2f} % validation error"
-    shape += [f"by {trial.specification['allocation']['by']}"] if "allocation" in trial.specification else []
+    shape += [f"by {allocation.by}"] if allocation is not None else []
     return f"{' '.join([trial.method, *shape])}, {trial.counts['params']:,} parameters{error}"
 
 

@@ -8,11 +8,10 @@ end `sweeps.study.retrain_report` compares the new results with the recorded one
 
 from __future__ import annotations
 
-import copy
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from sweeps.records import (
     CHECKPOINT_FILE,
-    REPEATABLE,
-    TRIAL_WEIGHTS,
     TRIALS_FOLDER,
     Event,
     Journal,
     Role,
     Status,
     StudyRecord,
+    TeacherSection,
     TrialRecord,
+    TrialSpec,
     apply_event,
     find_study,
     find_trial,
@@ -52,8 +51,23 @@ class RecordedTrial:
     folder: Path  # of the study that trained it
     study: StudyRecord
     trial: TrialRecord
+    specification: TrialSpec  # as on record, but with today's paths
     source: TrialRecord | None = None
-    specification: dict[str, Any] = field(default_factory=dict)  # as on record, but with today's paths
+
+    def with_teacher(self, teaching: ResolvedTeacher | None) -> RecordedTrial:
+        """Say where the teacher's weights lie now.
+
+        Args:
+            teaching: the teacher; None where the trial has none.
+
+        Returns:
+            The trial with that place in its specification.
+        """
+        section = self.specification.teacher
+        if section is None or teaching is None:
+            return self
+        section = section.model_copy(update={"source": teaching.weights.reference})
+        return replace(self, specification=self.specification.model_copy(update={"teacher": section}))
 
     def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> str:
         """Check that images and teacher are those of the record.
@@ -70,19 +84,18 @@ class RecordedTrial:
             InputError: images or teacher are others.
         """
         spec = self.specification
-        if data.fingerprint != spec["data"]["fingerprint"]:
+        if data.fingerprint != spec.data.fingerprint:
             raise InputError(
                 f"{data.name} has the fingerprint {data.fingerprint}, but the trial was trained on "
-                f"{spec['data']['fingerprint']}"
+                f"{spec.data.fingerprint}"
             )
-        if TEACHER_SECTION in spec:
+        if spec.teacher is not None:
             assert teaching is not None  # the space names it
-            if teaching.weights.sha256 != spec[TEACHER_SECTION]["weights"]:
+            if teaching.weights.sha256 != spec.teacher.weights:
                 raise InputError(
                     f"the teacher {teaching.name} has changed since: its sha256 is {teaching.weights.sha256[:12]}..., "
-                    f"not {spec[TEACHER_SECTION]['weights'][:12]}..."
+                    f"not {spec.teacher.weights[:12]}..."
                 )
-            spec[TEACHER_SECTION]["source"] = teaching.weights.reference
         trial_id, _ = identify(spec, data.image_shape, len(data.classes))
         if trial_id != self.trial.trial_id:
             print(f"this version of the code builds another network or training of that specification: {trial_id}")
@@ -100,23 +113,24 @@ class RecordedTrial:
             trial_id: the id under which it is trained.
             index: its row in the new study's grid.
         """
-        initial_weights = str(self.specification.get("start", {}).get("from", ""))
-        if initial_weights.startswith(TRIAL_WEIGHTS) and self.source is None:
-            path = Path(TRIALS_FOLDER) / initial_weights.removeprefix(TRIAL_WEIGHTS) / CHECKPOINT_FILE
+        start = self.specification.start
+        if start is not None and start.trial_id is not None and self.source is None:
+            path = Path(TRIALS_FOLDER) / start.trial_id / CHECKPOINT_FILE
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.folder / path, folder / path)
         if self.source is not None and self.source.trial_id not in record.trials:
+            assert self.source.specification is not None  # _lost_source has checked it
             _propose(journal, record, self.source, self.source.trial_id, Role.REFERENCE, self.source.specification, {})
         _propose(journal, record, self.trial, trial_id, Role.SEARCH, self.specification, {"index": index})
 
 
 def _propose(
     journal: Journal, record: StudyRecord, trial: TrialRecord, trial_id: str, role: Role,
-    specification: Mapping[str, Any], proposal: Mapping[str, Any],
+    specification: TrialSpec, proposal: Mapping[str, Any],
 ) -> None:  # fmt: skip
     event = journal.append(
         Event.PROPOSED, sync=True, trial=trial_id, stratum=trial.stratum, role=str(role), parameters=trial.parameters,
-        specification=specification, counts=trial.counts, proposal=proposal, point_id=trial.point_id,
+        specification=specification.to_json(), counts=trial.counts, proposal=proposal, point_id=trial.point_id,
     )  # fmt: skip
     apply_event(record, event)
 
@@ -142,7 +156,7 @@ class Retrain:
         study = self.trials[0].study.name
         return f"{study}_{self.trials[0].trial.trial_id[:6]}" if self.stopped is None else f"{study}_finish"
 
-    def specifications(self) -> list[Mapping[str, Any]]:
+    def specifications(self) -> list[TrialSpec | None]:
         """Return what is built: the specifications of the trials, and of those whose weights they start from."""
         sources = (recorded.source for recorded in self.trials if recorded.source is not None)
         return [*(recorded.specification for recorded in self.trials), *(trial.specification for trial in sources)]
@@ -186,6 +200,17 @@ class Retrain:
             return {"study": study, "trial": reproduced.trial.trial_id, "as": reproduced.check(data, teaching)}
         ids = {recorded.trial.trial_id: recorded.check(data, teaching) for recorded in self.trials}
         return {"study": study, "stopped": self.stopped, RETRAINED_STOPPED: ids}
+
+    def with_teacher(self, teaching: ResolvedTeacher | None) -> Retrain:
+        """Say where the teacher's weights lie now.
+
+        Args:
+            teaching: the teacher; None where the trials have none.
+
+        Returns:
+            The same trials with that place in their specifications.
+        """
+        return replace(self, trials=tuple(recorded.with_teacher(teaching) for recorded in self.trials))
 
     def propose(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
         """Journal the trials as proposed, but for those that are in the journal: a driver may have been killed here.
@@ -281,32 +306,38 @@ def _recorded_trial(name: str, trial_id: str, root: Path, data: str | None) -> R
     folder = find_study(name, root)
     study = load_study(folder)
     trial = find_trial(study, trial_id)
-    missing = [key for key in REPEATABLE if key not in trial.specification]
-    if missing:
-        raise InputError(f"trial {trial.trial_id} cannot be trained again: its record has no {', '.join(missing)}")
-    specification = copy.deepcopy(trial.specification)
+    specification = trial.specification
+    if specification is None:
+        raise InputError(f"trial {trial.trial_id} cannot be trained again: its record has no specification")
     source = _lost_source(folder, study, specification)
-    if source is not None:
-        source = replace(source, specification=copy.deepcopy(source.specification))
     if data is not None:  # both are trained on the images where they lie now
-        for section in (specification["data"], *([source.specification["data"]] if source else [])):
-            section["name"] = data
-    return RecordedTrial(folder, study, trial, source, specification)
+        specification = _with_data(specification, data)
+        if source is not None and source.specification is not None:
+            source = replace(source, specification=_with_data(source.specification, data))
+    return RecordedTrial(folder, study, trial, specification, source)
 
 
-def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, Any]) -> TrialRecord | None:
+def _with_data(specification: TrialSpec, name: str) -> TrialSpec:
+    images = specification.data.model_copy(update={"name": name})
+    return specification.model_copy(update={"data": images})
+
+
+def _lost_source(folder: Path, study: StudyRecord, specification: TrialSpec) -> TrialRecord | None:
     """The trial to train first because the weights to start from are gone; None where they are there."""
-    start = specification.get("start")
+    start = specification.start
     if start is None:
         return None
-    source = str(start["from"])
-    if source.startswith(TRIAL_WEIGHTS):
-        trial_id = source.removeprefix(TRIAL_WEIGHTS)
-        if (folder / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE).is_file():
+    if start.trial_id is not None:
+        if (folder / TRIALS_FOLDER / start.trial_id / CHECKPOINT_FILE).is_file():
             return None
-        if trial_id not in study.trials:
-            raise InputError(f"the trial {trial_id}, from whose weights it starts, is not in {folder}")
-        return study.trials[trial_id]
+        if start.trial_id not in study.trials:
+            raise InputError(f"the trial {start.trial_id}, from whose weights it starts, is not in {folder}")
+        source = study.trials[start.trial_id]
+        if source.specification is None:
+            raise InputError(
+                f"the trial {start.trial_id}, from whose weights it starts, has no specification on record"
+            )
+        return source
     check_fingerprint(specification, None)
     return None
 
@@ -314,23 +345,26 @@ def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, A
 def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a space file around one trial."""
     spec = recorded.specification
-    method = spec["method"]
-    if "allocation" in spec:  # each group of layers has a method of its own; the space needs one, and trains none
-        method = next(iter(spec["allocation"]["methods"].values()))
+    sections: Mapping[str, Any] = spec.to_json()
+    method = spec.method
+    if (
+        spec.allocation is not None
+    ):  # each group of layers has a method of its own; the space needs one, and trains none
+        method = next(iter(spec.allocation.methods.values()))
     content: dict[str, Any] = {
         "question": f"Trial {recorded.trial.trial_id} of {recorded.study.name} once more: does it come out the same?",
-        "data": {key: value for key, value in spec["data"].items() if key != "fingerprint"},
-        "network": dict(spec["network"]),
-        "train": dict(spec["train"]),
-        "method": {key: value for key, value in method.items() if value is not None},
+        "data": {key: value for key, value in sections["data"].items() if key != "fingerprint"},
+        "network": sections["network"],
+        "train": sections["train"],
+        "method": {key: value for key, value in method.settings().items() if value is not None},
         "references": [],
-        "search": {"sampler": "grid", "trials": 1, "stop": "none", "seed": spec["views"]["seed"]},
+        "search": {"sampler": "grid", "trials": 1, "stop": "none", "seed": spec.views.seed},
         "resources": {**_resources(recorded), **resources},
     }
-    if "start" in spec:  # an untrained network of 0 epochs would be refused; nothing is drawn from this section
-        content["start"] = {"how": "dense", "weights": str(spec["start"]["from"])}
-    if TEACHER_SECTION in spec:
-        content[TEACHER_SECTION] = _teacher(spec[TEACHER_SECTION])
+    if spec.start is not None:  # an untrained network of 0 epochs would be refused; nothing is drawn from this section
+        content["start"] = {"how": "dense", "weights": spec.start.source}
+    if spec.teacher is not None:
+        content[TEACHER_SECTION] = _teacher(spec.teacher)
     return content
 
 
@@ -345,18 +379,17 @@ def _resources(recorded: RecordedTrial) -> dict[str, Any]:
     return {key: value for key, value in resources.items() if value is not None}
 
 
-def _teacher(section: Mapping[str, Any]) -> dict[str, Any]:
+def _teacher(section: TeacherSection) -> dict[str, Any]:
     """The teacher by its path, or by its name where that path is gone.
 
     It may be unverified: what it was trained on was checked when the recorded study began.
     """
-    source = str(section["source"])
+    source = str(section.source)
     is_present = Path(source).exists() or not source.startswith("/")
     settings = {
-        "name": source if is_present else section["name"], "network": section.get("own_network"),
-        "views": section.get("views"), "taps": section["taps"], "student_taps": section["student_taps"],
-        "unchecked": True,
+        "name": source if is_present else section.name, "network": section.own_network, "views": section.views,
+        "taps": list(section.taps), "student_taps": list(section.student_taps), "unchecked": True,
     }  # fmt: skip
-    if network := section.get("network"):  # of a file of weights alone
-        settings |= {"name": None, "weights": source, "network": network["name"], "width": network["width"]}
+    if network := section.network:  # of a file of weights alone
+        settings |= {"name": None, "weights": source, "network": network.name, "width": network.width}
     return {key: value for key, value in settings.items() if value not in (None, [])}

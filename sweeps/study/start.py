@@ -21,7 +21,6 @@ from sweeps.records import (
     GROUP_TAG,
     JOURNAL_FILE,
     SPACE_FILE,
-    TRIAL_WEIGHTS,
     StudyHistory,
     StudyRecord,
     check_group,
@@ -137,7 +136,8 @@ def start_retraining(options: RunOptions) -> int:
         fetch_weights(space, data)
         teacher = resolve_teacher(space, data, config.teachers)
         config = replace(config, origin=retrain.check(data, teacher))
-        return run_study(space, Resolver(space, data, teacher), config, retrain, mirror=mirror)
+        resolver = Resolver(space, data, teacher)
+        return run_study(space, resolver, config, retrain.with_teacher(teacher), mirror=mirror)
 
     return _run_new(options, retrain.name, uri, run)
 
@@ -201,11 +201,13 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
     fetch_weights(space, data)
     _check_same_start(record, data)
     teacher = _resolve_same_teacher(space, data, config, record)
-    if retrain is not None and retrain.check(data, teacher) != config.origin:
-        raise InputError(
-            f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
-            "study; begin a new one, or resume it with that version"
-        )
+    if retrain is not None:
+        if retrain.check(data, teacher) != config.origin:
+            raise InputError(
+                f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
+                "study; begin a new one, or resume it with that version"
+            )
+        retrain = retrain.with_teacher(teacher)
     return run_study(space, Resolver(space, data, teacher), config, retrain, history, mirror)
 
 
@@ -302,12 +304,12 @@ def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> I
 def _check_same_start(record: StudyRecord, data: ImageData) -> None:
     """Check that the files and networks whose weights trials of the study start from have not changed."""
     by_start = {
-        (str(start["from"]), str(start["fingerprint"])): trial.specification
-        for trial in record.trials.values() if (start := trial.specification.get("start"))
-    }  # fmt: skip
-    for (source, _), specification in sorted(by_start.items(), key=lambda entry: entry[0]):
-        if not source.startswith(TRIAL_WEIGHTS):
-            check_fingerprint(specification, (data.image_shape, len(data.classes)))
+        (spec.start.source, spec.start.fingerprint): spec
+        for trial in record.trials.values()
+        if (spec := trial.specification) is not None and spec.start is not None and spec.start.trial_id is None
+    }
+    for _, specification in sorted(by_start.items(), key=lambda entry: entry[0]):
+        check_fingerprint(specification, (data.image_shape, len(data.classes)))
 
 
 def _resolve_same_teacher(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,10 +21,11 @@ from lowrank.distillation import MAX_IDLE_SECONDS
 from lowrank.errors import HungError, InfeasibleError
 from lowrank.utils import IdleWatch, last_line
 from sweeps.cluster import assigned_device
+from sweeps.records import TrialSpec
 from sweeps.resources import Share
 from sweeps.search import Search
 from sweeps.space import SEARCHABLE_FIELD, TEACHER_SECTION, TEACHER_WEIGHTS, StudyConfig
-from sweeps.teachers.worker import CacheOptions, cache_epochs_of, make_teacher
+from sweeps.teachers.worker import CacheOptions, make_teacher
 from sweeps.trials import corner_points, load_trial_data, make_student
 from sweeps.utils import raise_if_interrupted
 
@@ -31,7 +33,7 @@ POLL_SECONDS = 0.3
 START_SECONDS = 1800.0  # for a machine with a free share to come, and for the teacher to be loaded there
 
 
-def cached_specifications(search: Search) -> list[dict[str, Any]]:
+def cached_specifications(search: Search) -> list[TrialSpec]:
     """Return one specification for each cache that the search's students read.
 
     Args:
@@ -40,18 +42,20 @@ def cached_specifications(search: Search) -> list[dict[str, Any]]:
     Returns:
         Of each cache the specification with the most cache epochs.
     """
-    longest: dict[str, dict[str, Any]] = {}
+    longest: dict[str, TrialSpec] = {}
     for specification in _specifications(search):
-        if TEACHER_SECTION not in specification:
+        if specification.teacher is None:
             continue
-        section = {key: value for key, value in specification[TEACHER_SECTION].items() if key != SEARCHABLE_FIELD}
-        key = json.dumps([section, specification["network"], specification["views"]], sort_keys=True)
-        if key not in longest or cache_epochs_of(longest[key]) < cache_epochs_of(specification):
+        sections = specification.model_dump(
+            mode="json", include={"teacher", "network", "views"}, exclude={TEACHER_SECTION: {SEARCHABLE_FIELD}}
+        )
+        key = json.dumps(sections, sort_keys=True)
+        if key not in longest or longest[key].cache_epochs < specification.cache_epochs:
             longest[key] = specification
     return list(longest.values())
 
 
-def _specifications(search: Search) -> Iterator[dict[str, Any]]:
+def _specifications(search: Search) -> Iterator[TrialSpec]:
     """Yield those of the waiting trials, and of the space's points with the largest weights of the teacher."""
     yield from (trial.specification for trial in search.waiting)
     space = search.space
@@ -90,16 +94,11 @@ def build_caches(
         return
     console = console or Console()
     for specification in cached_specifications(search):
-        task_config = {
-            "specification": specification, "cache": options.to_config(), "gpus": share.gpus, "cpus": share.cpus,
-            "data_dir": str(config.data_dir) if config.data_dir else None,
-        }  # fmt: skip
         progress = ray.remote(_Progress).options(num_cpus=0).remote()
-        task = ray.remote(_fill).options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1).remote(
-            task_config, progress
-        )  # fmt: skip
+        fill = ray.remote(_fill).options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1)
+        task = fill.remote(specification, options, share, config.data_dir, progress)
         try:
-            lines = _wait_with_progress(task, progress, cache_epochs_of(specification), console)
+            lines = _wait_with_progress(task, progress, specification.cache_epochs, console)
         except (HungError, RayError) as error:
             lines = [f"no teacher cache yet: {last_line(error)}"]
         for line in lines:
@@ -154,15 +153,17 @@ def _wait_with_progress(task: Any, progress_actor: Any, cache_epochs: int, conso
         raise
 
 
-def _fill(config: dict[str, Any], progress: Any) -> list[str]:
+def _fill(
+    specification: TrialSpec, options: CacheOptions, share: Share, data_dir: Path | None, progress: Any
+) -> list[str]:  # fmt: skip
     """Fill the cache of a specification, in a worker; returns the notices for the user."""
-    torch.set_num_threads(max(1, int(config["cpus"])))
-    specification, device = config["specification"], assigned_device(config["gpus"])
-    data = load_trial_data(specification, config["data_dir"])
-    student, _ = make_student({**specification, "seed": 0}, data)
+    torch.set_num_threads(max(1, int(share.cpus)))
+    device = assigned_device(share.gpus)
+    data = load_trial_data(specification, data_dir)
+    student, _ = make_student(specification.model_copy(update={"seed": 0}), data)
     notices: list[str] = []
     make_teacher(
-        specification, data, student, device, CacheOptions(**config["cache"]), notices.append,
+        specification, data, student, device, options, notices.append,
         on_epoch_cached=lambda cache_epoch: progress.report.remote(cache_epoch + 1),
         on_progress=progress.report.remote,
     )  # fmt: skip

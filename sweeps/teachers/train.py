@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +14,10 @@ from typing import Any
 from lowrank.data import ImageData
 from lowrank.distillation import WEIGHTS_FILE, TeacherRecord
 from lowrank.errors import InputError
-from lowrank.io import load_tensors, save_model, save_tensors
-from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.io import load_tensors, save_tensors, write_model
 from lowrank.training import Trainer
 from lowrank.utils import commit, file_hash
-from sweeps.records import CHECKPOINT_FILE, Trial
+from sweeps.records import CHECKPOINT_FILE, Trial, TrialSpec
 from sweeps.teachers.registry import reserve_name, store_teacher
 from sweeps.trials import make_trainer
 from sweeps.utils import command, hardware, versions
@@ -105,16 +103,13 @@ def _train(training: _Training, on_epoch: OnEpoch) -> None:
 
 def _store(training: _Training, data: ImageData, root: Path, name: str) -> TeacherRecord:
     specification = training.trial.specification
-    network = NetworkSettings(**specification["network"])
-    method = make_method(specification["method"])
     weights, tensors = training.path.with_name(WEIGHTS_FILE), training.trainer.weights()
     training.trainer.network.load_state_dict(
         {key.removeprefix("network."): value for key, value in tensors.items() if key != "epoch"}
     )
-    save_model(
-        weights, training.trainer.network, network=network, method=method, image_shape=data.image_shape,
-        classes=len(data.classes), checksum=False,  # its hash, which is the same for equal weights, names the teacher
-    )  # fmt: skip
+    model = specification.model(data.image_shape, len(data.classes))
+    # Its hash, which is the same for equal weights, names the teacher
+    write_model(weights, training.trainer.network, model, checksum=False)
     record = TeacherRecord(
         name=name, **_recorded_sections(specification), params=training.trial.counts["params"],
         image_shape=data.image_shape, classes=len(data.classes), specification_id=training.trial.trial_id,
@@ -129,6 +124,7 @@ def _store(training: _Training, data: ImageData, root: Path, name: str) -> Teach
     return record
 
 
-def _recorded_sections(specification: dict[str, Any]) -> dict[str, Any]:
+def _recorded_sections(specification: TrialSpec) -> Mapping[str, Any]:
     """Return the sections of a specification that a record has."""
-    return {key: specification[key] for key in ("network", "method", "data", "train", "views", "seed")}
+    sections: Mapping[str, Any] = specification.to_json()
+    return {key: sections[key] for key in ("network", "method", "data", "train", "views", "seed")}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.data import AugmentationSettings, ImageData
+from lowrank.data import ImageData
 from lowrank.distillation import (
     CachedTeacher,
     CacheKey,
@@ -27,29 +26,9 @@ from lowrank.distillation import (
     tap_sizes,
 )
 from lowrank.training import Recipe, use_channels_last
-from sweeps.space import TEACHER_SECTION
+from sweeps.records import TeacherSection, TrialSpec
+from sweeps.teachers.cache_options import CacheOptions
 from sweeps.trials import built_as
-
-CACHE_FOLDER = ".teacher_cache"  # in the folder of studies
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """Where teacher caches lie.
-
-    `root` is the folder to read and fill (None: no cache, the live teacher answers), `sources` are further folders,
-    from which finished cache epochs are copied.
-    """
-
-    root: str | None = None
-    sources: tuple[str, ...] = ()
-
-    def to_config(self) -> dict[str, Any]:
-        """Return plain data for a trial's config."""
-        return {"root": self.root, "sources": list(self.sources)}
-
-
-NO_CACHE = CacheOptions()
 
 
 def teacher_dtype(recipe: Recipe, device: str) -> torch.dtype | None:
@@ -73,17 +52,18 @@ class _LiveTeachers:
         self._teacher: LiveTeacher | None = None
 
     def get(
-        self, section: Mapping[str, Any], data: ImageData, device: str, autocast: torch.dtype | None
+        self, section: TeacherSection, data: ImageData, device: str, autocast: torch.dtype | None
     ) -> LiveTeacher:  # fmt: skip
-        key = (section["source"], section["weights"], tuple(section["taps"]), device, autocast)
+        assert section.source is not None  # older records lack it, and such trials are not trained again
+        key = (section.source, section.weights, section.taps, device, autocast)
         if self._teacher is None or key != self._key:
             self._teacher = None  # frees its memory before another is loaded
             network = load_teacher(
-                section["source"], section["weights"], device, trusted_network=section["own_network"],
+                section.source, section.weights, device, trusted_network=section.own_network,
                 built_as=built_as(section, data),
             )  # fmt: skip
             use_channels_last(network)
-            self._teacher, self._key = LiveTeacher(network, section["taps"], autocast=autocast), key
+            self._teacher, self._key = LiveTeacher(network, section.taps, autocast=autocast), key
         return self._teacher
 
 
@@ -91,7 +71,7 @@ _LIVE = _LiveTeachers()
 
 
 def make_teacher(
-    specification: Mapping[str, Any], data: ImageData, student: nn.Module, device: str, options: CacheOptions,
+    specification: TrialSpec, data: ImageData, student: nn.Module, device: str, options: CacheOptions,
     notify: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
     on_progress: Callable[[], None] | None = None,
 ) -> Teacher | None:  # fmt: skip
@@ -113,10 +93,9 @@ def make_teacher(
     Raises:
         InputError: the teacher's weights are missing or have changed.
     """
-    section = specification.get(TEACHER_SECTION)
+    section, recipe = specification.teacher, specification.train
     if section is None:
         return None
-    recipe = Recipe(**specification["train"])
     autocast = teacher_dtype(recipe, device)
 
     def live() -> Teacher:
@@ -126,7 +105,7 @@ def make_teacher(
         return live()
     cache = open_cache(specification, data, student, options, autocast)
     source = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
-    cache_epochs = cache_epochs_of(specification)
+    cache_epochs = specification.cache_epochs
     if not fill_cache(
         cache, source, cache_epochs, notify=notify, on_epoch_cached=on_epoch_cached, on_progress=on_progress
     ):
@@ -135,17 +114,8 @@ def make_teacher(
     return CachedTeacher(cache, data, live, device=device, notify=notify, repair=repair)
 
 
-def cache_epochs_of(specification: Mapping[str, Any]) -> int:
-    """Return how many augmentations of each image a trial sees.
-
-    Args:
-        specification: of a trial with a teacher.
-    """
-    return int(specification[TEACHER_SECTION]["views"] or specification["train"]["epochs"])
-
-
 def open_cache(
-    specification: Mapping[str, Any], data: ImageData, student: nn.Module, options: CacheOptions,
+    specification: TrialSpec, data: ImageData, student: nn.Module, options: CacheOptions,
     autocast: torch.dtype | None,
 ) -> TeacherCache:  # fmt: skip
     """Open the cache that a specification's student reads; nothing is written.
@@ -160,11 +130,12 @@ def open_cache(
     Returns:
         The cache, which may be empty.
     """
-    section = specification[TEACHER_SECTION]
-    sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+    section = specification.teacher
+    assert section is not None
+    sizes = common_sizes(section.sizes, tap_sizes(student, section.student_taps, data.image_shape))
     key = CacheKey(
-        weights=section["weights"], data=data.fingerprint, views=AugmentationSettings(**specification["views"]),
-        taps=tuple(section["taps"]), layout=Layout(len(data.train), len(data.classes), sizes),
+        weights=section.weights, data=data.fingerprint, views=specification.views, taps=section.taps,
+        layout=Layout(len(data.train), len(data.classes), sizes),
         precision="float32" if autocast is None else str(autocast).removeprefix("torch."),
     )  # fmt: skip
     return TeacherCache(Path(str(options.root)), key, sources=_paths(options.sources))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from lowrank.compression import build_sized_student
-from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
+from lowrank.data import ImageData, load_data
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError
 from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings
-from lowrank.training import DataParallelGroup, Recipe, Trainer
+from lowrank.training import DataParallelGroup, Trainer
+from sweeps.records import TrialSpec
 
 
 def make_trainer(
-    specification: dict[str, Any], data: ImageData, device: str,
+    specification: TrialSpec, data: ImageData, device: str,
     find_teacher: Callable[[nn.Module], Teacher | None] = lambda student: None, group: DataParallelGroup | None = None,
     notify: Callable[[str], None] = warnings.warn,
 ) -> Trainer:  # fmt: skip
@@ -39,17 +37,17 @@ def make_trainer(
     Raises:
         InputError: the specification names what this code does not have.
     """
-    recipe = Recipe(**specification["train"])
     network, decay_ratio = make_student(specification, data)
-    section = specification.get("teacher") or {}
+    teacher = specification.teacher
     return Trainer(
-        network, data, recipe, augmentation=AugmentationSettings(**specification["views"]),
-        order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=find_teacher(network),
-        taps=section.get("student_taps", ()), cache_epochs=section.get("views"), group=group, notify=notify,
+        network, data, specification.train, augmentation=specification.views, order_seed=specification.seed,
+        decay_ratio=decay_ratio, device=device, teacher=find_teacher(network),
+        taps=teacher.student_taps if teacher else (), cache_epochs=teacher.views if teacher else None, group=group,
+        notify=notify,
     )  # fmt: skip
 
 
-def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
+def make_student(specification: TrialSpec, data: ImageData) -> tuple[nn.Module, float]:
     """Build the network of a specification.
 
     Args:
@@ -63,15 +61,11 @@ def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Mod
     Raises:
         InputError: the specification names what this code does not have.
     """
-    settings = NetworkSettings(**specification["network"])
-    network, plan, sized = build_sized_student(
-        settings, specification["method"], data.image_shape, len(data.classes),
-        allocation=specification.get("allocation"), seed=int(specification["seed"]),
-    )  # fmt: skip
+    network, plan, sized = specification.model(data.image_shape, len(data.classes)).student(specification.seed)
     return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
 
 
-def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> ImageData:
+def load_trial_data(specification: TrialSpec, data_dir: str | Path | None) -> ImageData:
     """Load the data set of a specification.
 
     Args:
@@ -84,9 +78,8 @@ def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> Imag
     Raises:
         InputError: this machine holds other images than the study began with.
     """
-    fields = dict(specification["data"])
-    expected = fields.pop("fingerprint")
-    data = load_data(DataSettings(**fields), Path(data_dir) if data_dir else None)
+    expected = specification.data.fingerprint
+    data = load_data(specification.data.data_settings, Path(data_dir) if data_dir else None)
     if data.fingerprint != expected:
         raise InputError(f"{data.name} here has the fingerprint {data.fingerprint}, but the study has {expected}")
     return data

@@ -26,7 +26,8 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training import Recipe, augmentation_for, check_network
-from sweeps.records import TRIAL_WEIGHTS, Role, Trial, trial_ids
+from lowrank.utils import validate_model
+from sweeps.records import TRIAL_WEIGHTS, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
     ALL_SIZES,
     ALLOCATIONS_BY_ERROR,
@@ -214,12 +215,12 @@ class Resolver:
             By name of the layer, the root of the share of the outputs' variance that is missed, with the layers before
             it unchanged; None unless ranks are shared out by what they cost.
         """
-        allocation = trial.specification.get("allocation") or {}
-        if allocation.get("by") not in ALLOCATIONS_BY_ERROR:
+        specification = trial.specification
+        if specification.allocation is None or specification.allocation.by not in ALLOCATIONS_BY_ERROR:
             return None
-        sized = self.plan(self.space.network).sized(trial.specification["method"], allocation)
+        sized = specification.model(self.image_shape, self.classes).sized(self.plan(self.space.network))
         assert isinstance(sized, Allocation)
-        name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+        name = str(trial.point.get("method.name", specification.method.name))
         return self.rank_allocator.output_errors(name, sized)
 
     def use_folder(self, folder: Path) -> None:
@@ -309,7 +310,7 @@ class Resolver:
         recipe, point = self.space.reference_recipe(), dict[str, Value]({"method.name": name})
         if name == UNCHANGED:
             recipe = recipe.model_copy(update={"epochs": 0})
-        start = self._start_section("dense") if self.space.starts_trained else {}
+        start = self._start_section("dense") if self.space.starts_trained else None
         return self._trial(self.plain_network, method, recipe, point, Role.REFERENCE, repeat, None, start)
 
     def references(self, repeat: int = 0) -> tuple[list[Trial], list[str]]:
@@ -348,13 +349,13 @@ class Resolver:
         else:
             sized = self._solved(network, method, budget, {"budget.allocation": "even"})
         recipe = self.space.scratch_recipe()
-        return self._trial(network, sized, recipe, point, Role.REFERENCE, repeat, budget, {})
+        return self._trial(network, sized, recipe, point, Role.REFERENCE, repeat, budget, None)
 
     # Trials
 
     def _trial(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, point: dict[str, Value], role: Role,
-        repeat: int, budget: Budget | None, start: dict[str, Any],
+        repeat: int, budget: Budget | None, start: StartSection | None,
     ) -> Trial:  # fmt: skip
         if recipe.epochs == 0:  # nothing is learned, from a teacher neither
             recipe = recipe.model_copy(update=dict.fromkeys(TEACHER_WEIGHTS, 0.0))
@@ -366,21 +367,25 @@ class Resolver:
         label = REFERENCE_STRATUM
         if role is not Role.REFERENCE:
             label = self._stratum(point, counts["params"]).label
-        specification = self._specification(network, sized, recipe, repeat) | self._teacher(recipe, network, point)
-        specification |= start
-        trial_id, point_id = trial_ids(specification, recipe, plan.signature(sized))
+        specification = self._specification(network, sized, recipe, repeat)
+        if (teacher := self._teacher(recipe, network, point)) is not None:
+            specification = specification.model_copy(update={"teacher": teacher})
+        if start is not None:
+            specification = specification.model_copy(update={"start": start})
+        trial_id, point_id = trial_ids(specification, plan.signature(sized))
         return Trial(trial_id, role, label, point, specification, counts, point_id)
 
     def _specification(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> TrialSpec:  # fmt: skip
+        """The sections with all of their fields given: a later default must not change what was trained."""
         views = augmentation_for(recipe, self.data.name, self.image_shape, self.space.search.seed)
-        return {
+        return TrialSpec.parse({
             "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
             "data": {**self.data.settings.model_dump(mode="json"), "fingerprint": self.data.fingerprint},
             "seed": self.space.search.seed + repeat,
-        }  # fmt: skip
+        })  # fmt: skip
 
     def _budgeted(self, network: NetworkSettings, sized: SizedMethod, budget: Budget | None) -> dict[str, int]:
         """The unused part of a budget, and the bytes on disk where it limits them."""
@@ -391,11 +396,11 @@ class Resolver:
         counts = {} if gap is None else {"budget_gap": gap}
         return counts | ({"bytes": file_size.measure(sized).bytes} if file_size else {})
 
-    def _start(self, point: Point, method: Method) -> dict[str, Any]:
-        """The section `start` of a point: {} where its initial weights are random."""
+    def _start(self, point: Point, method: Method) -> StartSection | None:
+        """From which weights a point starts; None where they are random."""
         how = str(point.get("start.how", self.space.start.how))
         if how == "scratch":
-            return {}
+            return None
         if point.get("method.name") in THIN_BASELINES:
             raise InfeasibleError("a thinner network cannot start from the weights of the full one")
         if how in FITTED_STARTS and not isinstance(method, WholeKernelMethod):
@@ -404,16 +409,19 @@ class Resolver:
             )
         return self._start_section(how)
 
-    def _start_section(self, how: str) -> dict[str, Any]:
+    def _start_section(self, how: str) -> StartSection:
         """The place of the initial weights and their hash, and how a student takes them over."""
-        fit = {}
+        fit: dict[str, str | int] = {}
         if how in FITTED_STARTS:
             fit = {"how": how, "calibration": self.space.start.calibration, "seed": self.space.search.seed}
         if self.space.start.weights is None:
             trial_id = self.reference("dense").trial_id
-            return {"start": {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id, **fit}}
+            return validate_model(
+                StartSection, {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id, **fit}, "start"
+            )
         epochs = {} if self._trained_epochs is None else {"epochs": self._trained_epochs}
-        return {"start": {"from": self.space.start.weights, "fingerprint": self._fingerprint, **fit, **epochs}}
+        source = {"from": self.space.start.weights, "fingerprint": self._fingerprint}
+        return validate_model(StartSection, {**source, **fit, **epochs}, "start")
 
     @cached_property
     def _trained_epochs(self) -> int | None:
@@ -430,10 +438,10 @@ class Resolver:
             raise InputError(f"`start.weights`: there is no file {path}")
         return weights_fingerprint(path)
 
-    def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
-        """The section of the teacher; {} where the recipe does not use it."""
+    def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> TeacherSection | None:
+        """The section of the teacher; None where the recipe does not use it."""
         if self.teacher is None:
-            return {}
+            return None
         views = point.get("teacher.views", self.teacher.settings.views)
         return self.teacher.section(recipe, network, None if views is None else int(views), self.data)
 

@@ -6,7 +6,6 @@ share their plain trials. Whether its outputs come live or from a cache does not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from lowrank.distillation import (
 from lowrank.errors import InputError
 from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import Recipe
-from sweeps.space import START, TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
+from sweeps.records import TeacherSection, TrialSpec
+from sweeps.space import START, TEACHER_WEIGHTS, Space, TeacherSettings
 from sweeps.trials.trained_network import trained_settings
 
 ITSELF = "itself"  # name of a teacher that is the network which trials start from
@@ -66,7 +66,9 @@ class ResolvedTeacher:
             "name": self.name, "weights": self.weights.sha256, "network": self.weights.network.name, **measured
         }  # fmt: skip
 
-    def section(self, recipe: Recipe, student: NetworkSettings, views: int | None, data: ImageData) -> dict[str, Any]:
+    def section(
+        self, recipe: Recipe, student: NetworkSettings, views: int | None, data: ImageData
+    ) -> TeacherSection | None:  # fmt: skip
         """Give what the teacher adds to a trial's specification.
 
         Args:
@@ -76,38 +78,38 @@ class ResolvedTeacher:
             data: what both are trained on.
 
         Returns:
-            The section `teacher` under its name; {} where the recipe does not use the teacher.
+            The section `teacher`; None where the recipe does not use the teacher.
 
         Raises:
             InputError: the student does not name the ends of its stages.
         """
         if not recipe.needs_teacher:
-            return {}
+            return None
         attends = recipe.attention_weight > 0
         taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
-        section: dict[str, Any] = {
-            "name": self.name, "source": self.weights.reference, "own_network": self.weights.trusted_network,
-            "weights": self.weights.sha256, "taps": list(self.taps) if attends else [],
-            "student_taps": list(taps) if attends else [],
-            "sizes": [list(size) for size in self.sizes] if attends else [],
-            "views": views if views is not None and views < recipe.epochs else None,
-        }  # fmt: skip
-        if self.weights.bare:  # the file does not say which network it is of
-            section["network"] = self.weights.network.model_dump(mode="json")
-        return {TEACHER_SECTION: section}
+        section = TeacherSection(
+            name=self.name, source=self.weights.reference, own_network=self.weights.trusted_network,
+            weights=self.weights.sha256, taps=self.taps if attends else (), student_taps=taps if attends else (),
+            sizes=self.sizes if attends else (),
+            views=views if views is not None and views < recipe.epochs else None,
+        )  # fmt: skip
+        if not self.weights.bare:
+            return section
+        network = NetworkSettings(**self.weights.network.model_dump())  # all fields given, as in other sections
+        return section.model_copy(update={"network": network})  # the file does not say which network it is of
 
 
-def without_teacher(specification: Mapping[str, Any]) -> dict[str, Any]:
+def without_teacher(specification: TrialSpec) -> TrialSpec:
     """Remove the teacher from a specification, for a network that is only evaluated.
 
     Args:
-        specification: with a teacher or without; not changed.
+        specification: with a teacher or without.
 
     Returns:
         The specification of the same network without a teacher.
     """
-    train = {**specification["train"], **dict.fromkeys(TEACHER_WEIGHTS, 0.0)}
-    return {**{key: value for key, value in specification.items() if key != TEACHER_SECTION}, "train": train}
+    untaught = specification.model_copy(update={"teacher": None})
+    return untaught.with_train(**dict.fromkeys(TEACHER_WEIGHTS, 0.0))
 
 
 def default_student_taps(network: NetworkSettings, image_shape: ImageShape, classes: int) -> tuple[str, ...]:
@@ -177,7 +179,7 @@ def _teacher_network(space: Space, settings: TeacherSettings) -> NetworkSettings
     return network if settings.width is None else network.model_copy(update={"width": settings.width})
 
 
-def built_as(section: Mapping[str, Any], data: ImageData) -> BuiltAs | None:
+def built_as(section: TeacherSection, data: ImageData) -> BuiltAs | None:
     """Read from a specification which network a teacher's file of bare weights is of.
 
     Args:
@@ -187,10 +189,9 @@ def built_as(section: Mapping[str, Any], data: ImageData) -> BuiltAs | None:
     Returns:
         The network; None where the file itself says it.
     """
-    network = section.get("network")
-    if network is None:
+    if section.network is None:
         return None
-    return BuiltAs(NetworkSettings(**network), data.image_shape, len(data.classes))
+    return BuiltAs(section.network, data.image_shape, len(data.classes))
 
 
 def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> ResolvedTeacher:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +17,7 @@ from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
 from lowrank.networks import CONVERTING_NETWORKS, ImageShape, NetworkSettings, make_network, without_weights
 from lowrank.utils import file_hash
+from sweeps.records import TrialSpec
 from sweeps.space import NETWORK_WEIGHTS, Space
 
 _FINGERPRINT_DIGITS = 16
@@ -71,7 +70,7 @@ def builder_fingerprint(settings: NetworkSettings, image_shape: ImageShape, clas
     return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
-def check_fingerprint(specification: Mapping[str, Any], images: tuple[ImageShape, int] | None) -> None:
+def check_fingerprint(specification: TrialSpec, images: tuple[ImageShape, int] | None) -> None:
     """Check that the weights from which a trial starts have not changed.
 
     Args:
@@ -81,13 +80,14 @@ def check_fingerprint(specification: Mapping[str, Any], images: tuple[ImageShape
     Raises:
         InputError: a file is missing, or the weights have another fingerprint.
     """
-    source, expected = str(specification["start"]["from"]), str(specification["start"]["fingerprint"])
+    assert specification.start is not None
+    source, expected = specification.start.source, specification.start.fingerprint
     if source != NETWORK_WEIGHTS:
         fingerprint = weights_fingerprint(Path(source))
     elif images is None:
         return
     else:
-        settings = NetworkSettings(**specification["network"])
+        settings = specification.network
         source, fingerprint = settings.name, builder_fingerprint(settings, *images)
     if fingerprint != expected:
         raise InputError(

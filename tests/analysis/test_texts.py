@@ -23,6 +23,7 @@ from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, REPORT_FOLDER
 from tests.analysis.model_export.test_model_card import make_proof
 from tests.support.journals import plain_events, write_plain
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
@@ -48,9 +49,12 @@ def write_named(folder: Path, text: str) -> Path:
     write_plain(folder / JOURNAL_FILE, [{**first, "question": text}, *others])
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(Event.ANNOTATED, note=text, tags={})
-    same = {"network": {"name": "resnet9"}, "train": {"epochs": 2}}  # as all others, or the study is refused as mixed
+    # Of as many epochs as all others, or the study is refused as mixed
+    specification = plain_specification(
+        method={"name": "cp"}, train={"epochs": 2, "weight_decay": 5e-4, "scaled_decay": True}
+    )
     journal.append(Event.PROPOSED, trial="f" * 16, role="search", stratum="any size",
-                   parameters={"method.name": text}, specification={"method": {"name": "cp"}, **same},
+                   parameters={"method.name": text}, specification=specification,
                    counts={"params": 1000, "mult_adds": 2000}, proposal={})  # fmt: skip
     journal.append(Event.FINISHED, trial="f" * 16, status="failed", reason=text)
     journal.append(Event.CLOSED, reason="finished")

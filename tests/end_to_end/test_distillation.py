@@ -79,6 +79,6 @@ def test_a_cache_that_cannot_be_built_falls_back_and_says_so(root: Path, said: s
     assert "the live teacher runs instead" in trial.notices[0]
     (taught,) = (
         each for each in studies.record(root / "studies" / "distill").trials.values()
-        if each.specification["train"]["attention_weight"]
+        if each.specification.train.attention_weight
     )  # fmt: skip
     assert trial.trial_id == taught.trial_id  # the same trial, whichever way the teacher was asked

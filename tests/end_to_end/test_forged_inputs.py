@@ -76,7 +76,12 @@ def name_code(event: dict[str, Any]) -> None:
 
 def name_code_of_the_teacher(event: dict[str, Any]) -> None:
     if event["event"] == "proposed" and event["trial"] == UNFINISHED:
-        event["specification"]["teacher"] = {"source": "t/model.safetensors", "own_network": FORGED}
+        event["specification"]["teacher"] = {
+            "name": "t",
+            "weights": "f00d",
+            "source": "t/model.safetensors",
+            "own_network": FORGED,
+        }
 
 
 def name_images(event: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
+from tests.support.specifications import make_specification
 
 SEPARABLE, DENSE = 1_000, 8_000
 
@@ -23,12 +24,11 @@ def trial(
     record = TrialRecord(
         trial_id=trial_id, role=role, status=status, stratum=stratum, reason=reason,
         parameters={key.replace("__", "."): value for key, value in parameters.items()},
-        specification={
-            "network": {"name": "resnet9", "width": width},
-            "method": {"name": method, "dims": dims, "rank_scale": scale, **_under("method__", parameters)},
-            "train": {"epochs": epochs, **_under("train__", parameters)},
-            "data": {"name": "digits", "fingerprint": "f00d"}, "seed": seed,
-        },
+        specification=make_specification(
+            network={"name": "resnet9", "width": width},
+            method={"name": method, "dims": dims, "rank_scale": scale, **_under("method__", parameters)},
+            train={"epochs": epochs, **_under("train__", parameters)}, seed=seed,
+        ),
         counts={"params": params, "mult_adds": 10 * params, "separable_params": SEPARABLE, "dense_params": DENSE},
     )  # fmt: skip
     if error is not None:

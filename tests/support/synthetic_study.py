@@ -16,6 +16,7 @@ from sweeps.records.events import Event, Role, Status
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
+from tests.support.specifications import plain_specification
 
 START = 1_790_000_000.0
 DENSE, SEPARABLE = 6_573_120, 755_000
@@ -123,11 +124,10 @@ def write_trial(
         Event.PROPOSED, time=at, trial=identity, role=str(role),
         stratum="" if role is Role.REFERENCE else stratum_label(budget),
         parameters={"method.name": method, "method.dims": dims, "size": params / SEPARABLE},
-        specification={
-            "network": {"name": "resnet9"}, "method": {"name": method, "dims": dims, "rank_scale": rank_scale},
-            "train": {"epochs": plan.epochs, "weight_decay": 5e-4, "scaled_decay": True},
-            "data": {"name": "digits", "fingerprint": "f00d"}, "seed": plan.seed,
-        },
+        specification=plain_specification(
+            method={"name": method, "dims": dims, "rank_scale": rank_scale},
+            train={"epochs": plan.epochs, "weight_decay": 5e-4, "scaled_decay": True}, seed=plan.seed,
+        ),
         counts={
             "params": params, "mult_adds": 40 * params, "dense_params": DENSE, "dense_mult_adds": 40 * DENSE,
             "separable_params": SEPARABLE, "separable_mult_adds": 40 * SEPARABLE,

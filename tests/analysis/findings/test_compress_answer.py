@@ -13,6 +13,7 @@ from analysis.stats.inference.paired import paired_error_difference, tango_inter
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
+from tests.support.specifications import make_specification
 
 DENSE = 400_000
 BUDGETS = {"params <= 0.25 of dense": 100_000, "params <= 0.5 of dense": 200_000}
@@ -22,11 +23,12 @@ def record(
     name: str, params: int, error: float, *, stratum: str = "reference", before: float | None = None, epochs: int = 3,
     start: str | None = "in_order", seed: int = 0,
 ) -> TrialRecord:  # fmt: skip
-    section = {} if start is None else {"start": {"from": "dense.pt", "fingerprint": "f", "epochs": 20, "how": start}}
+    how = {} if start == "dense" else {"how": start}
+    section = {} if start is None else {"start": {"from": "dense.pt", "fingerprint": "f", "epochs": 20, **how}}
     return TrialRecord(
         trial_id=f"{name}{params}{seed}", role=Role.REFERENCE if stratum == "reference" else Role.SEARCH,
         stratum=stratum, status=Status.COMPLETED, parameters={"method.name": name}, point_id=f"{name}{params}",
-        specification={"method": {"name": name}, "train": {"epochs": epochs}, "seed": seed, **section},
+        specification=make_specification(method={"name": name}, train={"epochs": epochs}, seed=seed, **section),
         counts={"params": params, "mult_adds": 10 * params, "dense_params": DENSE, "separable_params": 50_000},
         epochs={epoch: {"val_error": error} for epoch in range(1, epochs + 1)},
         initial={} if start is None else {"val_error": error if before is None else before, "val_loss": 1.0},

@@ -45,7 +45,7 @@ def exported(tmp_path_factory):
     journal.append(Event.STUDY, name="mine", question="which?", data={"name": "digits", "classes": 10})
     journal.append(
         Event.PROPOSED, trial=one.trial_id, role="search", stratum="", parameters=one.point, proposal={},
-        specification=one.specification, counts=one.counts,
+        specification=one.specification.to_json(), counts=one.counts,
     )  # fmt: skip
     journal.append(Event.EPOCH, trial=one.trial_id, epoch=1, metrics={"val_error": error})
     journal.append(Event.FINISHED, trial=one.trial_id, status="completed", reason="")

@@ -14,6 +14,7 @@ from analysis.model_export.select_trial import load_trained
 from analysis.model_export.trial_export import _check_folder
 from lowrank.errors import InputError
 from sweeps.records import TRIALS_FOLDER, load_study
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "data" / "study_2ff6b06.tar.gz"
@@ -48,7 +49,8 @@ def test_a_model_of_the_study_needs_neither_checkpoint_nor_images(folder, tmp_pa
 @pytest.mark.parametrize("name", ["os:abort", "no_such_module:go"])
 def test_a_record_cannot_make_code_run(name, tmp_path):
     record = study(trial("abcd01"))
-    record.trials["abcd01"].specification["network"]["name"] = name
+    made = record.trials["abcd01"]
+    made.specification = change(made.specification, network={"name": name})
     with pytest.raises(InputError, match=f"the study names code to run, the network '{name}'; --allow-code allows it"):
         load_trained(tmp_path, record, record.trials["abcd01"], None)
 

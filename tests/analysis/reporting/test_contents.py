@@ -18,8 +18,11 @@ from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images, wrong_images
 from sweeps.records.load import load_study
+from tests.support.specifications import change
 from tests.support.synthetic_data import SEPARABLE, study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
+
+START = {"from": "dense.pt", "fingerprint": "f", "epochs": 20}
 
 
 def budget_answers(record):
@@ -249,7 +252,7 @@ class TestSettingsTried:
 
     def test_rows_at_equal_size_say_their_n_and_their_epochs_in_all(self):
         started = trial("d", 400, 3.0, method="shuffle", epochs=3)
-        started.specification["start"] = {"how": "dense", "epochs": 20}
+        started.specification = change(started.specification, start=START)
         record = study(
             trial("a", 200, 4.0), trial("a2", 200, 6.0, dims=3), trial("b", 400, 2.0),
             trial("c", 100, 6.0, method="shuffle"), started, strata=[{"label": "s", "params": 200}],
@@ -264,7 +267,7 @@ class TestSettingsTried:
 
     def test_the_best_of_a_budget_says_its_epochs_in_all(self):
         best = trial("a", 100, 3.0, epochs=3)
-        best.specification["start"] = {"how": "dense", "epochs": 20}
+        best.specification = change(best.specification, start=START)
         record = study(best)
         table = budget_table(budget_answers(record), collect_points(record))
         assert (rows_of(table)[0]["epochs"], rows_of(table)[0]["total_epochs"]) == (3, 23)

@@ -29,6 +29,7 @@ from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, MODELS_FOLDER, T
 from sweeps.space.parse import read_space
 from sweeps.trials.resolver import Resolver
 from tests.support.journals import fold_events, make_plain
+from tests.support.specifications import make_specification
 from tests.support.synthetic_study import Plan, write_study
 
 POINT = {"method.name": "tensor_train", "method.dims": 3, "train.weight_decay": 3e-4, "train.scaled_decay": True}
@@ -52,7 +53,7 @@ def write(folder, trained, epochs, *, counts=None, test_error=None, worse=0.0):
     for each, last in zip(trained, epochs, strict=False):
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role="search", stratum=each.stratum, parameters=each.point,
-            specification=each.specification, counts={**each.counts, **(counts or {})}, proposal={},
+            specification=each.specification.to_json(), counts={**each.counts, **(counts or {})}, proposal={},
         )  # fmt: skip
         journal.append(Event.ATTEMPT, trial=each.trial_id, start_seconds=0.5, host=folder.name)
         for epoch in range(1, last + 1):
@@ -197,7 +198,7 @@ def test_events_fold_into_the_same_trials(tmp_path):
 
 def test_marks_notes_and_points_come_with_a_trial():
     marked = TrialRecord(
-        trial_id="a", status=Status.COMPLETED, specification={"seed": 0}, point_id="p", broken="a wrong split",
+        trial_id="a", status=Status.COMPLETED, specification=make_specification(), point_id="p", broken="a wrong split",
         notes=["first", "second\nline"], tags={"team": "vision"}, notices=["cache built"], finished_at=5.0,
         test_error=50.0, wrong_images={"val": "2:val", "test": "2:test"},
     )  # fmt: skip

@@ -31,6 +31,7 @@ from sweeps.records.fronts import mean_error
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import RESULTS_FILE
+from tests.support.specifications import change, make_specification
 from tests.support.synthetic_study import BUDGETS, SEPARABLE, Plan, write_study
 
 
@@ -52,7 +53,7 @@ def record(name, params, error, *, status=Status.COMPLETED, role=Role.SEARCH, me
     return TrialRecord(
         trial_id=name, role=role, status=status, stratum="any size",
         counts={"params": params, "separable_params": 1000},
-        specification={"method": {"name": method, "dims": 2, "params": params}, "seed": seed},
+        specification=make_specification(method={"name": method, "dims": 2, "params": params}, seed=seed),
         epochs={epochs: {"val_error": error}} if error is not None else {},
     )  # fmt: skip
 
@@ -277,7 +278,8 @@ def test_a_reference_of_several_seeds_is_one():
 
 def test_a_taught_trial_is_told_from_its_twin():
     alone, taught = record("a", 100, 3.0), record("b", 100, 2.0)
-    taught.specification = {**taught.specification, "teacher": {"name": "wise"}, "allocation": {"by": "stage"}}
+    sections = {"teacher": {"name": "wise", "weights": "f00d"}, "allocation": {"by": "stage", "methods": {}}}
+    taught.specification = change(taught.specification, **sections)
     names = {each.trial_id: each.name for each in collect_points(study_of(alone, taught))}
     assert names == {"a": "CP, 2 dims", "b": "CP, 2 dims, taught by wise, shared by stage"}
 

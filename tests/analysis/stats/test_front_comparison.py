@@ -17,6 +17,7 @@ from analysis.stats.inference.paired import tango_interval
 from analysis.stats.study_bests import best_differences
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
 
@@ -82,7 +83,7 @@ class TestCompare:
 
     def test_other_data_are_not_compared(self):
         other = trial("b")
-        other.specification["data"] = {"fingerprint": "beef"}
+        other.specification = change(other.specification, data={"fingerprint": "beef"})
         said = compare_studies([named("m", trial("a")), named("o", other)]).sentences()
         assert said == [
             "The studies are on different data or splits: their errors cannot be compared, only their trials."
@@ -162,9 +163,12 @@ class TestBests:
         assert (row.gap.mean, row.gap.count, row.verdict) == (-0.5, 3, "within noise")
 
 
+START = {"from": "dense.pt", "fingerprint": "f", "epochs": 20}
+
+
 def test_the_front_says_the_epochs_in_all():
     started = trial("a", epochs=3)
-    started.specification["start"] = {"how": "dense", "epochs": 20}
+    started.specification = change(started.specification, start=START)
     table = front_table(compare_fronts([named("m", started), named("o", trial("b"))]))
     assert [dict(zip(table.columns, row, strict=True))["total_epochs"] for row in table.rows] == [23, 1]
     assert [row[3] for row in table.texts] == ["3 (23 in all)", "1"]

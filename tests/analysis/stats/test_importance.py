@@ -6,6 +6,7 @@ import pytest
 
 from analysis.stats.importance import MIN_TRIALS, field_importances, searched_settings
 from sweeps.records.events import Role
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial
 
 
@@ -13,7 +14,7 @@ class TestImportance:
     def many(self, count):
         values = [(n % 3, (n * 7) % 11) for n in range(count)]
         return study(*(
-            trial(f"t{n}", error=10 + 5 * dims + 0.01 * noise, method__dims=2 + dims, train__decay=float(noise))
+            trial(f"t{n}", error=10 + 5 * dims + 0.01 * noise, method__dims=2 + dims, train__label_smoothing=noise / 20)
             for n, (dims, noise) in enumerate(values)
         ))  # fmt: skip
 
@@ -44,7 +45,7 @@ class TestImportance:
             other = dataclasses.replace(
                 member, trial_id=f"r{number}", role=Role.REPEAT, epochs={1: dict(member.epochs[1])}
             )
-            other.specification = {**member.specification, "seed": 1}
+            other.specification = change(member.specification, seed=1)
             other.epochs[1]["val_error"] += 3.0
             member.epochs[1]["val_error"] -= 3.0
             again.trials[other.trial_id] = other

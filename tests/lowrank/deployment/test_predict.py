@@ -13,6 +13,7 @@ from lowrank.layers import Dense
 from lowrank.networks.registry import NetworkSettings
 from lowrank.predict import main
 from lowrank.serving import load_classifier, read_preprocessing, save_classifier
+from tests.support.models import describe
 
 OWN = "tests.support.own_teacher:network"
 
@@ -22,7 +23,7 @@ def write_model(folder, name: str):
     settings = NetworkSettings(name=name, width=1.0 if ":" in name else 0.125)
     plan = network_plan(settings, data.image_shape, 10)
     network = build_student(settings, plan, Dense(), data.image_shape, 10, seed=0)
-    save_classifier(folder, network, data, settings=settings, method=Dense())
+    save_classifier(folder, network, data, describe(settings, Dense(), data))
     return folder
 
 

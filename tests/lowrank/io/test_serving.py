@@ -23,6 +23,7 @@ from lowrank.serving import (
     read_preprocessing,
     save_classifier,
 )
+from tests.support.models import describe
 
 SETTINGS = NetworkSettings(name="resnet9", width=0.125)
 METHOD = TensorTrain(dims=3, rank_scale=0.5)
@@ -41,7 +42,7 @@ def network(data):
 
 @pytest.fixture
 def folder(tmp_path, data, network):
-    save_classifier(tmp_path / "model", network, data, settings=SETTINGS, method=METHOD)
+    save_classifier(tmp_path / "model", network, data, describe(SETTINGS, METHOD, data))
     return tmp_path / "model"
 
 
@@ -90,7 +91,7 @@ def test_a_failed_write_leaves_the_older_folder(folder, data, network, monkeypat
     monkeypatch.setattr("lowrank.serving.save_model", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     other = replace(data, mean=(0.9,))
     with pytest.raises(OSError, match="disk full"):
-        save_classifier(folder, network, other, settings=SETTINGS, method=METHOD)
+        save_classifier(folder, network, other, describe(SETTINGS, METHOD, other))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -98,7 +99,7 @@ def test_a_failed_write_leaves_the_older_folder(folder, data, network, monkeypat
 def test_the_example_comes_from_memory(tmp_path, data, network, monkeypatch):
     expected = data.val.images[0].permute(2, 0, 1).numpy()
     monkeypatch.setattr(type(data.val), "decode", lambda *_: pytest.fail("the files may have gone"))
-    save_classifier(tmp_path / "model", network, data, settings=SETTINGS, method=METHOD)
+    save_classifier(tmp_path / "model", network, data, describe(SETTINGS, METHOD, data))
     assert np.array_equal(read_preprocessing(tmp_path / "model").example_batch()[0], expected)
 
 
@@ -106,7 +107,7 @@ def test_a_network_of_ones_own_is_served_where_the_environment_allows_it(tmp_pat
     settings = NetworkSettings(name="tests.support.own_teacher:network")
     plan = network_plan(settings, data.image_shape, len(data.classes))
     network = build_student(settings, plan, Dense(), data.image_shape, len(data.classes), seed=0).eval()
-    save_classifier(tmp_path / "own", network, data, settings=settings, method=Dense())
+    save_classifier(tmp_path / "own", network, data, describe(settings, Dense(), data))
     with pytest.raises(
         InputError, match=r"own names code to run, the network .*; LOWRANK_ALLOW_CODE=1 in the environment allows"
     ):
@@ -132,4 +133,4 @@ def test_a_damaged_folder_is_an_error_of_one_line(folder, content, message):
 
 def test_settings_of_another_network_are_refused(tmp_path, data, network):
     with pytest.raises(InputError, match="the settings describe a model of"):
-        save_classifier(tmp_path, network, data, settings=SETTINGS, method=TensorTrain(dims=2, rank_scale=0.5))
+        save_classifier(tmp_path, network, data, describe(SETTINGS, TensorTrain(dims=2, rank_scale=0.5), data))

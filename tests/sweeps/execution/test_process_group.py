@@ -24,8 +24,10 @@ from sweeps.execution import process_group
 from sweeps.execution.group_worker import describe_error
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trainable import TrialTrainable
+from sweeps.execution.trial_config import TrialConfig
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records.image_errors import decode_wrong_images
+from sweeps.records.specification import TrialSpec
 from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
 from tests.support.broken_network import MARK
@@ -43,10 +45,10 @@ def config(folder: Path, processes: int, network: dict[str, Any] | None = None, 
         "train": recipe.model_dump(), "views": {"shift": 1}, "seed": 0,
         "data": {**data.settings.model_dump(), "fingerprint": data.fingerprint},
     }  # fmt: skip
-    return {
-        "trial_id": f"t{processes}", "specification": specification, "study_dir": str(folder), "data_dir": None,
-        "processes": processes,
-    }  # fmt: skip
+    return TrialConfig(
+        trial_id=f"t{processes}", specification=TrialSpec.parse(specification), study_dir=str(folder),
+        processes=processes,
+    ).to_tune()  # fmt: skip
 
 
 def have_ended(pids: Sequence[int]) -> bool:

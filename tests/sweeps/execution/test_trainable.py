@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,40 @@ from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
+from sweeps.execution.trial_config import CHECKPOINT_SECONDS, TrialConfig
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from sweeps.records.specification import TrialSpec
 from sweeps.trials.trained_network import weights_fingerprint
+from tests.support.specifications import change
 from tests.support.training import small_recipe, tensor_train
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "digits_resnet9.safetensors"
 CUDA_ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 
 
-def config(folder: Path, **train: Any) -> dict[str, Any]:
+class Seconds:
+    """Of training that a kill may lose, as the trials of a test have it."""
+
+    checkpoint = CHECKPOINT_SECONDS
+
+
+def trial_config(folder: Path, **train: Any) -> TrialConfig:
     data = load_data(DataSettings(train_images=200))
     specification = {
         "network": {"width": 0.125}, "method": tensor_train().model_dump(),
         "train": small_recipe(**train).model_dump(), "views": {"shift": 1}, "seed": 0,
         "data": {**data.settings.model_dump(), "fingerprint": data.fingerprint},
     }  # fmt: skip
-    return {"trial_id": "t", "specification": specification, "study_dir": str(folder), "data_dir": None}
+    return TrialConfig(
+        trial_id="t", specification=TrialSpec.parse(specification), study_dir=str(folder),
+        checkpoint_seconds=Seconds.checkpoint,
+    )  # fmt: skip
+
+
+def config(folder: Path, **train: Any) -> dict[str, Any]:
+    return trial_config(folder, **train).to_tune()
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +66,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def checkpoint_every_epoch(monkeypatch):
-    monkeypatch.setattr(trainable_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(Seconds, "checkpoint", -1.0)
 
 
 def raising(monkeypatch, error: BaseException, method: str = "train_epoch", owner: type = Trainer) -> None:
@@ -140,7 +157,7 @@ def test_an_epoch_that_fails_half_way_is_not_saved(monkeypatch, tmp_path, owner,
     """The worker then ends; weights that it saved would be half an epoch further than its history."""
     undisturbed = TrialTrainable(config(tmp_path / "whole", epochs=3))
     expected = [undisturbed.step()["metrics"]["val_loss"] for _ in range(3)]
-    worker = TrialTrainable(config(tmp_path, epochs=3) | {"checkpoint_seconds": 0})
+    worker = TrialTrainable(replace(trial_config(tmp_path, epochs=3), checkpoint_seconds=0).to_tune())
     worker.step()
     with monkeypatch.context() as broken:
         raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method, owner)
@@ -162,8 +179,9 @@ def test_any_other_error_is_raised_unchanged(monkeypatch, tmp_path):
 
 def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_path):
     """Ray Tune does not retry a trial whose `reset_config` fails."""
-    wrong = config(tmp_path)
-    wrong["specification"]["data"]["fingerprint"] = "0" * 16
+    right = trial_config(tmp_path)
+    other_images = change(right.specification, data={"fingerprint": "0" * 16})
+    wrong = replace(right, specification=other_images).to_tune()
     worker = TrialTrainable(config(tmp_path))
     worker.step()
     assert worker.reset(wrong)
@@ -197,7 +215,7 @@ def curve(worker: TrialTrainable, epochs: int) -> list[float]:
 def test_a_checkpoint_is_written_before_the_next_epoch_would_cost_too_much(
     monkeypatch, tmp_path, since, epoch_seconds, due
 ):
-    worker = TrialTrainable(config(tmp_path) | {"checkpoint_seconds": 30})
+    worker = TrialTrainable(replace(trial_config(tmp_path), checkpoint_seconds=30).to_tune())
     monkeypatch.setattr("time.monotonic", lambda: worker.saved_at + since)
     assert worker.is_checkpoint_due(epoch_seconds) == due
 
@@ -289,7 +307,9 @@ def test_a_finished_trial_has_one_file_with_the_weights_that_were_evaluated(tmp_
 
 def test_wrong_images_of_earlier_epochs_are_reported_where_the_study_may_stop_the_trial(tmp_path):
     for may_stop in (False, True):
-        worker = TrialTrainable({**config(tmp_path, epochs=2), "may_stop": may_stop, "trial_id": f"t{may_stop}"})
+        worker = TrialTrainable(
+            replace(trial_config(tmp_path, epochs=2), may_stop=may_stop, trial_id=f"t{may_stop}").to_tune()
+        )
         reports = [worker.step() for _ in range(2)]
         assert [bool(report["wrong_images"]) for report in reports] == [may_stop, True]
         for report in reports[not may_stop :]:
@@ -336,9 +356,9 @@ def test_a_trial_that_shares_a_card_uses_the_sharing_mode_of_the_study(monkeypat
     monkeypatch.delenv("A_SERVICE", raising=False)
     monkeypatch.setattr(trainable_module, "assigned_device", assign_device)
     monkeypatch.setattr(trainable_module, "assigned_resources", lambda trainable: (1.0, 0.5))
-    sharing = {"sharing": ("mps", {"A_SERVICE": "here"})}
+    shared = replace(trial_config(tmp_path), sharing=("mps", {"A_SERVICE": "here"})).to_tune()
     try:
-        assert TrialTrainable({**config(tmp_path), **sharing}).step()["attempt"]["sharing"] == "mps"
+        assert TrialTrainable(shared).step()["attempt"]["sharing"] == "mps"
     finally:
         os.environ.pop("A_SERVICE", None)
     assert environments == ["here"]
@@ -355,12 +375,16 @@ def test_the_time_between_two_epochs_is_a_metric(tmp_path):
     assert first["epoch_seconds"] >= first["input_seconds"] + first["eval_seconds"] > 0
 
 
-def started_config(folder: Path, **train: Any) -> dict[str, Any]:
+def started_config(folder: Path, fingerprint: str | None = None, **train: Any) -> dict[str, Any]:
     """A trial that starts from the trained network of tests/data."""
-    changed = config(folder, **train)
-    specification = changed["specification"] | {"network": {"width": 0.0625}, "method": {"name": "dense"}}
-    specification["start"] = {"from": str(WEIGHTS), "fingerprint": weights_fingerprint(WEIGHTS)}
-    return changed | {"specification": specification}
+    plain = trial_config(folder, **train)
+    start = {"from": str(WEIGHTS), "fingerprint": fingerprint or weights_fingerprint(WEIGHTS)}
+    content = plain.specification.to_json() | {
+        "network": {"width": 0.0625},
+        "method": {"name": "dense"},
+        "start": start,
+    }
+    return replace(plain, specification=TrialSpec.parse(content)).to_tune()
 
 
 def test_the_error_before_any_training_comes_with_the_first_result_and_survives_a_resume(tmp_path):
@@ -385,7 +409,6 @@ def test_a_trial_of_no_epochs_is_only_evaluated(tmp_path):
 
 
 def test_a_start_from_another_file_than_the_study_began_with_fails_in_one_line(tmp_path):
-    changed = started_config(tmp_path)
-    changed["specification"]["start"]["fingerprint"] = "0" * 16
+    changed = started_config(tmp_path, "0" * 16)
     with pytest.raises(InputError, match="the weights to start from have changed"):
         TrialTrainable(changed).step()

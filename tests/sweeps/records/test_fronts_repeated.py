@@ -6,12 +6,13 @@ from sweeps.records.decidable import decidable_difference
 from sweeps.records.events import Role, Status
 from sweeps.records.fronts import competing_points, front, front_settings
 from sweeps.records.model import StudyRecord, TrialRecord
+from tests.support.specifications import make_specification
 
 
 def record(point: str, seed: int, error: float, size: int = 100, status: Status = Status.COMPLETED) -> TrialRecord:
     return TrialRecord(
         trial_id=f"{point}{seed}", role=Role.REPEAT if seed else Role.SEARCH, status=status, point_id=point,
-        specification={"seed": seed}, parameters={"point": point}, counts={"params": size},
+        specification=make_specification(seed=seed), parameters={"point": point}, counts={"params": size},
         epochs={1: {"val_error": error}},
     )  # fmt: skip
 

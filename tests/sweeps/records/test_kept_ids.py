@@ -14,7 +14,7 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from sweeps.records.events import Event
 from sweeps.records.model import StudyRecord
-from sweeps.records.specification import identify
+from sweeps.records.specification import TrialSpec, identify
 from tests.support.journals import fold_events
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
@@ -39,14 +39,15 @@ def test_kept_trials_keep_their_ids(name: str) -> None:
     assert len(proposed) == TRIALS[name]
     shape, classes = header_shape(study), study.header["data"]["classes"]
     for trial_id, event in proposed.items():
-        assert identify(event["specification"], shape, classes) == (trial_id, event["point_id"])
+        assert study.trials[trial_id].specification.to_json() == event["specification"]
+        assert identify(study.trials[trial_id].specification, shape, classes) == (trial_id, event["point_id"])
 
 
 def test_a_kept_specification_with_another_seed_is_another_trial_of_the_same_point() -> None:
     study = fold_events(read_kept_journal("tt_schedule"))
     trial = next(trial for trial in study.trials.values() if trial.specification)
     shape, classes = header_shape(study), study.header["data"]["classes"]
-    reseeded = {**trial.specification, "seed": trial.specification["seed"] + 1}
+    reseeded = trial.specification.model_copy(update={"seed": trial.specification.seed + 1})
     trial_id, point_id = identify(reseeded, shape, classes)
     assert trial_id != trial.trial_id
     assert point_id == trial.point_id
@@ -68,5 +69,5 @@ def test_every_method_keeps_its_id_in_every_network(network: str) -> None:
                 "data": {"name": "cifar10", "fingerprint": "0123456789abcdef"},
                 "seed": 1,
             }
-            ids = identify(specification, (3, 64, 64), 10)
+            ids = identify(TrialSpec.parse(specification), (3, 64, 64), 10)
             assert ids == (case["trial_id"], case["point_id"]), case["method"]

@@ -28,11 +28,13 @@ from sweeps.records.tables import (
     write_tables,
 )
 from tests.support.journals import fold_events, read_events
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import Plan, write_study
 
 PROPOSED = {
     "event": "proposed", "time": 1.0, "trial": "t", "role": "search", "stratum": "s", "parameters": {"dims": 3},
-    "specification": {"method": {"name": "cp", "dims": 3}}, "counts": {"params": 5}, "proposal": {"number": 1},
+    "specification": plain_specification(method={"name": "cp", "dims": 3}), "counts": {"params": 5},
+    "proposal": {"number": 1},
 }  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def test_rows_equal_the_records(events):
         assert row["val_error"] == trial.val_error
         assert row["attempts"] == len(trial.attempts)
         assert Role(row["role"]) is trial.role
-        assert json.loads(row["specification"]) == trial.specification
+        assert json.loads(row["specification"]) == trial.specification.to_json()
         assert row["train_seconds"] == pytest.approx(1.25 * len(trial.epochs))
 
 

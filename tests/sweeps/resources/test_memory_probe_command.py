@@ -18,7 +18,7 @@ from sweeps.records.specification import Trial
 from sweeps.records.tables import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import memory_probe
 from sweeps.resources.configurations import configuration, distinct_trials
-from sweeps.resources.memory_probe import make_row, print_rows, probe, write_rows
+from sweeps.resources.memory_probe import ProbeTask, make_row, print_rows, probe, write_rows
 from sweeps.resources.shares import Share
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
@@ -44,13 +44,13 @@ def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
     return distinct_trials(space, Resolver(space, data, resolve_teacher(space, data, tmp_path)))
 
 
-def config(trial: Trial, outline: DataOutline | None = None) -> dict[str, Any]:
-    return {"specification": trial.specification, "data_dir": None, "share": 0.0, "outline": outline}
+def config(trial: Trial, outline: DataOutline | None = None) -> ProbeTask:
+    return ProbeTask(trial.specification, None, 0.0, outline)
 
 
 def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) -> None:
     specifications = [trial.specification for trial in trials]
-    configurations = [(fields["method"].get("rank_scale"), "teacher" in fields) for fields in specifications]
+    configurations = [(fields.method.rank_scale, fields.teacher is not None) for fields in specifications]
     assert sorted(configurations, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
     assert [trial.counts["params"] for trial in trials] == sorted(trial.counts["params"] for trial in trials)
 
@@ -63,12 +63,12 @@ def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) 
 def test_what_a_step_costs_depends_on_how_it_is_run(trials: list[Trial], changed: dict[str, Any], alike: bool) -> None:
     """`auto` looks at how long a trial is."""
     plain = trials[0].specification
-    other = {**plain, "train": {**plain["train"], **changed}}
+    other = plain.with_train(**changed)
     assert (configuration(other) == configuration(plain)) == alike
 
 
 def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
-    measured = probe(config(next(trial for trial in trials if "teacher" in trial.specification)))
+    measured = probe(config(next(trial for trial in trials if trial.specification.teacher)))
     assert measured["status"] == FITS
     assert measured["images_per_second"] > 0
     assert 64 <= measured["largest_batch"] <= 200
@@ -79,7 +79,7 @@ def test_noise_of_the_shape_of_the_data_is_measured_without_loading_it(
 ) -> None:
     outline = pickle.loads(pickle.dumps(DataOutline.of(data)))  # it goes to a worker
     monkeypatch.setattr(memory_probe, "load_trial_data", None)
-    measured = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
+    measured = probe(config(next(trial for trial in trials if trial.specification.teacher), outline))
     assert measured["status"] == FITS
     assert 64 <= measured["largest_batch"] <= 200
     noise = synthetic_data(outline)

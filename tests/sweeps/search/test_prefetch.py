@@ -319,12 +319,12 @@ def test_a_grid_of_repeats_is_balanced_wherever_it_is_cut(small, open_search):
         launched.append(trial)
         finish(search, trial, 5.0)
     references = [trial for trial in launched if trial.role is Role.REFERENCE]
-    assert [trial.specification["seed"] for trial in references] == [0, 1, 2]
+    assert [trial.specification.seed for trial in references] == [0, 1, 2]
     rows = [trial for trial in launched if trial.role is not Role.REFERENCE]
     points = [trial.point_id for trial in rows]
     assert len(rows) == 16
     assert {points.count(point) for point in set(points)} == {1, 2}  # 12 points, cut in the second round
-    assert {trial.specification["seed"] for trial in rows} == {0, 1}
+    assert {trial.specification.seed for trial in rows} == {0, 1}
 
 
 def test_trials_that_start_from_the_dense_reference_wait_for_it(small, open_search):

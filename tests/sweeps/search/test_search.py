@@ -265,7 +265,7 @@ def test_a_first_seed_that_diverged_where_it_was_good_leaves_the_other_seeds_to_
     finish(search, large.trial_id, error=5.0)
     again = [search.record.trials[name] for name in run_out(search)]
     assert sorted(trial.point_id for trial in again) == sorted([small.point_id, large.point_id] * 2)
-    assert {trial.specification["seed"] for trial in again} == {1, 2}
+    assert {trial.specification.seed for trial in again} == {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -297,13 +297,13 @@ def test_on_a_grid_every_seed_is_trained_whatever_became_of_another(content, ope
     launched = []
     while (trial := search.next()) is not None:
         launched.append(trial)
-        if trial.specification["seed"] == 0:
+        if trial.specification.seed == 0:
             search.finish(trial.trial_id, Status.DIVERGED, "training loss nan in epoch 1, step 3")
         else:
             finish(search, trial.trial_id)
     seeds = {}
     for trial in launched:
-        seeds.setdefault(trial.point_id, set()).add(trial.specification["seed"])
+        seeds.setdefault(trial.point_id, set()).add(trial.specification.seed)
     assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
 
 

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lowrank.compression.budget import measure
 from lowrank.errors import InputError
-from lowrank.networks.registry import NetworkSettings
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
@@ -124,8 +123,8 @@ def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
 def _check_within(resolver: Resolver, trial) -> None:
     """The specification, read back as a worker reads it, keeps every limit of its own point."""
     assert trial.role in (Role.SEARCH, Role.REPEAT)
-    plan = resolver.plan(NetworkSettings(**trial.specification["network"]))
-    sized = plan.sized(trial.specification["method"], trial.specification.get("allocation"))
+    plan = resolver.plan(trial.specification.network)
+    sized = trial.specification.model(resolver.image_shape, resolver.classes).sized(plan)
     budget = resolver.budget(trial.parameters)
     assert budget.exceeded(plan, sized) is None
     assert budget.missed(plan, sized) is None

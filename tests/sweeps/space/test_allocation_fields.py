@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.networks.registry import NetworkSettings
 from sweeps.records.events import Role
 from sweeps.records.fronts import front
 from sweeps.space.parse import parse_space, read_space
@@ -41,8 +40,8 @@ def point(name: str = "tensor_train", **more) -> dict:
 def test_an_allocated_trial_is_built_from_its_specification(digits):
     resolver = made(digits, budget={**BASE["budget"], "allocation": "stage"})
     trial = resolver.resolve(point(**{"share.stage1": 2.0, "share.stage2": 1.0, "share.stage3": 0.5}))
-    assert trial.specification["allocation"]["by"] == "stage"
-    assert "rank_scale" not in trial.specification["method"]
+    assert trial.specification.allocation.by == "stage"
+    assert trial.specification.method.rank_scale is None
     trainer = make_trainer(trial.specification, digits, "cpu")
     assert sum(value.numel() for value in trainer.network.parameters()) == trial.counts["params"]
     assert 0 <= trial.counts["budget_gap"] == int(0.7 * trial.counts["separable_params"]) - trial.counts["params"]
@@ -71,12 +70,12 @@ def test_the_points_of_an_allocation_have_a_weight_for_each_group(digits):
 def test_a_thinner_network_is_a_method_of_a_space(digits, name):
     resolver = made(digits)
     trial = resolver.resolve(point(name))
-    assert trial.specification["method"] == {"name": name.removeprefix("thin_")}
-    assert trial.specification["network"]["width"] < 0.125 or name == "thin_separable"
+    assert trial.specification.method.settings() == {"name": name.removeprefix("thin_")}
+    assert trial.specification.network.width < 0.125 or name == "thin_separable"
     assert 0.8 * 10_225 < trial.counts["params"] <= 10_225
     assert trial.counts["separable_params"] == 14_608  # of the network that it is compared with
-    plan = network_plan(NetworkSettings(**trial.specification["network"]), (1, 8, 8), 10)
-    assert plan.params(plan.sized(trial.specification["method"])) == trial.counts["params"]
+    plan = network_plan(trial.specification.network, (1, 8, 8), 10)
+    assert plan.params(plan.sized(trial.specification.method.settings())) == trial.counts["params"]
 
 
 def test_every_stratum_has_thin_references(digits):
@@ -96,8 +95,8 @@ def test_repeats_differ_in_the_seed_alone_and_share_views(digits):
     first, second = resolver.resolve(point()), resolver.resolve(point(), 1, Role.REPEAT)
     assert first.trial_id != second.trial_id
     assert first.point_id == second.point_id
-    assert (first.specification["seed"], second.specification["seed"]) == (0, 1)
-    assert first.specification["views"] == second.specification["views"]
+    assert (first.specification.seed, second.specification.seed) == (0, 1)
+    assert first.specification.views == second.specification.views
 
 
 @pytest.mark.parametrize(

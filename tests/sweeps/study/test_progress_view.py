@@ -7,10 +7,12 @@ import pytest
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.study.progress_view import progress, summary_line
+from tests.support.specifications import make_specification
 
 
 def trial(name: str, status: Status, epochs: int) -> TrialRecord:
-    made = TrialRecord(trial_id=name, status=status, specification={"train": {"epochs": 100}}, counts={"params": 1})
+    specification = make_specification(train={"epochs": 100})
+    made = TrialRecord(trial_id=name, status=status, specification=specification, counts={"params": 1})
     made.epochs = {epoch: {"val_error": 50.0} for epoch in range(1, epochs + 1)}
     return made
 

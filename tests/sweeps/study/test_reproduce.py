@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 from tests.support import studies
+from tests.support.specifications import change
 from tests.support.teachers import small_data, write_teacher
 
 SMALL = [
@@ -58,7 +59,7 @@ def write(folder: Path, *trials) -> Path:
     for each in trials:
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role=str(each.role), stratum=each.stratum, parameters=each.point,
-            specification=json.loads(json.dumps(each.specification)), counts=each.counts, proposal={},
+            specification=each.specification.to_json(), counts=each.counts, proposal={},
             point_id=each.point_id,
         )  # fmt: skip
         journal.append(Event.ATTEMPT, trial=each.trial_id, device="cpu", cpus=2.0, gpus=0.0)
@@ -83,7 +84,7 @@ def test_every_trial_has_the_same_id_again(tmp_path, teachers, kind):
     assert (retrain.trials[0].source is not None) is (kind == "from dense")  # its weights are not there: trained first
     assert retrain.content({})["resources"] == {"cpus_per_trial": 2.0, "gpus_per_trial": 0}
     assert checked(retrain, teachers) == trained.trial_id
-    assert retrain.trials[0].specification == json.loads(json.dumps(trained.specification))
+    assert retrain.trials[0].specification == trained.specification
 
 
 def test_a_reference_too(tmp_path, teachers):
@@ -97,12 +98,13 @@ class TestRefused:
     def test_another_teacher_and_other_images(self, tmp_path, teachers):
         trained = resolver(teachers, []).resolve(POINT)
         retrain = select_trial(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
-        retrain.trials[0].specification["teacher"]["weights"] = "0" * 64
+        (recorded,) = retrain.trials
+        changed = replace(recorded, specification=change(recorded.specification, teacher={"weights": "0" * 64}))
         with pytest.raises(InputError, match=r"the teacher good has changed since: its sha256 is \w+\.\.\., not 0000"):
-            checked(retrain, teachers)
-        retrain.trials[0].specification["data"]["fingerprint"] = "f00d"
+            checked(Retrain((changed,)), teachers)
+        changed = replace(recorded, specification=change(recorded.specification, data={"fingerprint": "f00d"}))
         with pytest.raises(InputError, match="but the trial was trained on f00d"):
-            checked(retrain, teachers)
+            checked(Retrain((changed,)), teachers)
 
     def test_weights_that_nobody_can_make_again(self, tmp_path, teachers):
         trained = resolver(teachers, ["start.how=dense"]).resolve(POINT)
@@ -113,13 +115,13 @@ class TestRefused:
         (["--reproduce", "nope", "abcd"], "unknown study 'nope'"),
         (["--reproduce", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
         (["--reproduce", "mine", "abcd", "--trials", "3"], "--trials means nothing for --reproduce"),
-        (["--reproduce", "mine", "old1"], "trial old1 cannot be trained again: its record has no network, method, "),
+        (["--reproduce", "mine", "old1"], "trial old1 cannot be trained again: its record has no specification"),
     ])  # fmt: skip
     def test_bad_input_is_one_line_and_writes_nothing(self, tmp_path, capsys, arguments, message):
         journal = Journal(tmp_path / "mine" / JOURNAL_FILE)
         journal.append(Event.STUDY, name="mine")
         about = {"role": "search", "stratum": "", "parameters": {}, "counts": {}, "proposal": {}}
-        journal.append(Event.PROPOSED, trial="old1", specification={"seed": 0}, **about)
+        journal.append(Event.PROPOSED, trial="old1", specification={}, **about)
         journal.close()
         assert main([*arguments, "--out", str(tmp_path)]) == 2
         said = capsys.readouterr().err
@@ -172,10 +174,10 @@ def test_the_command_trains_to_the_same_error(tmp_path, teachers):
     first = studies.run("--space", "distill", *sets, *where, "--name", "first")
     assert first.returncode == 0, first.stdout + first.stderr
     was = next(trial for trial in studies.record(tmp_path / "first").trials.values() if trial.role is Role.REPEAT)
-    assert was.specification["seed"] != was.specification["views"]["seed"]
-    assert {"teacher", "allocation", "start"} <= was.specification.keys()
+    assert was.specification.seed != was.specification.views.seed
+    assert {"teacher", "allocation", "start"} <= was.specification.to_json().keys()
     for name, lost in (("kept", False), ("lost", True)):
-        source = tmp_path / "first" / TRIALS_FOLDER / was.specification["start"]["fingerprint"] / CHECKPOINT_FILE
+        source = tmp_path / "first" / TRIALS_FOLDER / was.specification.start.fingerprint / CHECKPOINT_FILE
         if lost:
             source.unlink()
         done = studies.run("--reproduce", "first", was.trial_id[:6], *where, "--name", name)

@@ -43,7 +43,8 @@ def write(folder: Path, trials) -> Path:
     for index, each in enumerate(trials):
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role=str(each.role), stratum=each.stratum, parameters=each.point,
-            specification=each.specification, counts=each.counts, proposal={"index": index}, point_id=each.point_id,
+            specification=each.specification.to_json(), counts=each.counts, proposal={"index": index},
+            point_id=each.point_id,
         )  # fmt: skip
         first = index == 0
         journal.append(
@@ -64,7 +65,8 @@ def finished(folder: Path, was: Path, trials, ends: list[float | None]) -> list[
     for each, end in zip(trials, ends, strict=True):
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role="search", stratum="", parameters=each.point,
-            specification=each.specification, counts=each.counts, proposal={"index": 0}, point_id=each.point_id,
+            specification=each.specification.to_json(), counts=each.counts, proposal={"index": 0},
+            point_id=each.point_id,
         )  # fmt: skip
         if end is not None:
             journal.append(Event.EPOCH, trial=each.trial_id, epoch=9, metrics={"val_error": end})

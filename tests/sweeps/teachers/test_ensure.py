@@ -105,7 +105,7 @@ def test_a_plan_trains_nothing_and_says_what_will_be_trained(data, tmp_path, cap
     assert planned is not None
     assert planned.weights.sha256 == UNTRAINED
     distilled = Resolver(space(), data, planned).resolve({"train.attention_weight": 60})
-    assert distilled.specification["teacher"]["name"] == planned.name
+    assert distilled.specification.teacher.name == planned.name
     assert list(tmp_path.iterdir()) == []
     assert main(["--space", "methods", "--plan", "--teachers", str(tmp_path)]) == 0
     assert "not there yet, trained first for 20 epochs" in capsys.readouterr().out
@@ -152,9 +152,7 @@ def test_one_command_trains_teacher_and_students_and_a_resume_trains_neither_aga
     done = studies.run("--space", str(path), *folders, seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is trained first" in done.stdout
-    with_teacher = [
-        bool(trial.specification.get("teacher")) for trial in studies.record(out / "question").trials.values()
-    ]
+    with_teacher = [bool(trial.specification.teacher) for trial in studies.record(out / "question").trials.values()]
     assert sorted(with_teacher) == [False, True]
     Path(teachers / "mlflow.db").unlink()
     again = studies.run("--resume", "question", *folders, seconds=300)

@@ -208,8 +208,8 @@ def test_only_a_trial_that_uses_the_teacher_depends_on_it(root: Path, data: Imag
     plain, distilled = points(resolver(root, data))
     alone = parse_space("alone", {key: value for key, value in content(train={}).items() if key != "teacher"})
     assert plain.trial_id == Resolver(alone, data).resolve({}).trial_id
-    assert "teacher" not in plain.specification
-    assert distilled.specification["teacher"]["name"] == "good"
+    assert plain.specification.teacher is None
+    assert distilled.specification.teacher.name == "good"
     assert distilled.trial_id != plain.trial_id
 
 
@@ -229,14 +229,14 @@ def test_the_trial_id_depends_on_weights_taps_and_views(root: Path, tmp_path: Pa
 
 
 def test_without_attention_there_are_no_taps(root: Path, data: ImageData) -> None:
-    section = resolver(root, data, train={"kd_weight": 0.5}).resolve({}).specification["teacher"]
-    assert section["taps"] == section["student_taps"] == section["sizes"] == []
+    section = resolver(root, data, train={"kd_weight": 0.5}).resolve({}).specification.teacher
+    assert section.taps == section.student_taps == section.sizes == ()
 
 
 def test_views_may_be_searched(root: Path, data: ImageData) -> None:
     searched = resolver(root, data, {"name": "good", "views": {"choice": [1, 2, None]}})
     views = [
-        searched.resolve({"train.attention_weight": 60, "teacher.views": value}).specification["teacher"]["views"]
+        searched.resolve({"train.attention_weight": 60, "teacher.views": value}).specification.teacher.views
         for value in (1, 2, None)
     ]
     assert views == [1, 2, None]

@@ -23,6 +23,7 @@ from sweeps.tracking.mlflow_store import is_refusal, quiet_mlflow
 from sweeps.tracking.process import behind_message, catch_up_command, records_behind
 from sweeps.tracking.uri import check_tracking_uri, default_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import START, Plan, header, metrics, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
@@ -198,7 +199,7 @@ class TestAgain:
         append(
             study_dir,
             (Event.STUDY, header(Plan())),
-            (Event.PROPOSED, {**running, "specification": {"method": {"name": "cp"}}}),
+            (Event.PROPOSED, {**running, "specification": plain_specification(method={"name": "cp"})}),
             (Event.ATTEMPT, {"trial": trial}),
             (Event.EPOCH, {"trial": trial, "epoch": 1, "metrics": metrics(50.0, 1)}),
             (Event.CLOSED, {"reason": "interrupted"}),
@@ -229,7 +230,7 @@ class TestAgain:
         append(
             study_dir,
             (Event.STUDY, header(Plan())),
-            (Event.PROPOSED, {**running, "specification": {"method": {"name": "cp"}}}),
+            (Event.PROPOSED, {**running, "specification": plain_specification(method={"name": "cp"})}),
             (Event.ATTEMPT, {"trial": trial}),
         )
         follower = Follower(study_dir, default_tracking_uri(study_dir))

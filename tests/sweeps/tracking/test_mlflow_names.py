@@ -20,16 +20,17 @@ from sweeps.records.mlflow_names import (
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import JOURNAL_FILE
 from tests.support.journals import fold_events
+from tests.support.specifications import change, make_specification
 from tests.support.synthetic_study import Plan, write_study
 
 
 def trial(**changes) -> TrialRecord:
     fields = {
         "trial_id": "0123456789abcdef", "parameters": {"budget.params": 0.2, "method.dims": 3},
-        "specification": {
-            "method": {"name": "tensor_train", "dims": 3, "rank_scale": 0.25},
-            "train": {"scaled_decay": True, "clip_norm": None, "milestones": [0.5], "lr": 1 / 3}, "seed": 0,
-        },
+        "specification": make_specification(
+            method={"name": "tensor_train", "dims": 3, "rank_scale": 0.25},
+            train={"scaled_decay": True, "clip_norm": None, "milestones": [0.5], "lr": 1 / 3},
+        ),
         "counts": {"params": 85_296, "mult_adds": 2_770_000, "separable_params": 170_592},
     }  # fmt: skip
     return TrialRecord(**{**fields, **changes})
@@ -42,14 +43,14 @@ def study(tmp_path) -> StudyRecord:
 
 def test_a_run_is_named_by_what_it_is():
     assert run_name(trial()) == "tensor_train 3d 85.3k 012345"
-    reference = {"method": {"name": "separable"}}
+    reference = make_specification(method={"name": "separable"})
     assert run_name(trial(specification=reference)) == "separable 85.3k 012345"
 
 
 def test_trials_that_differ_in_the_seed_alone_are_one_point():
     first = trial()
-    other_seed = trial(trial_id="f" * 16, specification={**first.specification, "seed": 7})
-    other_shape = trial(specification={**first.specification, "method": {"name": "tensor_train", "dims": 4}})
+    other_seed = trial(trial_id="f" * 16, specification=change(first.specification, seed=7))
+    other_shape = trial(specification=change(first.specification, method={"dims": 4}))
     assert point_name(first) == point_name(other_seed)
     assert point_name(first) != point_name(other_shape)
     assert trial_tags(StudyRecord(), first)["point"] == point_name(first)
@@ -57,7 +58,8 @@ def test_trials_that_differ_in_the_seed_alone_are_one_point():
 
 def test_parameters_bear_the_names_and_the_spelling_of_the_space_file():
     assert run_params(trial(stratum="s")) == {
-        "budget.params": "0.2", "method.dims": "3", "method.name": "tensor_train", "method.rank_scale": "0.25",
+        "budget.params": "0.2", "data.fingerprint": "f00d", "data.name": "digits",
+        "network.name": "resnet9", "method.dims": "3", "method.name": "tensor_train", "method.rank_scale": "0.25",
         "mult_adds": "2770000", "params": "85296", "separable_params": "170592", "seed": "0",
         "stratum": "s", "train.lr": "0.333333", "train.milestones": "[0.5]", "train.scaled_decay": "true",
     }  # fmt: skip

@@ -22,6 +22,7 @@ from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER
 from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_store import create_database, quiet_mlflow
 from sweeps.tracking.uri import default_tracking_uri
+from tests.support.models import describe
 from tests.support.synthetic_study import Plan, write_study
 
 pytestmark = [
@@ -45,7 +46,7 @@ def study(tmp_path_factory):
     plan = network_plan(SETTINGS, data.image_shape, len(data.classes))
     network = build_student(SETTINGS, plan, METHOD, data.image_shape, len(data.classes), seed=0)
     for trial in front_first_seeds(fold_journal(folder / JOURNAL_FILE).trials.values()):
-        save_classifier(folder / MODELS_FOLDER / trial.trial_id, network, data, settings=SETTINGS, method=METHOD)
+        save_classifier(folder / MODELS_FOLDER / trial.trial_id, network, data, describe(SETTINGS, METHOD, data))
     assert carry(folder) is None
     return folder
 

@@ -26,6 +26,7 @@ from sweeps.tracking.uri import check_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.processes import is_running
 from tests.support.servers import free_port, mlflow_server
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import Plan, header, metrics, write_study
 from tests.support.waiting import scaled, wait_until
 
@@ -45,7 +46,8 @@ def begin(study_dir: Path, trials: int = 4) -> tuple[Journal, list[str]]:
     for name in names:
         journal.append(
             Event.PROPOSED, trial=name, role="search", stratum="any size", parameters={"method.name": "cp"},
-            specification={"method": {"name": "cp"}}, counts={"params": 1000, "mult_adds": 2000}, proposal={},
+            specification=plain_specification(method={"name": "cp"}), counts={"params": 1000, "mult_adds": 2000},
+            proposal={},
         )  # fmt: skip
         journal.append(Event.ATTEMPT, trial=name)
     return journal, names

@@ -18,6 +18,7 @@ from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
+from tests.support.specifications import change
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "digits_resnet9.safetensors"
 CONTENT: dict[str, Any] = {
@@ -43,10 +44,10 @@ def halving(digits) -> Resolver:
 def test_ranks_fill_the_budget_and_layers_differ(halving):
     trial = halving.resolve({})
     assert 0.95 * DENSE / 2 < trial.counts["params"] <= DENSE / 2
-    ranks = {tuple(method.get("ranks") or ()) for method in trial.specification["allocation"]["methods"].values()}
+    ranks = {tuple(method.settings().get("ranks") or ()) for method in trial.specification.allocation.methods.values()}
     assert len(ranks) > 2
-    assert trial.specification["allocation"]["by"] == "energy"
-    assert trial.specification["start"]["how"] == "in_order"
+    assert trial.specification.allocation.by == "energy"
+    assert trial.specification.start.how == "in_order"
     assert identify(trial.specification, (1, 8, 8), 10)[0] == trial.trial_id
 
 
@@ -93,12 +94,12 @@ def test_references_are_the_network_as_it_is_continued_thinner_and_from_scratch(
     trials, lines = halving.references()
     assert not lines
     found = {trial.point["method.name"]: trial.specification for trial in trials}
-    epochs = {name: specification["train"]["epochs"] for name, specification in found.items()}
+    epochs = {name: specification.train.epochs for name, specification in found.items()}
     assert epochs == {"unchanged": 0, "dense": 2, "separable": 2, "thin_dense": 5, "tensor_train": 5}
-    assert {name for name, specification in found.items() if "start" in specification} == {
+    assert {name for name, specification in found.items() if specification.start} == {
         "unchanged", "dense", "separable"
     }  # fmt: skip
-    assert all("substitute_all" not in specification["network"] for specification in found.values())
+    assert all(not specification.network.substitute_all for specification in found.values())
     again = {trial.point["method.name"]: trial.trial_id for trial in halving.references(repeat=1)[0]}
     first = {trial.point["method.name"]: trial.trial_id for trial in trials}
     assert again["unchanged"] == first["unchanged"]
@@ -111,8 +112,7 @@ def test_the_id_says_how_a_trial_starts_but_not_for_how_long_the_network_was_tra
         ids[how] = resolver(digits, start={**CONTENT["start"], "how": how}, budget={
             "params": 0.5, "relative_to": "dense"}).resolve({}).trial_id  # fmt: skip
     assert len(set(ids.values())) == 3
-    specification = copy.deepcopy(halving.resolve({}).specification)
-    specification["start"]["epochs"] = 20
+    specification = change(halving.resolve({}).specification, start={"epochs": 20})
     assert identify(specification, (1, 8, 8), 10)[0] == halving.resolve({}).trial_id
 
 
@@ -124,10 +124,10 @@ def test_no_epochs_are_one_trial_whatever_the_rate_and_need_no_teacher(digits):
     both = Resolver(space, digits, resolve_teacher(space, digits, Path("teachers")))
     untrained = [both.resolve({"train.epochs": 0, "train.lr": lr}) for lr in (0.01, 0.1)]
     assert untrained[0].trial_id == untrained[1].trial_id
-    assert "teacher" not in untrained[0].specification
+    assert untrained[0].specification.teacher is None
     trained = both.resolve({"train.epochs": 1, "train.lr": 0.1}).specification
-    assert trained["teacher"]["name"] == "itself"
-    assert trained["teacher"]["network"] == {**trained["teacher"]["network"], "name": "resnet9", "width": 0.0625}
+    assert trained.teacher.name == "itself"
+    assert (trained.teacher.network.name, trained.teacher.network.width) == ("resnet9", 0.0625)
 
 
 @pytest.mark.parametrize("how", ["dense", "outputs", "in_order"])

@@ -9,12 +9,15 @@ import pytest
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.errors import InfeasibleError
+from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
+from lowrank.training.recipe import Recipe
+from sweeps.records.specification import TrialSpec
 from sweeps.space.parse import parse_space, read_space
 from sweeps.space.points import Points
 from sweeps.trials.resolver import Resolver
+from tests.support.specifications import plain_specification
 
 POINT = {
     "method.name": "tensor_train", "method.dims": 3, "budget.params": 0.08, "train.weight_decay": 5e-4,
@@ -27,14 +30,35 @@ def test_a_point_is_solved_to_its_budget_and_counted_exactly(resolver):
     assert trial.counts["separable_params"] == 754_816
     assert 0.9 * limit < trial.counts["params"] <= limit
     plan = network_plan(NetworkSettings(), (1, 8, 8), 10)
-    built = build_student(NetworkSettings(), plan, make_method(trial.specification["method"]), (1, 8, 8), 10, seed=0)
+    built = build_student(
+        NetworkSettings(), plan, make_method(trial.specification.method.settings()), (1, 8, 8), 10, seed=0
+    )
     assert sum(parameter.numel() for parameter in built.parameters()) == trial.counts["params"]
 
 
 def test_a_specification_is_plain_data(resolver):
     specification = resolver.resolve(POINT).specification
-    assert json.loads(json.dumps(specification)) == specification
-    assert set(specification) == {"network", "method", "train", "views", "data", "seed"}
+    plain = specification.to_json()
+    assert json.loads(json.dumps(plain)) == plain
+    assert set(plain) == {"network", "method", "train", "views", "data", "seed"}
+    assert plain["train"].keys() == Recipe.model_fields.keys()  # a later default must not change what was trained
+    assert TrialSpec.parse(plain) == specification
+    assert TrialSpec.parse(plain).to_json() == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"epochs": -1}}, "`specification.train.epochs`: must be greater than or equal to 0, but got -1"),
+        ({"colour": "red"}, "unknown field `specification.colour`; choose from: allocation, data, "),
+        ({"data": {"name": "digits"}}, "`specification.data.fingerprint` is missing"),
+        ({"start": {"fingerprint": "f"}}, "`specification.start.from` is missing"),
+    ],
+)
+def test_a_damaged_specification_is_refused_in_one_line(changes, message):
+    with pytest.raises(InputError) as caught:
+        TrialSpec.parse(plain_specification(**changes))
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.trained_network import check_start, fetch_weights
+from tests.support.specifications import change
 
 CONTENT: dict[str, Any] = {
     "question": "Which?", "data": {"name": "digits"}, "network": {"name": "resnet9", "width": 0.125},
@@ -127,7 +128,7 @@ def test_another_file_at_that_path_is_refused_by_every_worker(digits, tmp_path):
     student, _ = make_student(specification, digits)
     write(path, trained(6))
     before = student.get_parameter("classifier.weight").clone()
-    began = specification["start"]["fingerprint"]
+    began = specification.start.fingerprint
     message = rf"have changed: .* has the fingerprint \w{{16}}, but the study began with {began}"
     with pytest.raises(InputError, match=message):
         set_initial_weights(student, specification, digits, str(tmp_path))
@@ -147,7 +148,7 @@ def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys
     journal.append(Event.STUDY, name="mine", data={"fingerprint": digits.fingerprint})
     journal.append(
         Event.PROPOSED, trial=resolved.trial_id, role=str(resolved.role), stratum=resolved.stratum,
-        parameters=resolved.point, specification=resolved.specification, counts=resolved.counts, proposal={},
+        parameters=resolved.point, specification=resolved.specification.to_json(), counts=resolved.counts, proposal={},
         point_id=resolved.point_id,
     )  # fmt: skip
     journal.close()
@@ -201,16 +202,16 @@ def test_students_start_from_the_weights_that_the_network_is_built_with(own_spac
     source = make_network(space.network, digits.image_shape, 10)
     trials = [resolver.resolve({}), *resolver.references()[0]]
     for specification in (trial.specification for trial in trials):
-        assert specification["start"]["from"] == "network"
+        assert specification.start.source == "network"
         students = []
         for seed in (0, 3):
-            student, _ = make_student({**specification, "seed": seed}, digits)
-            set_initial_weights(student, {**specification, "seed": seed}, digits, str(tmp_path))
+            reseeded = change(specification, seed=seed)
+            student, _ = make_student(reseeded, digits)
+            set_initial_weights(student, reseeded, digits, str(tmp_path))
             students.append(student)
         assert torch.equal(students[0].get_parameter("0.weight"), source.get_parameter("0.weight"))
         assert not torch.equal(*(student.get_parameter("5.weight") for student in students))  # the new head
-    changed = copy.deepcopy(trials[0].specification)
-    changed["start"]["fingerprint"] = "0" * 16
+    changed = change(trials[0].specification, start={"fingerprint": "0" * 16})
     with pytest.raises(InputError, match=r"have changed: .*start_nets\.py:trained has the fingerprint"):
         set_initial_weights(student, changed, digits, str(tmp_path))
 

@@ -14,6 +14,8 @@ from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, Pa
 from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images
+from sweeps.records.specification import MethodSection
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial
 
 KNOWN = [0.31, -0.12, 0.55, 0.2, 0.07]
@@ -191,12 +193,11 @@ class TestAblation:
     def test_what_neither_of_two_collated_studies_searched_is_paired_too(self):
         """Nothing is in `parameters`: the trials come of studies with other decays and other lengths."""
         trials = [trial(name, error=error) for name, error in (("a", 4.0), ("b", 3.0), ("c", 1.0))]
-        trials[1].specification["train"]["weight_decay"] = 1e-3
-        trials[2].specification["train"] |= {"weight_decay": 1e-3, "epochs": 9}
-        for each in trials:
-            each.specification["train"].setdefault("weight_decay", 5e-4)
+        recipes = ({"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "epochs": 9})
+        for each, train in zip(trials, recipes, strict=True):
+            each.specification = change(each.specification, train=train)
         other_data = trial("d", error=50.0)
-        other_data.specification["data"] = {"fingerprint": "beef"}
+        other_data.specification = change(other_data.specification, data={"fingerprint": "beef"})
         made = [*trials, trials[1], other_data]
         assert self.effects(*made) == {
             ("train.epochs", "1", "9"): -2.0, ("train.weight_decay", "0.0005", "0.001"): -1.0,
@@ -218,7 +219,8 @@ class TestAblation:
         ]
         for each in trials:
             each.counts["budget_gap"] = 1
-        del trials[2].specification["method"]["dims"]
+        method = MethodSection(name="bottleneck", rank_scale=0.6)
+        trials[2].specification = trials[2].specification.model_copy(update={"method": method})
         assert self.effects(*trials) == {("method.dims", "2", "3"): -2.0}
         one_of_each = self.effects(trials[0], trials[2])  # of two settings of a method, neither is "all else equal"
         assert one_of_each == {("method.name", "bottleneck", "tensor train"): -2.0}
@@ -238,7 +240,7 @@ class TestAblation:
             trial("a", error=4.0, train__attention_weight=0),
             trial("b", error=3.5, train__attention_weight=60),
         )
-        taught.specification["teacher"] = {"name": "wise", "weights": "f00d"}
+        taught.specification = change(taught.specification, teacher={"name": "wise", "weights": "f00d"})
         assert self.effects(alone, taught) == {("train.attention_weight", "0", "60"): -0.5}
 
     @pytest.mark.parametrize(("asked", "values"), [("decay", ["plain", "scaled"]), ("scaled_decay", [False, True])])
@@ -248,13 +250,14 @@ class TestAblation:
                   for index, value in enumerate(values)]  # fmt: skip
         for each, value in zip(trials, values, strict=True):
             scaled = value in (True, "scaled")
-            each.specification["train"] |= {"decay": "scaled" if scaled else "plain", "scaled_decay": scaled}
+            both = {"decay": "scaled" if scaled else "plain", "scaled_decay": scaled}
+            each.specification = change(each.specification, train=both)
         (effect,) = find_paired_effects(study(*trials))
         assert (effect.factor, effect.pairing, effect.estimate.mean) == (f"train.{asked}", ALL_ELSE_EQUAL, 1.0)
 
     def test_weights_come_with_the_start_from_them(self):
         anew, trained = trial("a", error=4.0, start__how="scratch"), trial("b", error=3.5, start__how="dense")
-        trained.specification["start"] = {"from": "trial:c", "fingerprint": "c"}
+        trained.specification = change(trained.specification, start={"from": "trial:c", "fingerprint": "c"})
         assert self.effects(anew, trained) == {("start.how", "dense", "scratch"): 0.5}
 
     def test_a_lucky_seed_is_not_the_best_of_its_budget(self):
