@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,7 +26,8 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
     fault = error.errors(include_url=False)[0]
     path = ".".join(str(part)[:60] for part in (where, *fault["loc"]) if part != "")
     if fault["type"] == "extra_forbidden":
-        return f"unknown field `{path}`; choose from: {show_choices(sorted(kind.model_fields), str(fault['loc'][-1]))}"
+        choices = sorted(_section_at(kind, fault["loc"]).model_fields)
+        return f"unknown field `{path}`; choose from: {show_choices(choices, str(fault['loc'][-1]))}"
     if fault["type"] == "missing":
         return f"`{path}` is missing"
     rule = fault["msg"].removeprefix("Value error, ")
@@ -34,6 +35,15 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
     if not fault["loc"]:  # the message of a rule between fields has the values
         return f"`{path}`: {rule}"
     return f"`{path}`: {rule}, but got {show_value(fault['input'])}"
+
+
+def _section_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the section in which a field stands; that of the nearest one where a section is a mapping."""
+    for name in path[:-1]:
+        field = kind.model_fields.get(str(name))
+        choices = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        kind = next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), kind)
+    return kind
 
 
 def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:

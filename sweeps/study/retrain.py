@@ -386,7 +386,7 @@ def _teacher(section: TeacherSection) -> dict[str, Any]:
     """
     source = str(section.source)
     is_present = Path(source).exists() or not source.startswith("/")
-    settings = {
+    settings: dict[str, object] = {
         "name": source if is_present else section.name, "network": section.own_network, "views": section.views,
         "taps": list(section.taps), "student_taps": list(section.student_taps), "unchecked": True,
     }  # fmt: skip

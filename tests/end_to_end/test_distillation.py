@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps.records.events import Status
-from sweeps.teachers.worker import CACHE_FOLDER
+from sweeps.teachers.cache_options import CACHE_FOLDER
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 

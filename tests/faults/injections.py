@@ -22,7 +22,7 @@ from sweeps.records.events import Event
 from sweeps.records.journal import truncate_torn_line
 from sweeps.records.model import TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
-from sweeps.teachers.worker import CACHE_FOLDER
+from sweeps.teachers.cache_options import CACHE_FOLDER
 from tests.faults.scene import DISTILLED, GRID, GROUPED, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines

@@ -20,7 +20,8 @@ from lowrank.networks.registry import NetworkSettings
 from sweeps.records.specification import Trial
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space, read_space
-from sweeps.teachers.worker import NO_CACHE, CacheOptions, make_teacher, open_cache
+from sweeps.teachers.cache_options import NO_CACHE, CacheOptions
+from sweeps.teachers.worker import make_teacher, open_cache
 from sweeps.trials.build import make_trainer
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher, without_teacher

@@ -51,6 +51,10 @@ def test_a_specification_is_plain_data(resolver):
     [
         ({"train": {"epochs": -1}}, "`specification.train.epochs`: must be greater than or equal to 0, but got -1"),
         ({"colour": "red"}, "unknown field `specification.colour`; choose from: allocation, data, "),
+        (
+            {"train": {"pace": 1}},
+            "unknown field `specification.train.pace`; choose from: accumulate, ",
+        ),
         ({"data": {"name": "digits"}}, "`specification.data.fingerprint` is missing"),
         ({"start": {"fingerprint": "f"}}, "`specification.start.from` is missing"),
     ],

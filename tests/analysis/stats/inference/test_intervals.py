@@ -109,16 +109,16 @@ class TestAblation:
         assert told == {100: "better, but within the noise of the images", 1_000_000: "better"}
 
     def test_many_effects_are_corrected_for_their_number_and_the_strongest_comes_first(self):
-        dice = random.Random(3)
+        dice, names = random.Random(3), ("warmup", "momentum", "drop_path", "kd_weight", "label_smoothing")
         rows = itertools.product((0, 1), repeat=5)
         trials = [
             trial("".join(map(str, row)), error=5 + row[4] + 0.5 * row[3] * dice.random() + dice.gauss(0, 0.5),
-                  **{f"train__field{number}": value for number, value in enumerate(row)})
+                  **{f"train__{name}": 0.1 + value / 2 for name, value in zip(names, row, strict=True)})
             for row in rows
         ]  # fmt: skip
         effects = find_paired_effects(study(*trials))
         assert [effect.comparisons for effect in effects] == [5] * 5
-        assert effects[0].factor == "train.field4"
+        assert effects[0].factor == "train.label_smoothing"
         assert effects[0].corrected == pytest.approx(5 * effects[0].p_value)
         assert effects[0].verdict() == "worse"
         p_values = [effect.p_value for effect in effects]

@@ -1,0 +1,183 @@
+"""`python -m benchmarks.path`: through how many of our modules three things go.
+
+A module counts if a function of it had a frame on the stack. Bodies of modules and classes, which run when something is
+imported, do not count, nor does `lowrank.utils.lazy_exports`, which imports.
+
+* `trial`: one trial of one epoch, from `read_space` to its row in MLflow, in one process without Ray.
+* `teacher`: from a space's teacher to the first target that its student reads from the cache.
+* `export`: from a folder of `models/` to a classifier that answers, and to its files in other forms.
+
+Modules of `sweeps` and `analysis` lead the way; those of `lowrank` build, train and measure. They are counted apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+OUR_PACKAGES = ("lowrank", "sweeps", "analysis")
+IMPORTING = "lowrank.utils.lazy_exports"
+SETTINGS = ["network.width=0.25", "train.epochs=1", "data.train_images=200", "references=[]", "search.trials=1"]
+
+
+@contextmanager
+def recorded_modules() -> Iterator[set[str]]:
+    """Collect the names of our modules of which a function is called in the block, in whatever thread."""
+    names: set[str] = set()
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # no body of a module or class
+            name = str(frame.f_globals.get("__name__", ""))
+            if name.partition(".")[0] in OUR_PACKAGES and name != IMPORTING:
+                names.add(name)
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield names
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]  # which ends it
+
+
+def run_trial(folder: Path) -> Callable[[], None]:
+    """Prepare one trial; the function takes it from its space to MLflow."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    from lowrank.data import load_data
+    from sweeps.execution.callbacks import ExecutionConfig, Recorder, TuneSearcher
+    from sweeps.execution.trainable import TrialTrainable
+    from sweeps.records import Event, Journal, StudyRecord
+    from sweeps.resources.shares import Share
+    from sweeps.resources.slots import TrialResources
+    from sweeps.search import ProposalPrefetcher, Search, make_proposer
+    from sweeps.space import read_space
+    from sweeps.tracking.follower import Follower
+    from sweeps.tracking.uri import default_tracking_uri
+    from sweeps.trials import Resolver
+
+    def way() -> None:
+        space = read_space("tt_dims", SETTINGS)
+        resolver = Resolver(space, load_data(space.data))
+        journal, record = Journal(folder / "journal.jsonl"), StudyRecord()
+        journal.append(Event.STUDY, sync=True, name="path")
+        search = Search(space, resolver, make_proposer(space, folder, resolver.points), journal, record)
+        share = Share(cpus=1.0, gpus=0.0, concurrent=1)
+        config = ExecutionConfig(
+            study_dir=folder, data_dir=None, resources=TrialResources(share, None, ("processes", {})),
+            max_concurrent=None, seconds=None, on_change=lambda: None,
+        )  # fmt: skip
+        recorder = Recorder(search, FIFOScheduler(), config)
+        with ProposalPrefetcher(search, depth=1) as prefetcher:
+            suggested = TuneSearcher(search, config, prefetcher, None).suggest("1")
+            worker: Any = TrialTrainable(suggested)
+            done = False
+            while not done:
+                result = worker.step()
+                recorder.on_trial_result(0, [], None, result)  # type: ignore[arg-type]  # it looks at the result alone
+                done = bool(result.get("done"))
+        journal.append(Event.CLOSED, sync=True, reason="finished")
+        journal.close()
+        problem = Follower(folder, default_tracking_uri(folder)).finish()
+        assert problem is None, problem
+
+    return way
+
+
+def read_teacher(folder: Path) -> Callable[[], None]:
+    """Prepare a trial with a teacher; the function takes its setting to the first target from the cache."""
+    from lowrank.data import DataSettings, load_data
+    from sweeps.space import parse_space
+    from sweeps.teachers.cache_options import CacheOptions
+    from sweeps.teachers.worker import make_teacher
+    from sweeps.trials import Resolver, make_student, resolve_teacher
+    from tests.support.teachers import write_teacher
+
+    data = load_data(DataSettings(train_images=200))
+    write_teacher(folder, "good", data)
+    space = parse_space("path", {
+        "network": {"name": "resnet9", "width": 0.0625}, "data": {"train_images": 200}, "teacher": "good",
+        "train": {"epochs": 1, "attention_weight": 60}, "method": {"name": "bottleneck", "rank_scale": 0.5},
+        "search": {"stop": "none", "sampler": "grid"},
+    })  # fmt: skip
+    options = CacheOptions(str(folder / "cache"))
+
+    def target(resolver: Resolver) -> None:
+        specification = resolver.resolve({}).specification
+        student, _ = make_student(specification, data)
+        teacher = make_teacher(specification, data, student, "cpu", options)
+        assert type(teacher).__name__ == "CachedTeacher"
+        teacher.signals(data.train.images[:4], torch.arange(4), 0)
+
+    target(Resolver(space, data, resolve_teacher(space, data, folder)))  # fills the cache
+
+    def way() -> None:
+        specification = trained.specification
+        teacher = make_teacher(specification, data, student, "cpu", options)
+        assert teacher is not None
+        teacher.signals(data.train.images[:4], torch.arange(4), 0)
+
+    trained = Resolver(space, data, resolve_teacher(space, data, folder)).resolve({})
+    student, _ = make_student(trained.specification, data)
+    return way
+
+
+def load_exported(folder: Path) -> Callable[[], None]:
+    """Prepare a folder of `models/`; the function reads it, writes its forms and compares them."""
+    from lowrank.data import load_data
+    from lowrank.deployment.formats import export_formats
+    from lowrank.io import load_model, read_specification
+    from lowrank.serving import MODEL_FILE, read_preprocessing, save_classifier
+    from sweeps.space import read_space
+    from sweeps.trials import Resolver, make_student
+
+    space = read_space("tt_dims", SETTINGS)
+    data = load_data(space.data)
+    trial = Resolver(space, data).reference("separable")
+    student, _ = make_student(trial.specification, data)
+    save_classifier(
+        folder / "model", student.eval(), data, trial.specification.model(data.image_shape, len(data.classes))
+    )
+
+    def way() -> None:
+        path = folder / "model" / MODEL_FILE
+        network, specification = load_model(path), read_specification(path)
+        images = torch.randn(2, *specification.image_shape)
+        export_formats(
+            network, specification, [images], folder / "files", lambda name: None,
+            preprocessing=read_preprocessing(folder / "model"),
+        )  # fmt: skip
+
+    (folder / "files").mkdir()
+    return way
+
+
+WAYS = {"trial": (run_trial, 25), "teacher": (read_teacher, 10), "export": (load_exported, 8)}
+
+
+def main() -> int:
+    """Take each way once and print its modules."""
+    for name, (prepare, goal) in WAYS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            way = prepare(Path(folder))
+            with recorded_modules() as modules:
+                way()
+        leading = sorted(module for module in modules if not module.startswith("lowrank."))
+        library = sorted(modules - set(leading))
+        print(f"{name}: {len(modules)} modules, {len(leading)} of sweeps, {len(library)} of lowrank (goal: {goal})")
+        for module in (*leading, *library):
+            print(f"  {module}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
