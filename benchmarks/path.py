@@ -61,7 +61,7 @@ def run_trial(folder: Path) -> Callable[[], None]:
     from sweeps.resources.slots import TrialResources
     from sweeps.search import ProposalPrefetcher, Search, make_proposer
     from sweeps.space import read_space
-    from sweeps.tracking.follower import Follower
+    from sweeps.tracking.follower import Follower, catch_up
     from sweeps.tracking.uri import default_tracking_uri
     from sweeps.trials import Resolver
 
@@ -78,7 +78,9 @@ def run_trial(folder: Path) -> Callable[[], None]:
         )  # fmt: skip
         recorder = Recorder(search, FIFOScheduler(), config)
         with ProposalPrefetcher(search, depth=1) as prefetcher:
-            suggested = TuneSearcher(search, config, prefetcher, None).suggest("1")
+            searcher, suggested = TuneSearcher(search, config, prefetcher, None), None
+            while suggested is None:  # none is ready yet: Tune asks again too
+                suggested = searcher.suggest("1")
             worker: Any = TrialTrainable(suggested)
             done = False
             while not done:
@@ -87,8 +89,8 @@ def run_trial(folder: Path) -> Callable[[], None]:
                 done = bool(result.get("done"))
         journal.append(Event.CLOSED, sync=True, reason="finished")
         journal.close()
-        problem = Follower(folder, default_tracking_uri(folder)).finish()
-        assert problem is None, problem
+        problem = catch_up(Follower(folder, default_tracking_uri(folder)))
+        assert problem is None, (folder / "tracking.log").read_text()
 
     return way
 

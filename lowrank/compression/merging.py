@@ -132,7 +132,7 @@ def _as_plain(
     def pair(value: tuple[int, ...] | str) -> Pair | str:
         return value if isinstance(value, str) else (value[0], value[1])
 
-    conv = nn.utils.skip_init(
+    conv: nn.Conv2d = nn.utils.skip_init(
         nn.Conv2d, weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride=geometry.stride,
         padding=pair(geometry.padding), dilation=geometry.dilation, groups=groups, bias=bias is not None,
         device=weight.device, dtype=weight.dtype,

@@ -301,7 +301,10 @@ def read_step_times(path: Path) -> dict[str, float]:
         InputError: the file is damaged. Whether a network meets a budget of time depends on it, so it is not measured
             again unless the user says so.
     """
-    return _read_measured(path, _are_step_times, "it must map networks to milliseconds", "the steps are measured again")
+    times: dict[str, float] = _read_measured(
+        path, _are_step_times, "it must map networks to milliseconds", "the steps are measured again"
+    )
+    return times
 
 
 def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -318,9 +321,10 @@ def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
         InputError: the file is damaged. Which ranks are proposed depends on it, so it is not measured again unless the
             user says so.
     """
-    return _read_measured(
+    costs: dict[str, dict[str, list[dict[str, Any]]]] = _read_measured(
         path, _are_rank_costs, "it must list the costs of each layer", "what ranks cost is measured again"
     )
+    return costs
 
 
 def _read_measured(path: Path, is_valid: Callable[[Any], bool], rule: str, then: str) -> Any:

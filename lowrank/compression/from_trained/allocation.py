@@ -145,7 +145,8 @@ def allocate(tables: Mapping[str, Sequence[Candidate]], limits: Sequence[float |
         return {name: int(numpy.argmin(errors[name] + costs[name] @ (multipliers / units))) for name in names}
 
     def total(index: Mapping[str, int]) -> numpy.ndarray:
-        return numpy.sum([costs[name][index[name]] for name in names], axis=0)
+        costs_of_all: numpy.ndarray = numpy.sum([costs[name][index[name]] for name in names], axis=0)
+        return costs_of_all
 
     best: dict[str, int] | None = None
     for direction in _directions(bounds):

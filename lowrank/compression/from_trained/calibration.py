@@ -34,7 +34,7 @@ def batches_of(images: Tensor) -> tuple[Tensor, ...]:
     Returns:
         Views of them, in order; the last may be smaller.
     """
-    return images.split(BATCH)
+    return tuple(images.split(BATCH))
 
 
 @torch.no_grad()

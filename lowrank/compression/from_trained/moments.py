@@ -65,7 +65,7 @@ def patches(layer: Plain, x: Tensor) -> Tensor:
     else:
         padding = tuple(layer.padding)
     columns = functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (B, I * KH * KW, L)
-    by_group = columns.unflatten(1, (layer.groups, -1))
+    by_group: Tensor = columns.unflatten(1, (layer.groups, -1))
     return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
 
@@ -73,7 +73,8 @@ def targets(layer: Plain, y: Tensor) -> Tensor:
     """The outputs (g, P, O / g) of `layer`, in the order of `patches`, of its output (B, O, H', W') or (B.., O)."""
     if isinstance(layer, nn.Linear):
         return y.reshape(1, -1, y.shape[-1])
-    return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    by_group: Tensor = y.flatten(2).unflatten(1, (layer.groups, -1))
+    return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 class _Sums:

@@ -88,7 +88,7 @@ def test_a_folder_of_an_older_version_is_read(folder):
 
 def test_a_failed_write_leaves_the_older_folder(folder, data, network, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("lowrank.serving.save_model", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("lowrank.serving.write_model", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     other = replace(data, mean=(0.9,))
     with pytest.raises(OSError, match="disk full"):
         save_classifier(folder, network, other, describe(SETTINGS, METHOD, other))

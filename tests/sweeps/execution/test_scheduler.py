@@ -7,15 +7,18 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.execution.scheduler import StratifiedStopping
+from sweeps.execution.trial_config import TrialConfig
 from sweeps.records.events import Role
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.space.settings import SearchSettings
+from tests.support.specifications import make_specification
 
 SETTINGS = SearchSettings(grace=0.5, reduction=3)
 
 
 def ray_trial(name: str, stratum: str = "small", role: Role = Role.SEARCH) -> SimpleNamespace:
-    return SimpleNamespace(trial_id=f"ray-{name}", config={"trial_id": name, "stratum": stratum, "role": str(role)})
+    config = TrialConfig(trial_id=name, stratum=stratum, role=role, specification=make_specification(), study_dir="")
+    return SimpleNamespace(trial_id=f"ray-{name}", config=config.to_tune())
 
 
 def decide(asha: StratifiedStopping, trial: SimpleNamespace, epoch: int, error: float) -> str:

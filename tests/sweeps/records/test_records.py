@@ -133,7 +133,7 @@ def test_rows_equal_the_records(events):
         assert row["val_error"] == trial.val_error
         assert row["attempts"] == len(trial.attempts)
         assert Role(row["role"]) is trial.role
-        assert json.loads(row["specification"]) == trial.specification.to_json()
+        assert json.loads(row["specification"]) == (trial.specification.to_json() if trial.specification else {})
         assert row["train_seconds"] == pytest.approx(1.25 * len(trial.epochs))
 
 
