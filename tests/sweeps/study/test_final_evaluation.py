@@ -20,6 +20,7 @@ from sweeps.study import driver, final_evaluation
 from sweeps.study.driver import CloseReason
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.trials import make_trainer
+from tests.support.specifications import make_specification
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -124,10 +125,7 @@ def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsy
 def test_weights_of_the_front_that_cannot_be_used_are_called_what_they_are(search, tmp_path, capsys, harm, message):
     data = load_data(DataSettings(name="digits", train_images=200))
     trial = next(trial for trial in search.record.trials.values() if trial.status is Status.COMPLETED)
-    trial.specification = {
-        "network": {"name": "resnet9", "width": 0.125}, "method": {"name": "dense"}, "train": {"epochs": 1},
-        "views": {}, "data": {"name": "digits"}, "seed": 0,
-    }  # fmt: skip
+    trial.specification = make_specification(network={"name": "resnet9", "width": 0.125})
     for other in list(search.record.trials.values()):
         if other is not trial:
             del search.record.trials[other.trial_id]
