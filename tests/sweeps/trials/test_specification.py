@@ -53,7 +53,7 @@ def test_a_specification_is_plain_data(resolver):
         ({"colour": "red"}, "unknown field `specification.colour`; choose from: allocation, data, "),
         (
             {"train": {"pace": 1}},
-            "unknown field `specification.train.pace`; choose from: accumulate, ",
+            "unknown field `specification.train.pace`; choose from: batch_size, ",
         ),
         ({"data": {"name": "digits"}}, "`specification.data.fingerprint` is missing"),
         ({"start": {"fingerprint": "f"}}, "`specification.start.from` is missing"),
