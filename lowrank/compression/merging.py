@@ -139,6 +139,6 @@ def _as_plain(
     )  # fmt: skip
     with torch.no_grad():
         conv.weight.copy_(weight)
-        if conv.bias is not None:
+        if conv.bias is not None and bias is not None:
             conv.bias.copy_(bias)
     return conv.train(geometry.training)

@@ -21,7 +21,7 @@ from torch import nn
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
-from lowrank.training import DivergedError, Recipe, Trainer, number_format
+from lowrank.training import DivergedError, Trainer, number_format
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointLocation
@@ -81,8 +81,7 @@ class TrialTrainable(tune.Trainable):
         if cards:
             self.attempt["cards"] = [str(card) for card in cards]
         self.device = assigned_device(gpus, cards)
-        recipe = Recipe(**config["specification"]["train"])
-        self.attempt["precision"] = number_format(recipe, torch.device(self.device))
+        self.attempt["precision"] = number_format(trial.specification.train, torch.device(self.device))
         if self.device == "cuda" and processes == 1:
             limit_memory(gpus)
         self._check_device()

@@ -167,19 +167,19 @@ class TrialRecord:
         return self.specification.method.name if self.specification else proposed
 
 
-def resolve_number_format(specification: Mapping[str, Any], device: str | None) -> str | None:
+def resolve_number_format(specification: TrialSpec | None, device: str | None) -> str | None:
     """Say in which format a trial computes.
 
     `precision: auto` is another format on a GPU than on a CPU, so that one id may stand for two computations.
 
     Args:
-        specification: of the trial.
+        specification: of the trial; None where it is not on record.
         device: kind of device, cpu or cuda; None where it is not known.
 
     Returns:
         float32, bfloat16 or float16; None where it is not known.
     """
-    precision = specification.get("train", {}).get("precision", "auto")
+    precision = specification.train.precision if specification else "auto"
     return {"cpu": "float32", "cuda": "bfloat16"}.get(device or "") if precision == "auto" else str(precision)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from analysis.research_log.study_runs import study_runs
 from sweeps.records import JOURNAL_FILE, Event, Journal, Status, load_history
+from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import START, Plan, header, metrics, trial_id, write_study
 
 FIRST, SECOND = START, START + 500
@@ -18,7 +19,8 @@ def propose(journal: Journal, name: str, at: float) -> str:
     identity = trial_id(name)
     journal.append(
         Event.PROPOSED, time=at, trial=identity, role="search", stratum="", parameters={}, counts={"params": 10},
-        specification={"method": {"name": "tucker"}, "train": {"epochs": 2}}, proposal={}, point_id=identity,
+        specification=plain_specification(method={"name": "tucker"}, train={"epochs": 2}), proposal={},
+        point_id=identity,
     )  # fmt: skip
     journal.append(Event.ATTEMPT, time=at + 1, trial=identity, attempt=1, start_seconds=0.5)
     return identity

@@ -246,7 +246,7 @@ def test_copies_of_other_number_formats_are_named():
     def copy(name: str, device: str, **attempt: str) -> StudySource:
         trial = TrialRecord(
             trial_id="a", status=Status.COMPLETED, epochs={1: {"val_error": 3.0}},
-            specification={"train": {"precision": "auto"}}, attempts=[{"device": device, **attempt}],
+            specification=make_specification(), attempts=[{"device": device, **attempt}],
         )  # fmt: skip
         study = StudyRecord(header={"name": name}, trials={"a": trial})
         return StudySource(label=name, study=study, folder=None)

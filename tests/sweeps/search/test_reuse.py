@@ -32,6 +32,7 @@ from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.progress_view import progress
 from sweeps.trials.resolver import Resolver
 from tests.support.journals import read_events
+from tests.support.specifications import make_specification
 
 GRID = {"sampler": "grid", "trials": 100, "stop": "none", "repeats": 2}
 WRONG_IMAGES = encode_wrong_images(np.arange(25) < 2)  # 8 %
@@ -276,7 +277,8 @@ def test_a_trial_is_adopted_only_where_it_would_be_computed_in_the_same_format(
     tmp_path, precision, trained_on, device, adopted
 ):
     trial = TrialRecord(
-        trial_id="a", status=Status.DIVERGED, specification={"train": {"precision": precision}}, attempts=[trained_on],
+        trial_id="a", status=Status.DIVERGED, specification=make_specification(train={"precision": precision}),
+        attempts=[trained_on],
     )  # fmt: skip
     siblings = SiblingResults(device=device)
     siblings.add(tmp_path / "other", [trial])
