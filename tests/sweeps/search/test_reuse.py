@@ -13,6 +13,7 @@ import torch
 from analysis.findings.cost import study_cost
 from lowrank.training import Recipe, number_format
 from sweeps.execution.scheduler import StratifiedStopping
+from sweeps.execution.trial_config import TrialConfig
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.journal import Journal
@@ -255,7 +256,8 @@ def test_the_early_stopping_knows_what_was_adopted_while_it_runs():
     for index in range(3):
         curve = {epoch: {"val_error": 5.0, "time": 1.0} for epoch in range(1, 13)}
         adopted.append(TrialRecord(f"known{index}", stratum="small", status=Status.COMPLETED, epochs=curve))
-    worse = SimpleNamespace(trial_id="ray", config={"trial_id": "worse", "stratum": "small", "role": "search"})
+    config = TrialConfig(trial_id="worse", stratum="small", specification=make_specification(), study_dir="")
+    worse = SimpleNamespace(trial_id="ray", config=config.to_tune())
     assert asha.on_trial_result(None, worse, {"epoch": 6, "val_error": 50.0}) == "STOP"
 
 
