@@ -303,5 +303,5 @@ def test_a_test_error_is_that_of_the_study_that_trained_the_weights(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_format_of_older_records_follows_the_rule_of_the_training(precision, device):
     expected = number_format(Recipe(epochs=1, precision=precision), torch.device(device))
-    specification = {"train": {"precision": precision}}
+    specification = make_specification(train={"precision": precision})
     assert TrialRecord("a", specification=specification, attempts=[{"device": device}]).number_format == expected
