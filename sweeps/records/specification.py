@@ -38,7 +38,9 @@ class _Section(BaseModel):
 
 
 class MethodSection(BaseModel):
-    """The settings of a method as the record has them; the method's own class, which needs torch, checks the rest.
+    """The settings of a method as a record has them.
+
+    The method's own class, which needs torch, checks more than names and numbers.
 
     Attributes:
         name: of the method.
