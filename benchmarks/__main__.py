@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Measurement, Options, environment, header, load, show
+from lowrank.utils import OneLineParser
 
 BENCHMARKS = {
     "turnaround": "benchmarks.studies.turnaround",
@@ -33,7 +34,7 @@ BENCHMARKS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure; nothing is asserted.")
+    parser = OneLineParser(prog="python -m benchmarks", description="Measure; nothing is asserted.")
     parser.add_argument("what", nargs="?", default="all", choices=[*BENCHMARKS, "all"], help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
     parser.add_argument("--quick", action="store_true", help="the smallest form, to see that it works")

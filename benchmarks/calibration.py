@@ -17,7 +17,6 @@ two networks of 3 % error share about half of their wrong images.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from analysis.stats.inference.paired import (
 )
 from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
 from benchmarks.measurement import Goal, Measurement, Options, Table
+from lowrank.utils import OneLineParser
 from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
 from tests.support.specifications import make_specification
 
@@ -551,7 +551,7 @@ def _cell(value: float | None, unit: str, form: str = ".1f") -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; return 1 if a goal is missed, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__.partition("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.calibration", description=__doc__.partition("\n")[0])
     parser.add_argument("--studies", type=int, default=STUDIES, metavar="N", help=f"of each kind ({STUDIES:,})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="TEXT", default="", help="only the kinds whose name holds TEXT")

@@ -33,7 +33,7 @@ from lowrank.compression.substitution import replace_sites
 from lowrank.errors import LowrankError
 from lowrank.layers import make_method
 from lowrank.networks import NetworkSettings, default_images, make_network
-from lowrank.utils import first_line, prepare_torchvision, torchvision, usable_cores
+from lowrank.utils import OneLineParser, first_line, prepare_torchvision, torchvision, usable_cores
 
 METHOD = {"name": "svd", "rank_scale": 0.25}
 SIZES = (64, 96, 128, 224, 256, 299)  # tried in turn, before the size that a network was published for
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         1 if a network is wrong, else 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=str(__doc__).partition("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.zoo", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", action="append", metavar="PATTERN", help="names to try, e.g. 'timm:vit*'")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page too")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default: 1)")

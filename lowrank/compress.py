@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         The parser; its `--help` needs no torch.
     """
     parser = OneLineParser(
-        prog="python -m lowrank.compress", allow_abbrev=False,
+        prog="python -m lowrank.compress",
         description="Make a trained network smaller, without training or with a short one.",
         epilog="Exit codes: 0 done, 1 a form could not be written, 2 bad input, 130 interrupted (nothing is written).",
     )  # fmt: skip

@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         The parser; its `--help` needs no torch.
     """
     parser = OneLineParser(
-        prog="python -m lowrank.count", allow_abbrev=False,
+        prog="python -m lowrank.count",
         description="Parameters, mult-adds for one image, real costs and size on disk of a substituted network.",
         epilog="Exit codes: 0 done, 2 bad input.",
     )  # fmt: skip

@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
         The parser; its `--help` needs no torch.
     """
     parser = OneLineParser(
-        prog="python -m lowrank.predict", allow_abbrev=False, description="Classify image files by a trained network.",
+        prog="python -m lowrank.predict", description="Classify image files by a trained network.",
         epilog="Exit codes: 0 done, 1 a file could not be read (it is named, the others are classified), 2 bad input.",
     )  # fmt: skip
     parser.add_argument("model", type=Path, metavar="MODEL", help="STUDY/models/TRIAL, or a .safetensors of an export")

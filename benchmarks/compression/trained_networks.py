@@ -38,6 +38,7 @@ from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
+from lowrank.utils import OneLineParser
 
 AUGMENTATION = AugmentationSettings(shift=4, flip=True, cutout=8)
 TIMED_BUDGET = 0.25
@@ -64,7 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"resnet18": {"stem": "small"}}
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=Path, help="a folder of Parquet files; the digits without")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--network", default="resnet9", choices=tuple(TRAININGS))

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from benchmarks.measurement import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from lowrank.distillation.teacher_files import RECORD_FILE, TeacherRecord, read_record
+from lowrank.utils import OneLineParser
 from sweeps.records.events import Status
 from sweeps.records.load import fold_journal
 from sweeps.records.model import StudyRecord, TrialRecord
@@ -40,7 +41,7 @@ COLUMNS = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.distillation", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.gpu.distillation", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="train.parquet and test.parquet")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text and JSON")
     parser.add_argument("--work", type=Path, metavar="DIR", help="teachers, studies, cache (default: in --out)")

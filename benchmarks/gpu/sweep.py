@@ -28,6 +28,7 @@ from rich.console import Console
 
 from benchmarks.measurement import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from benchmarks.studies.throughput import throughput
+from lowrank.utils import OneLineParser
 from sweeps.records.events import Status
 from sweeps.records.load import fold_journal
 from sweeps.records.names import JOURNAL_FILE
@@ -54,7 +55,7 @@ class Part:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sweep", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.gpu.sweep", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="train.parquet and test.parquet")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text and JSON")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")

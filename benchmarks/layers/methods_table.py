@@ -28,6 +28,7 @@ from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings
+from lowrank.utils import OneLineParser
 
 MARKERS = ("<!-- table: begin -->", "<!-- table: end -->")
 COLUMNS = ("method", "settings", "parameters", "gap", "mult-adds, M", "step, ms", "x separable", "saved, MB")
@@ -103,7 +104,7 @@ def written(page: str, table: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers.methods_table", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.layers.methods_table", description=__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page whose table is replaced")
     parser.add_argument("--network", default="wrn_28_10")
     parser.add_argument("--params", type=int, default=WRN_BUDGET, metavar="N")

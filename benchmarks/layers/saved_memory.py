@@ -6,7 +6,6 @@ parameters, buffers and the input); on a GPU the peak of a whole step is measure
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from benchmarks.measurement import (
 from lowrank.layers.base_method import ConvShape
 from lowrank.layers.batched_rebuild import checkpoint_rebuild
 from lowrank.layers.registry import make_method
+from lowrank.utils import OneLineParser
 
 CHANNELS = 640
 LAYERS = 4  # one after the other: what they keep adds up, what one rebuild needs for a while does not
@@ -114,7 +114,7 @@ def run(options: Options) -> Measurement:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()

@@ -8,7 +8,6 @@ network are trained once and stand in every row. 600 training images, 8 epochs, 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import multiprocessing
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lowrank.utils import OneLineParser
 from sweeps.records.specification import TrialSpec
 
 TABLE = Path(__file__).resolve().with_suffix(".parquet")
@@ -90,7 +90,7 @@ def _trained() -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train what is missing and write the table when it is whole."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = OneLineParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--limit", type=int, metavar="N", help="train at most so many now")
     options = parser.parse_args(arguments)

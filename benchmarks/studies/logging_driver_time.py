@@ -8,7 +8,6 @@ sweep. With --server both write to an MLflow server on this machine.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import os
 import platform
@@ -26,6 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lowrank.utils import OneLineParser
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
@@ -136,7 +136,7 @@ def store(folder: Path, server: bool) -> Iterator[str]:
 
 def main() -> None:
     """Measure both and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--reports", type=int, default=20)
     parser.add_argument("--server", action="store_true", help="write to an MLflow server instead of SQLite")

@@ -7,7 +7,6 @@ python -m benchmarks.studies.scale_driver FOLDER TRIALS GPUS RESULT.json
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import ray
 
 from benchmarks.studies.replayed_trial import Replayed
+from lowrank.utils import OneLineParser
 from sweeps import run
 from sweeps.cluster.ray_adapter import ENVIRONMENT
 from sweeps.execution import tuner
@@ -125,7 +125,7 @@ class Watch:
 
 def main(arguments: list[str]) -> None:
     """Run the study; writes the notes, and what the workers took."""
-    parser = argparse.ArgumentParser()
+    parser = OneLineParser()
     for name, kind in (("folder", Path), ("trials", int), ("gpus", int), ("result", Path)):
         parser.add_argument(name, type=kind)
     args = parser.parse_args(arguments)

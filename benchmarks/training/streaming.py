@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from lowrank.utils import OneLineParser
+
 CLASSES, SIDE, ROWS, FILES = 10, 64, 1000, 4
 BATCH = 250
 
@@ -97,7 +99,7 @@ def pss_mb(pids: set[int]) -> float:
 
 def main() -> int:
     """Run the trials and print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the set is, or is made")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH} images, by each trial")

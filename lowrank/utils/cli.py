@@ -45,9 +45,16 @@ EXIT_CODE_TEXTS = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line, without the usage."""
+    """An argument parser that takes options by their whole names and reports a mistake in one line, without the usage.
+
+    Args:
+        options: of `argparse.ArgumentParser`. Abbreviations are off: a typo of one option must not be another.
+    """
 
     _words: Sequence[str] = ()
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def parse_known_args(  # type: ignore[override]  # argparse's own overloads are many
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -69,7 +76,7 @@ class OneLineParser(argparse.ArgumentParser):
             message: what is wrong with the command line.
         """
         # A flag with a typo is also one that is missing
-        if message.startswith("the following arguments are required") and not self.allow_abbrev:
+        if message.startswith("the following arguments are required"):
             flags = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
             unknown = [flag for flag in flags if flag not in self._option_string_actions]
             message = f"unrecognized arguments: {unknown[0]}" if unknown else message

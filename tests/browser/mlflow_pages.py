@@ -8,7 +8,6 @@ of an empty page cannot come out.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lowrank.utils import OneLineParser
 from tests.support.servers import LIGHT
 from tests.support.waiting import scaled, wait_until
 
@@ -209,7 +209,7 @@ def take_pictures(study_dir: Path, folder: Path, *, models: bool = True) -> None
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("folder", type=Path)
     asked = parser.parse_args()

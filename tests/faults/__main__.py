@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.measurement import Measurement, Table, environment, header, load, show
+from lowrank.utils import OneLineParser
 from tests.faults.catalogue import ALL_FAULTS
 from tests.faults.injections import Fault
 from tests.faults.outcome import Outcome, inject, undisturbed
@@ -36,9 +37,7 @@ ATTEMPTS = 3  # studies for a fault; one may be over before the fault was inject
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults", description="Inject faults into studies, print what it cost."
-    )
+    parser = OneLineParser(prog="python -m tests.faults", description="Inject faults into studies, print what it cost.")
     parser.add_argument("names", nargs="*", choices=[[], *(fault.name for fault in ALL_FAULTS)], metavar="NAME",
                         help=f"of {', '.join(fault.name for fault in ALL_FAULTS)} (all)")  # fmt: skip
     parser.add_argument(

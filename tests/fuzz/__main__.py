@@ -9,7 +9,6 @@ message that is longer than 300 characters or two lines. The exit code is 1 if t
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 
+from lowrank.utils import OneLineParser
 from tests.fuzz.cases import KINDS, LIMITS, make_arguments, run_case
 
 BATCH = {"file": 200, "set": 200, "plan": 10}  # cases of one child process
@@ -36,7 +36,7 @@ ADDRESS_SPACE = 12 * 2**30  # of a child, so that a case that wants all memory f
 
 def main() -> int:
     """Run the fuzzer; returns 1 if there was a fault."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = OneLineParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="number of mutated files")
     parser.add_argument("--sets", type=int, help="number of command lines with --set (0.4 of the files)")
     parser.add_argument("--plans", type=int, help="number of plans (0.15 of the files)")

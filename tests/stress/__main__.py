@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
 
+from lowrank.utils import OneLineParser
+
 LAST_LINES = 15  # of a failure that are printed
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.stress", description=(__doc__ or "").partition(": ")[2])
+    parser = OneLineParser(prog="python -m tests.stress", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("-m", dest="markers", default="study or faults", metavar="MARKERS",
                         help="which tests, as for pytest (%(default)s)")  # fmt: skip
     parser.add_argument("--times", type=int, default=5, metavar="N", help="how often (%(default)s)")

@@ -67,7 +67,7 @@ def test_a_command_says_how_to_go_on_after_an_interruption(capsys):
 
 
 def test_a_flag_with_a_typo_is_named_before_an_option_that_is_missing(capsys):
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     parser.add_argument("--budget", required=True)
     for words, message in (
         (["--buget=3"], "unrecognized arguments: --buget; did you mean --budget?; see --help"),

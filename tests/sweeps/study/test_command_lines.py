@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import dataclasses
 import subprocess
 import sys
 
 import pytest
 
-from analysis import __main__ as analysis, report
-from lowrank import count
+from analysis import __main__ as analysis, collate, compare, export, report
+from benchmarks import __main__ as benchmarks
+from lowrank import compress, count, predict
+from lowrank.utils import OneLineParser
 from sweeps import run, spot, teacher
 from sweeps.space.run_options import RunOptions
 from sweeps.storage import __main__ as storage
@@ -43,6 +47,64 @@ def test_a_mistake_is_one_line_and_exit_code_2(main, arguments, message, capsys)
     assert said.err.startswith(f"error: {message}")
     assert said.err.endswith("; see --help\n")
     assert said.err.count("\n") == 1
+
+
+COMMANDS = [
+    *((main, []) for main in (run.main, teacher.main, spot.main, storage.main, tracking.main, count.main, predict.main,
+                              compress.main, report.main, compare.main, export.main, collate.main, benchmarks.main)),
+    *((analysis.main, [name]) for name in analysis.COMMANDS),
+]  # fmt: skip
+
+
+class ParserReachedError(Exception):
+    """Hands the parser of a command to the test."""
+
+
+@pytest.fixture
+def parser_of(monkeypatch):
+    """Gives the parser that a command uses for its words, or for those after the name of a subcommand."""
+
+    def find(main, words: list[str]) -> OneLineParser:
+        def stop(parser, *_):
+            actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+            raise ParserReachedError(actions[0].choices[words[0]] if words else parser)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OneLineParser, "parse_known_args", stop)
+            with pytest.raises(ParserReachedError) as reached:
+                main(words)
+        return reached.value.args[0]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("main", "words"), [pytest.param(*entry, id=f"{entry[0].__module__} {entry[1][:1]}") for entry in COMMANDS]
+)
+def test_an_abbreviation_is_not_taken_for_an_option(main, words, parser_of, capsys):
+    parser = parser_of(main, words)
+    assert isinstance(parser, OneLineParser)
+    flags = [flag for flag in parser._option_string_actions if len(flag) > 4]
+    for flag in flags:
+        if flag[:-1] in flags:
+            continue
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([f"{flag[:-1]}=1"])
+        message = capsys.readouterr().err
+        assert (ended.value.code, message.count("\n")) == (2, 1)
+        assert message.startswith(f"error: unrecognized arguments: {flag[:-1]}")
+
+
+def test_every_parser_reports_mistakes_in_one_line():
+    files = [path for folder in ("lowrank", "sweeps", "analysis", "benchmarks", "docs", "tests")
+             for path in (studies.ROOT / folder).rglob("*.py")]  # fmt: skip
+    assert len(files) > 300
+    calls = {
+        path.relative_to(studies.ROOT).as_posix() for path in files if "ArgumentParser(" in path.read_text()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
+    }  # fmt: skip
+    assert not calls
 
 
 IMPORTED = """
