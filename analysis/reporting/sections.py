@@ -72,7 +72,10 @@ def _unfinished(study: StudyRecord) -> str:
     """How far a study is that has not ended."""
     statuses = [trial.status for trial in study.trials.values()]
     running, waiting = statuses.count(Status.RUNNING), statuses.count(Status.PROPOSED)
-    why = "The study was stopped before its end" if study.closed else "The study had not ended when this was written"
+    closed = study.closed or {}
+    why = "The study was stopped before its end" if closed else "The study had not ended when this was written"
+    if closed.get("reason") == "failed":
+        why = f"The study was ended by an error: {closed.get('error', '')}".rstrip(": ")
     return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
 
 

@@ -31,6 +31,7 @@ ORIGIN = "repeats"  # of a header: whose recorded trials the study trains again 
 PICTURE_HEIGHT = 4.0  # inches
 ENDS = {
     "finished": "finished", "time": "ended by its limit of time", "interrupted": "interrupted",
+    "failed": "ended by an error of the driver",
     "": "not closed: the driver is running, or was killed",
 }  # fmt: skip
 NO_NUMBER = "not on record"

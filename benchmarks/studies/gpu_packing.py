@@ -153,7 +153,7 @@ def run(options: Options) -> Measurement:
     connect(None, cpus=2 if options.quick else None)
     with _data(options) as data:
         students = _students(options, data)
-        limit = packing_limit(read_cluster(), 1, MANY, None)
+        limit = packing_limit(read_cluster(autoscaled=False), 1, MANY, None)
         max_trainers = max(count for count in COUNTS if count <= limit.trials)
         first = next(iter(students.values()))
         duration = {"seconds": 0.5} if options.quick else {}

@@ -45,10 +45,10 @@ EXIT_CODE_TEXTS = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that takes options by their whole names and reports a mistake in one line, without the usage.
+    """An argument parser without abbreviations that reports a mistake in one line.
 
     Args:
-        options: of `argparse.ArgumentParser`. Abbreviations are off: a typo of one option must not be another.
+        options: of `argparse.ArgumentParser`. A typo of one option must not be taken for another.
     """
 
     _words: Sequence[str] = ()

@@ -39,7 +39,7 @@ def require_token(*, allow_open_ports: bool = False) -> None:
         print(f"{MODE_VARIABLE}={mode}: whoever reaches this machine can run code through Ray's ports", flush=True)
         return
     if not os.environ.get(TOKEN_VARIABLE):
-        _ensure_token_file(token_file())
+        _ensure_token()
     enable_token()
 
 
@@ -48,20 +48,27 @@ def token_file() -> Path:
 
     Returns:
         The path that Ray's own variable names, or Ray's default.
+
+    Raises:
+        RuntimeError: it lies in the user's home, and nobody knows where that is.
     """
     return Path(os.environ.get(TOKEN_PATH_VARIABLE) or TOKEN_FILE).expanduser()
 
 
-def _ensure_token_file(path: Path) -> None:
-    """Make the file of the token, for its owner alone, or make one that is there so."""
+def _ensure_token() -> None:
+    """Make the file of the token, for its owner alone, or make one that is there so.
+
+    Where the user has no home, or none that can be written, the token lives in the environment of Ray's processes.
+    """
     try:
+        path = token_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(secrets.token_hex(32))
         return
     except FileExistsError:
         pass
-    except OSError:  # a home that cannot be written: the token then lives in the environment of Ray's processes
+    except (OSError, RuntimeError):  # the latter of a home that is not known
         os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
         return
     if _make_private(path, 0o600):

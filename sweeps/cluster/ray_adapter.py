@@ -5,6 +5,7 @@ A new version of Ray is tried with tests/sweeps/cluster/test_ray_adapter.py, whi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 HEAD_RESOURCE = "node:__internal_head__"  # every head has 1 of it
 CARD_PREFIX = "accelerator_type:"  # a node with such cards has a resource of this name
 NODE_DEATH = "its node has died"  # how an ActorDiedError says that the machine is lost
+_FAILED_ATTEMPTS = "Trials did not complete"  # how Tune begins its list of all attempts that have failed
 _ERROR_ATTRIBUTE = "error_of_attempt"  # of a trial's temporary state, which Tune never saves
 STARTUP_TIMEOUT = "timed out during startup"  # how `ray.init` says that 30 s were not enough
 MODE_VARIABLE = "RAY_AUTH_MODE"  # `token`: Ray answers only who has the token
@@ -211,6 +213,19 @@ def keep_trial_errors_in_memory() -> None:
 
     setattr(handle_error, _ERROR_ATTRIBUTE, True)
     Trial.handle_error = handle_error  # type: ignore[method-assign,assignment]
+
+
+def hide_failed_attempts() -> None:
+    """Have Tune not list at its end what it calls trials that did not complete.
+
+    Each attempt is a trial to Tune. One that has failed and was repeated stands in that list by a name that no study
+    has, however well the study ended. The journal has the reason of each. A second call changes nothing.
+    """
+    logging.getLogger("ray.tune.tune").addFilter(_is_no_list_of_attempts)
+
+
+def _is_no_list_of_attempts(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_FAILED_ATTEMPTS)
 
 
 def drop_metric_statistics(trial: RayTrial) -> None:

@@ -179,7 +179,7 @@ class Recorder(_NoState, Callback):
             self._config.on_change()
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
-        """Retry a failed attempt or record the failure.
+        """Retry a failed attempt, with a notice of why, or record the failure.
 
         Raises:
             FullDiskError: the disk is full, which is not the trial's fault; a resumed study continues it.
@@ -189,11 +189,13 @@ class Recorder(_NoState, Callback):
             raise FullDiskError(self._search.journal.path)
         trial_id = trial_config(trial.config).trial_id
         self._ended.append(trial)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:MAX_REASON]
         if self._retries.may_retry(trial_id, error):
+            if not self._search.record.trials[trial_id].ended:
+                self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")
             self._search.requeue(trial_id)
             return
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        self._finish(trial_id, Status.FAILED, lines[-1].strip()[:MAX_REASON])
+        self._finish(trial_id, Status.FAILED, reason)
         self._config.on_change()
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **kwargs: Any) -> None:

@@ -9,7 +9,13 @@ import signal
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from sweeps.cluster import HeadWatchdog, allow_pending_trials, head_address, keep_trial_errors_in_memory
+from sweeps.cluster import (
+    HeadWatchdog,
+    allow_pending_trials,
+    head_address,
+    hide_failed_attempts,
+    keep_trial_errors_in_memory,
+)
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
@@ -87,6 +93,7 @@ def _run_phase(
     resources = {"cpu": config.resources.share.cpus, "gpu": config.resources.share.gpus}
     allow_pending_trials(config.resources.share.concurrent)
     keep_trial_errors_in_memory()
+    hide_failed_attempts()
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(

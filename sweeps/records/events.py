@@ -24,7 +24,7 @@ class Event(StrEnum):
     ANNOTATED = "noted"  # a note and tags of the user, on a trial or on the study
     RESOURCES = "room"  # the driver is ready to train: how many trials at once, on what, and how long that took
     PACKING = "placed"  # the throughput measured for trials that share a GPU, and the share chosen
-    CLOSED = "closed"  # the driver ended: finished, interrupted or out of time
+    CLOSED = "closed"  # the driver ended: finished, interrupted, out of time or failed; and the error
 
 
 class Status(StrEnum):

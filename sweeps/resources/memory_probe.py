@@ -56,7 +56,10 @@ def probe_space(space: Space, options: RunOptions) -> int:
     resolver = Resolver(space, data, describe_teacher(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct_trials(space, resolver)
     connect(options.address, own_networks=own_networks(space), allow_open_ports=options.allow_open_ports)
-    share = share_for(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
+    share = share_for(
+        space.resources, read_cluster(autoscaled=options.address is not None), space.search.trials,
+        bool(options.gpus_per_trial),
+    )  # fmt: skip
     outline = DataOutline.of(data) if data.resident else None  # streamed data is measured with its loader
     rows = probe_trials(trials, share, options.data_dir, outline, quiet=options.json)
     path = write_rows(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")

@@ -40,8 +40,12 @@ class Share:
         return f"{self.cpus:g} CPU and {self.gpus:g} GPU{together}"
 
 
-def read_cluster() -> Cluster:
-    """Read the size of the connected Ray cluster.
+def read_cluster(*, autoscaled: bool) -> Cluster:
+    """Read the size of the Ray cluster that this process is connected to.
+
+    Args:
+        autoscaled: whether the autoscaler of a head on this machine may start workers for this Ray; never for a Ray
+            that the driver has started itself, although such a one has a head too.
 
     Returns:
         The machines that are alive or, on a head whose autoscaler may start more, all that it may start.
@@ -52,7 +56,7 @@ def read_cluster() -> Cluster:
     nodes = live_nodes()
     resources: list[dict[str, float]] = [node["Resources"] for node in nodes]
     head = [node["Resources"] for node in nodes if is_driver_on(node) and HEAD_RESOURCE in node["Resources"]]
-    planned = planned_machines(BOOTSTRAP_FILE.expanduser()) if head else []
+    planned = planned_machines(BOOTSTRAP_FILE) if head and autoscaled else []
     return _sum([*planned, *head] if planned and len(planned) + 1 >= len(nodes) else resources)
 
 
@@ -67,6 +71,10 @@ def planned_machines(path: Path) -> list[dict[str, float]]:
     Returns:
         The resources of each worker (`CPU`, `GPU`), those with the most GPUs first; none if there is no such file.
     """
+    try:
+        path = path.expanduser()
+    except RuntimeError:  # nobody knows where this user's home is, so `ray up` has put nothing there
+        return []
     if not path.exists():
         return []
     config = yaml.safe_load(path.read_text())

@@ -39,36 +39,37 @@ class TrialResources:
 class ResourcePlanner:
     """Plans what each trial holds, before and after shares of a card are measured."""
 
-    def __init__(self, space: Space, trials: int, *, require_gpus: bool):
+    def __init__(self, space: Space, trials: int, *, require_gpus: bool, address: str | None):
         """Read the cluster and check the request; prints a line if `auto` finds no GPU to measure.
 
         Args:
             space: the study's space with its `resources`.
             trials: trials of the study.
             require_gpus: whether the command line asks for GPUs.
+            address: of the cluster; None for this machine alone.
 
         Raises:
             InputError: no machine of the cluster could ever meet the request.
         """
         self._space, self._trials, self._require_gpus = space, trials, require_gpus
-        self._cluster = read_cluster()
+        self._address = address
+        self._cluster = read_cluster(autoscaled=address is not None)
         self.share = share_for(space.resources, self._cluster, trials, require_gpus)
         auto = space.resources.gpus_per_trial == AUTO
         self.measured = auto and self.share.gpus > 0
         if auto and not self.measured:
             print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
 
-    def sharing_modes(self, address: str | None) -> AbstractContextManager[SharingModes]:
+    def sharing_modes(self) -> AbstractContextManager[SharingModes]:
         """Give the modes of sharing a card that the study may use, while the block runs.
-
-        Args:
-            address: of the cluster; None for this machine alone.
 
         Returns:
             A context manager that starts and ends the multi-process service where it is needed.
         """
         shared = self.measured or 0 < self.share.gpus < 1
-        return sharing_modes(self._space.resources.sharing, shared=shared, measured=self.measured, address=address)
+        return sharing_modes(
+            self._space.resources.sharing, shared=shared, measured=self.measured, address=self._address
+        )
 
     def resolve(
         self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, modes: SharingModes

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowrank.errors import InputError, show_value, unknown
+from lowrank.errors import InputError, shorten, show_value, unknown
 from lowrank.utils import absolute_path, validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
@@ -129,7 +129,7 @@ def _leave_out_width(content: dict[str, Any], typed: Mapping[str, Any]) -> None:
 
     if not takes_width(absolute_name(name)):
         del content["network"]["width"]
-        print(f"{name} has no `width`: the space's, {width:g}, is left out", file=sys.stderr, flush=True)
+        print(f"{shorten(name, 100)} has no `width`: the space's, {width:g}, is left out", file=sys.stderr, flush=True)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -6,13 +6,14 @@ import enum
 import shlex
 import subprocess
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, commit, module_command, module_environment, redact
+from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact
 from sweeps.records import (
     JOURNAL_FILE,
     MLFLOW_FILE,
@@ -65,6 +66,15 @@ class CloseReason(enum.StrEnum):
     FINISHED = "finished"
     TIME = "time"
     INTERRUPTED = "interrupted"
+    FAILED = "failed"  # by an error of the driver; the event says which
+
+
+@dataclass
+class RunEnd:
+    """How a run of the driver over a study ended; `error` is one line, which the journal keeps too."""
+
+    reason: CloseReason = CloseReason.INTERRUPTED
+    error: str = ""
 
 
 def run_study(
@@ -102,7 +112,7 @@ def run_study(
     connect(config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports)
     resolver.close()
     total = expected_trials(space, resolver)
-    planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked)
+    planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked, address=config.address)
     siblings.device = "cuda" if planner.share.gpus else "cpu"
     check_process_shards(space, planner.share.processes, len(resolver.data.train))
     params = resolver.reference("dense").counts["params"]
@@ -113,7 +123,7 @@ def run_study(
     path = config.folder / JOURNAL_FILE
     _check_journal(path, config)
     resolver.use_folder(config.folder)
-    with closing(Journal(path)) as journal, planner.sharing_modes(config.address) as modes:
+    with closing(Journal(path)) as journal, planner.sharing_modes() as modes:
         if mirror is not None:
             mirror.on_loss(journal.refuse)
             mirror.start()
@@ -125,8 +135,7 @@ def run_study(
         if config.note or config.tags:
             apply_event(record, journal.append(Event.ANNOTATED, sync=True, note=config.note, tags=config.tags))
         tracking = TrackingProcess.start(config.folder, config.tracking_uri)
-        reason = CloseReason.INTERRUPTED
-        try:
+        with _record_end(journal, config.folder) as end:
             proposer: Proposer = EmptyProposer()  # recorded trials are trained again, and no point of the space
             if config.origin is None:
                 proposer = make_proposer(space, config.folder, resolver.points)
@@ -140,22 +149,31 @@ def run_study(
             )
             apply_event(record, event)
             search = Search(space, resolver, proposer, journal, record, strata, siblings)
-            reason = _search(search, config, resources, total, lambda: _close_records(journal, mirror))
-        except KeyboardInterrupt:
-            pass  # every completed step is in the journal
-        except Exception as error:
-            if not is_study_disk_full(error, config.folder):
-                raise
-            raise FullDiskError(journal.path) from error  # Ray and Optuna raise errors of their own for a full disk
-        finally:
-            journal.append(Event.CLOSED, sync=True, reason=str(reason))
+            _search(search, config, resources, total, lambda: _close_records(journal, mirror), end)
     print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
-    _print_next_step(space, config, reason, tracking.finish())
+    _print_next_step(space, config, end.reason, tracking.finish())
     if config.profile:
         _run_analysis("profile", config.folder)
-    if reason is CloseReason.INTERRUPTED:
+    if end.reason is CloseReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
-    return exit_code(record, reason)
+    return exit_code(record, end.reason) or (ExitCode.FAILED if end.error else ExitCode.DONE)
+
+
+@contextmanager
+def _record_end(journal: Journal, folder: Path) -> Iterator[RunEnd]:
+    """Journal how the block has ended, an error with its text; Ctrl-C ends there, another error is raised again."""
+    end = RunEnd()
+    try:
+        yield end
+    except KeyboardInterrupt:
+        pass  # every completed step is in the journal
+    except Exception as error:
+        end.reason, end.error = CloseReason.FAILED, one_line(error)
+        if not is_study_disk_full(error, folder):
+            raise
+        raise FullDiskError(journal.path) from error  # Ray and Optuna raise errors of their own for a full disk
+    finally:
+        journal.append(Event.CLOSED, sync=True, reason=str(end.reason), **({"error": end.error} if end.error else {}))
 
 
 def exit_code(record: StudyRecord, reason: CloseReason) -> int:
@@ -203,9 +221,10 @@ def _close_records(journal: Journal, mirror: StudyMirror | None) -> str | None:
 
 
 def _search(
-    search: Search, config: StudyConfig, resources: TrialResources, total: int, before_exit: Callable[[], str | None]
-) -> CloseReason:  # fmt: skip
-    """Train, evaluate the front on the test split, and draw and print the results; returns why it ended.
+    search: Search, config: StudyConfig, resources: TrialResources, total: int,
+    before_exit: Callable[[], str | None], end: RunEnd,
+) -> None:  # fmt: skip
+    """Train, evaluate the front on the test split, and draw and print the results; `end` is told how it ended.
 
     The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
     each further look could guide the search.
@@ -218,8 +237,8 @@ def _search(
             print(line, flush=True)
     elif config.test:
         print("the search has not ended: the test split was not looked at", flush=True)
-    _print_summary(config, search.record)  # before the study closes, so that MLflow gets the picture
-    return reason
+    end.error = _print_summary(config, search.record)  # before the study closes, so that MLflow gets the picture
+    end.reason = reason
 
 
 def _has_completed(record: StudyRecord) -> bool:
@@ -337,26 +356,31 @@ def expected_trials(space: Space, resolver: Resolver) -> int:
     return min(space.search.trials, rows) + references
 
 
-def _print_summary(config: StudyConfig, record: StudyRecord) -> None:
-    """Print and draw the front and the answer; or, if no trial was completed, print how the trials ended."""
+def _print_summary(config: StudyConfig, record: StudyRecord) -> str:
+    """Print and draw the front and the answer; or, if no trial was completed, print how the trials ended.
+
+    Returns what went wrong with the summary; "" for nothing.
+    """
     if _has_completed(record):
-        _run_analysis("summary", config.folder)
-        return
+        code = _run_analysis("summary", config.folder)
+        return f"the summary failed with exit code {code}" if code else ""
     ends = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)
     for (status, reason), count in ends.most_common(5):
         print(f"{count} {status.replace('_', ' ')}: {reason}")
     print("no trial was completed, so there is no front")
     if any(trial.status is Status.DIVERGED for trial in record.trials.values()):
         print("where the training diverged, a lower rate may help: --set train.lr=...")
+    return ""
 
 
-def _run_analysis(subcommand: str, folder: Path) -> None:
-    """Run `python -m analysis`, which stands above this package and is not imported by it."""
+def _run_analysis(subcommand: str, folder: Path) -> int:
+    """Run `python -m analysis`, which stands above this package and is not imported by it; returns its exit code."""
     command = module_command("analysis", subcommand, folder)
     code = subprocess.run(command, env=module_environment(), check=False).returncode
     if code != 0:
         repeat = shlex.join(["python", "-m", "analysis", subcommand, relative_path(folder)])
         print(f"the {subcommand} failed with exit code {code}; the study itself is whole, repeat it: {repeat}")
+    return code
 
 
 def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tracking_message: str | None) -> None:

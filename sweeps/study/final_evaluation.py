@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from lowrank.data import ImageData
-from lowrank.errors import InputError
+from lowrank.errors import HungError, InputError
 from lowrank.io import load_tensors
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
 from lowrank.utils import first_line, one_line
+from sweeps.cluster import out_of_memory
 from sweeps.records import (
     CHECKPOINT_FILE,
     MODELS_FOLDER,
@@ -29,8 +30,9 @@ from sweeps.trials import make_trainer, without_teacher
 def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool = True) -> list[str]:
     """Evaluate the front and the references on the test split, and write a model of each point of the front.
 
-    A trial that has a test error already is not evaluated again. A trial whose weights cannot be used is skipped; a
-    line and a notice of the trial say why.
+    A trial that has a test error already is not evaluated again. A trial whose weights cannot be used, or for which
+    there is not enough memory, is skipped; a line and a notice of the trial say why. Once images cannot be read, no
+    further trial is evaluated.
 
     Args:
         search: the finished search; test errors are written to its journal.
@@ -41,13 +43,14 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
     Returns:
         A line on trials without a test error and the command for a further look; none where all have one.
     """
+    images_hang = lacks_memory = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
     front_ids = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
     for trial in front_trials(search.record.trials.values()):
         model_folder = folder / MODELS_FOLDER / trial.trial_id
         needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
         # Another study of the series may have evaluated the same trial
-        wants_test = look and trial.test_error is None
+        wants_test = look and trial.test_error is None and not images_hang
         sibling = search.siblings.tested(trial) if wants_test else None
         if sibling is not None and sibling.test_error is not None:
             search.write_test_error(trial.trial_id, sibling.test_error, sibling.wrong_images.get("test", ""))
@@ -57,20 +60,24 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
         weights = folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
         try:
             trainer = restore_trainer(trial, weights, data, device)
-        except InputError as error:
+            test_error = trainer.evaluate("test")["error"] if wants_test else None
+        except (InputError, HungError, RuntimeError, MemoryError) as error:
+            no_memory, hung = out_of_memory(error), isinstance(error, HungError)
+            if not (no_memory or hung or isinstance(error, InputError)):
+                raise
+            lacks_memory, images_hang = lacks_memory or no_memory, images_hang or hung
             aims = ["evaluated on the test split"] * wants_test + ["written as a model"] * needs_model
-            message = f"not {' and not '.join(aims)}: {error}"
+            message = f"not {' and not '.join(aims)}: {first_line(error)}"
             search.write_notice(trial.trial_id, message)
             print(f"{trial.trial_id} is {message}")
             continue
-        if wants_test:
-            test_error = trainer.evaluate("test")["error"]
+        if test_error is not None:
             search.write_test_error(
                 trial.trial_id, test_error, encode_wrong_images(trainer.wrong_images["test"].cpu().numpy())
             )
         if needs_model:
             write_model(model_folder, trial, trainer, data)
-    return [] if look else _test_lines(search.record, folder.name)
+    return [] if look and not (images_hang or lacks_memory) else _test_lines(search.record, folder.name)
 
 
 def _test_lines(study: StudyRecord, name: str) -> list[str]:
@@ -110,9 +117,9 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
     trainer = make_trainer(without_teacher(trial.specification), data, device)
     try:
         trainer.load_state(state)
-    except torch.OutOfMemoryError:
-        raise
     except (KeyError, RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"this version of the code cannot use {path}: {first_line(error)}") from error
     return trainer
 

@@ -155,7 +155,7 @@ class MlflowStudy:
         self._due["the best models"] = partial(
             register_front, self.client, self.experiment, self.study, self.study_dir, self.runs
         )
-        status = "FINISHED" if closed.get("reason") == "finished" else KILLED
+        status = {"finished": "FINISHED", "failed": FAILED}.get(str(closed.get("reason")), KILLED)
         self.client.set_terminated(self.parent, status, milliseconds(closed["time"]))
         self._store_artifacts()
         if not self._due:

@@ -23,6 +23,7 @@ def study(tmp_path, monkeypatch, network):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "mark").exists()
     assert "Traceback" not in done.stdout + done.stderr
+    assert "did not complete" not in done.stdout + done.stderr
     return list(studies.record(tmp_path / "hit").trials.values())
 
 
@@ -34,6 +35,8 @@ def test_a_device_error_ends_the_process_and_the_trial_goes_on_in_another(tmp_pa
     assert len(first.attempts) == 2
     before, after = (attempt["pid"] for attempt in first.attempts)
     assert before != after
+    (notice,) = first.notices
+    assert notice.startswith("an attempt has failed and is repeated: ")
     assert {attempt["pid"] for trial in others for attempt in trial.attempts} == {after}
     assert list(first.epochs) == [1, 2, 3]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,17 +82,20 @@ def test_types_of_cards_are_read_from_the_names_of_resources(monkeypatch):
 
 @pytest.mark.study
 def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_metrics(
-    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
     ray_adapter.allow_pending_trials(2)
     watching = Watching()
     ray_adapter.keep_trial_errors_in_memory()
     ray_adapter.keep_trial_errors_in_memory()
-    tune.Tuner(
-        tune.with_resources(Failing, {"cpu": 1}),
-        run_config=tune.RunConfig(storage_path=str(tmp_path), name="broken", verbose=0, callbacks=[watching]),
-    ).fit()
+    ray_adapter.hide_failed_attempts()
+    with caplog.at_level(logging.ERROR, "ray.tune.tune"):
+        tune.Tuner(
+            tune.with_resources(Failing, {"cpu": 1}),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), name="broken", verbose=0, callbacks=[watching]),
+        ).fit()
+    assert [record for record in caplog.records if record.name == "ray.tune.tune"] == []
     assert [(row["cpus"], row["gpus"], row["cards"]) for row in watching.results] == [(1, 0, 0)]
     (error,) = watching.errors
     assert isinstance(error, Exception)
@@ -101,6 +105,18 @@ def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_m
     assert trial.run_metadata.metric_analysis == {}
     assert not list(tmp_path.rglob("error.pkl"))  # an exception that lies in a folder is never unpickled
     assert (trial.pickled_error_file, trial.get_pickled_error()) == (None, None)
+
+
+def test_tune_lists_every_attempt_that_has_failed_and_the_list_is_hidden(caplog):
+    """One that was repeated is no trial that did not complete; other errors of Tune are shown."""
+    source = (RAY / "tune" / "tune.py").read_text()
+    assert 'logger.error("Trials did not complete: %s", incomplete_trials)' in source
+    assert "if trial.status != Trial.TERMINATED:\n            incomplete_trials += [trial]" in source
+    ray_adapter.hide_failed_attempts()
+    logger = logging.getLogger("ray.tune.tune")
+    logger.error("Trials did not complete: %s", ["TrialTrainable_1"])
+    logger.error("Experiment state snapshotting failed:")
+    assert [record.message for record in caplog.records] == ["Experiment state snapshotting failed:"]
 
 
 def test_tune_still_reads_the_variables_that_are_set():

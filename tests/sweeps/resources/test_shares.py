@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ from sweeps.cluster import ray_adapter
 from sweeps.cluster.cluster_file import CLUSTER_FILE
 from sweeps.resources import shares
 from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, planned_machines, share_for
+from sweeps.resources.slots import ResourcePlanner
 from sweeps.space.settings import ResourceSettings
 from tests.support.ray_private import complete_cluster_config
 
@@ -107,5 +110,23 @@ def test_a_head_without_workers_counts_those_that_it_may_start(monkeypatch, plan
     monkeypatch.setattr(ray_adapter, "live_nodes", lambda: [{"NodeID": "own", "Resources": head}])
     monkeypatch.setattr(ray_adapter, "is_driver_on", lambda node: node["NodeID"] == "own")
     monkeypatch.setattr(shares, "planned_machines", lambda path: planned)
-    cluster = shares.read_cluster()
+    cluster = shares.read_cluster(autoscaled=True)
     assert (cluster.cpus, cluster.gpus, cluster.max_gpus) == ((32, 8, 1) if planned else (0, 0, 0))
+
+
+def test_a_ray_of_the_driver_alone_gets_no_workers_of_the_cluster_on_whose_head_it_runs(monkeypatch, tmp_path):
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        yaml.safe_dump(complete_cluster_config(yaml.safe_load(CLUSTER_FILE.read_text())))
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    head = {"CPU": 2.0, "node:__internal_head__": 1.0}
+    monkeypatch.setattr(ray_adapter, "live_nodes", lambda: [{"NodeID": "own", "Resources": head}])
+    monkeypatch.setattr(ray_adapter, "is_driver_on", lambda node: True)
+    assert shares.read_cluster(autoscaled=True).gpus == 8
+    assert shares.read_cluster(autoscaled=False) == Cluster(2, 0, 2, 0)
+    asked = ResourceSettings(gpus_per_trial=1)
+    planner = ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=False, address=None)
+    assert planner.share.gpus == 0
+    with pytest.raises(InputError, match="a trial asks for 1 GPUs, but the largest machine of the cluster has 0"):
+        ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=True, address=None)
+    assert ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=True, address="auto").share.gpus == 1

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import errno
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from lowrank.errors import InputError
 from lowrank.utils import ExitCode
 from sweeps.execution import tuner
 from sweeps.records.events import Role, Status
+from sweeps.records.journal import FullDiskError, Journal
 from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.space.run_options import RunOptions
-from sweeps.study import run_series, start
+from sweeps.study import driver, run_series, start
 from sweeps.study.driver import CloseReason, exit_code
 from sweeps.study.series import parse_series
+from tests.support.journals import read_events
 from tests.sweeps.study.test_series import OPTIONS, SMALL
 
 
@@ -89,6 +94,36 @@ def test_a_limit_below_a_second_is_kept(tmp_path, monkeypatch):
     assert phases.limits == [pytest.approx(0.1)]
     assert phases.run(tmp_path, 0.0) is True
     assert len(phases.limits) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "reason", "text"),
+    [
+        (None, None, "finished", None),
+        (KeyboardInterrupt(), None, "interrupted", None),
+        (RuntimeError("evaluation\nbroke"), RuntimeError, "failed", "evaluation broke"),
+        (InputError("no card has enough memory"), InputError, "failed", "no card has enough memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), FullDiskError, "failed", "No space left on device"),
+    ],
+)
+def test_the_journal_says_how_the_driver_has_ended(tmp_path, monkeypatch, error, expected, reason, text):
+    monkeypatch.setattr(driver, "is_study_disk_full", lambda error, folder: isinstance(error, OSError))
+    raised = pytest.raises(expected) if expected else nullcontext()
+    with closing(Journal(tmp_path / JOURNAL_FILE)) as journal, raised, driver._record_end(journal, tmp_path) as end:
+        if error is not None:
+            raise error
+        end.reason = CloseReason.FINISHED
+    (event,) = read_events(tmp_path / JOURNAL_FILE)
+    assert (event["event"], event["reason"]) == ("closed", reason)
+    assert event.get("error") == text or event["error"].endswith(text)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_summary_that_fails_is_on_record(tmp_path, monkeypatch, capsys, code):
+    monkeypatch.setattr(driver.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
+    error = driver._print_summary(SimpleNamespace(folder=tmp_path), study(REFERENCE))
+    assert error == ("the summary failed with exit code 1" if code else "")
+    assert ("the study itself is whole, repeat it" in capsys.readouterr().out) == bool(code)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from lowrank.data import DataSettings, load_data
+from lowrank.errors import LoaderHungError
 from lowrank.io import save_tensors
 from sweeps.records.events import Event, Status
+from sweeps.records.fronts import front_trials
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
 from sweeps.records.model import apply_event
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.study import driver, final_evaluation
-from sweeps.study.driver import CloseReason
+from sweeps.study.driver import CloseReason, RunEnd
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.trials import make_trainer
 from tests.support.specifications import make_specification
@@ -97,18 +99,57 @@ def test_the_first_finished_end_looks_and_later_ones_are_asked(search, monkeypat
         search.append(Event.STUDY, name="a", number=number)
     looks = []
     monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.FINISHED)
-    monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
+    monkeypatch.setattr(driver, "_print_summary", lambda *_: "")
     monkeypatch.setattr(driver, "evaluate_front", lambda *_, look: looks.append(look) or [])
-    assert (
-        driver._search(search, SimpleNamespace(test=test, folder=None), None, 8, lambda: None) is CloseReason.FINISHED
-    )
+    end = RunEnd()
+    driver._search(search, SimpleNamespace(test=test, folder=None), None, 8, lambda: None, end)
+    assert end == RunEnd(CloseReason.FINISHED, "")
     assert looks == [expected]
+
+
+@pytest.mark.parametrize(
+    ("error", "tested"),
+    [(torch.OutOfMemoryError("CUDA out of memory.\nmore"), 1), (LoaderHungError("no image came for 120 s"), 0)],
+)
+def test_what_cannot_be_evaluated_is_skipped_with_a_line_and_a_notice(
+    search, tmp_path, monkeypatch, capsys, error, tested
+):
+    """Memory may suffice for a smaller network; images that cannot be read are not asked for again."""
+    first, *others = [trial.trial_id for trial in front_trials(search.record.trials.values())]
+    evaluations = []
+
+    def restore(trial, *_):
+        def evaluate(split):
+            evaluations.append(trial.trial_id)
+            if trial.trial_id == first:
+                raise error
+            return {"error": 25.0}
+
+        return SimpleNamespace(evaluate=evaluate, wrong_images={"test": torch.zeros(4, dtype=torch.uint8)})
+
+    monkeypatch.setattr(final_evaluation, "restore_trainer", restore)
+    monkeypatch.setattr(final_evaluation, "write_model", lambda *_: None)
+    (line,) = evaluate_front(search, tmp_path, None)
+    reason = str(error).splitlines()[0]
+    assert f"{first} is not evaluated on the test split and not written as a model: {reason}" in capsys.readouterr().out
+    assert search.record.trials[first].notices[-1].endswith(reason)
+    assert evaluations == [first, *others[: len(others) * tested]]
+    assert line.endswith(f"--resume {tmp_path.name} --test")
+
+
+def test_an_error_of_the_code_is_not_taken_for_a_lack_of_memory(search, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(final_evaluation, "restore_trainer", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        evaluate_front(search, tmp_path, None)
 
 
 def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsys):
     monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.TIME)
-    monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
-    driver._search(search, SimpleNamespace(test=True, folder=None), None, 8, lambda: None)
+    monkeypatch.setattr(driver, "_print_summary", lambda *_: "")
+    driver._search(search, SimpleNamespace(test=True, folder=None), None, 8, lambda: None, RunEnd())
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
 
 
