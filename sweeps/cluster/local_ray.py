@@ -20,6 +20,22 @@ TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks for it
 LONGEST_BASE = 30  # characters: paths of Ray's sockets in it must stay below 104
 
 
+def ensure_home() -> None:
+    """Give this process and Ray's a home where the user has none, as in a container with an unknown user id.
+
+    Ray cannot be imported whole without one. A home that there is stays, even if it cannot be written.
+
+    Raises:
+        InputError: the folder that would be the home belongs to another user, or is none.
+    """
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry of this user
+        home = private_folder()
+        os.environ["HOME"] = str(home)
+        print(f"this user has no home; Ray's files go to {home}", flush=True)
+
+
 def require_token(*, allow_open_ports: bool = False) -> None:
     """Have Ray ask everybody for a token, before it is started on this machine.
 
@@ -48,9 +64,6 @@ def token_file() -> Path:
 
     Returns:
         The path that Ray's own variable names, or Ray's default.
-
-    Raises:
-        RuntimeError: it lies in the user's home, and nobody knows where that is.
     """
     return Path(os.environ.get(TOKEN_PATH_VARIABLE) or TOKEN_FILE).expanduser()
 
@@ -58,17 +71,17 @@ def token_file() -> Path:
 def _ensure_token() -> None:
     """Make the file of the token, for its owner alone, or make one that is there so.
 
-    Where the user has no home, or none that can be written, the token lives in the environment of Ray's processes.
+    Where the home cannot be written, the token lives in the environment of Ray's processes.
     """
+    path = token_file()
     try:
-        path = token_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(secrets.token_hex(32))
         return
     except FileExistsError:
         pass
-    except (OSError, RuntimeError):  # the latter of a home that is not known
+    except OSError:
         os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
         return
     if _make_private(path, 0o600):

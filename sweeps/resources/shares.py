@@ -56,7 +56,7 @@ def read_cluster(*, autoscaled: bool) -> Cluster:
     nodes = live_nodes()
     resources: list[dict[str, float]] = [node["Resources"] for node in nodes]
     head = [node["Resources"] for node in nodes if is_driver_on(node) and HEAD_RESOURCE in node["Resources"]]
-    planned = planned_machines(BOOTSTRAP_FILE) if head and autoscaled else []
+    planned = planned_machines(BOOTSTRAP_FILE.expanduser()) if head and autoscaled else []
     return _sum([*planned, *head] if planned and len(planned) + 1 >= len(nodes) else resources)
 
 
@@ -71,10 +71,6 @@ def planned_machines(path: Path) -> list[dict[str, float]]:
     Returns:
         The resources of each worker (`CPU`, `GPU`), those with the most GPUs first; none if there is no such file.
     """
-    try:
-        path = path.expanduser()
-    except RuntimeError:  # nobody knows where this user's home is, so `ray up` has put nothing there
-        return []
     if not path.exists():
         return []
     config = yaml.safe_load(path.read_text())
