@@ -83,7 +83,7 @@ def _tell_apart(studies: Sequence[StudyRecord], names: Sequence[str]) -> None:
     """Where two studies have one name, call each as the user did: by its folder."""
     if len({study.name for study in studies}) < len(studies):
         for study, name in zip(studies, names, strict=True):
-            study.header = {**study.header, "name": name}
+            study.header = study.header.named(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,7 +42,17 @@ from analysis.stats.inference.paired import (
 from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
 from benchmarks.measurement import Goal, Measurement, Options, Table
 from lowrank.utils import OneLineParser
-from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
+from sweeps.records import (
+    HeaderData,
+    Role,
+    Status,
+    StudyHeader,
+    StudyRecord,
+    TrialRecord,
+    competing_points,
+    encode_wrong_images,
+    front_settings,
+)
 from tests.support.specifications import make_specification
 
 COVERAGE_GOAL, ALARM_GOAL, BIAS_GOAL = 94.3, 5.6, 0.1
@@ -413,7 +423,7 @@ def no_effect(images: int, seeds: int, *, recorded: bool = True) -> Study:
     levels = (2, 2, 2, 3)
 
     def study(random: np.random.Generator, tally: Tally) -> None:
-        record = StudyRecord(header={"data": {"val_images": images}})
+        record = StudyRecord(header=StudyHeader(data=HeaderData(val_images=images)))
         rows = [tuple(int(random.integers(level)) for level in levels) for _ in range(SETTINGS)]
         rows = list(dict.fromkeys(rows))
         drawn = draw(Truth(np.full(len(rows), float(ndtri(0.03))), seeds=seeds, images=images), random)

@@ -112,7 +112,7 @@ def _gpu_seconds(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | N
     An epoch belongs to the attempt that began last before it. None where a share is not on record.
     """
     if not any("device" in attempt for trial in trials for attempt in trial.attempts):
-        return 0.0 if study.header.get("hardware", {}).get("gpus") == [] else None
+        return 0.0 if study.header.hardware.gpus == () else None
     total = 0.0
     for trial in trials:
         attempts = trial.attempts or [{}]
@@ -140,8 +140,7 @@ def _gpu_share(study: StudyRecord, attempt: Mapping[str, Any]) -> float | None:
         return 0.0
     if "gpus" in attempt:
         return float(attempt["gpus"])
-    resources: dict[str, Any] = study.header.get("space", {}).get("resources") or {}
-    share = resources.get("gpus_per_trial")
+    share = study.header.section("resources").get("gpus_per_trial")
     return float(share) if isinstance(share, int | float) else None
 
 
@@ -158,5 +157,5 @@ def _speed(trial: TrialRecord) -> float | None:
 
 def _images(study: StudyRecord, trial: TrialRecord) -> float:
     """Training images that the trial saw, by its epochs on record."""
-    per_epoch = study.header.get("data", {}).get("train_images")
+    per_epoch = study.header.data.train_images
     return float(per_epoch) * len(trial.epochs) if per_epoch else 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.utils import data_label
 from lowrank.utils import redact
-from sweeps.records import MLFLOW_FILE, TRACKING_PROGRESS_FILE, StudyRecord, TrialRecord
+from sweeps.records import MLFLOW_FILE, TRACKING_PROGRESS_FILE, HeaderData, HeaderNetwork, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +50,39 @@ def study_provenance(study: StudyRecord) -> Provenance:
         Its facts; times are UTC.
     """
     header, trials = study.header, list(study.trials.values())
-    data: dict[str, Any] = header.get("data") or {}
+    data = header.data
     facts_by_name = {
-        "command": header.get("command"), "network": _network(header), "data": _data(data), "images": _images(data),
-        "class sizes": _class_sizes(data), "notes on the data": "; ".join(data.get("notes") or ()),
+        "command": header.command, "network": _network(header.network), "data": _data(data), "images": _images(data),
+        "class sizes": _class_sizes(data), "notes on the data": "; ".join(data.notes),
         "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials),
         "dates": date_range(trials),
-        "versions": ", ".join(f"{name} {number}" for name, number in (header.get("versions") or {}).items()),
-        "code": header.get("commit"), "notes": "; ".join(study.notes),
+        "versions": ", ".join(f"{name} {number}" for name, number in header.versions.items()),
+        "code": header.commit, "notes": "; ".join(study.notes),
         "tags": ", ".join(f"{name}={value}" for name, value in study.tags.items()),
     }  # fmt: skip
     facts = tuple((name, str(value)) for name, value in facts_by_name.items() if value)
-    line = [data_label(str(data.get("name", ""))), _network(header), f"{len(trials):,} trials", date_range(trials)]
+    line = [data_label(data.name), _network(header.network), f"{len(trials):,} trials", date_range(trials)]
     return Provenance(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
 
 
-def _network(header: dict[str, Any]) -> str:
-    network = header.get("network") or {}
-    width = network.get("width", 1.0)
-    return str(network.get("name", "")) + (f" of width {width:g}" if width != 1 else "")
+def _network(network: HeaderNetwork) -> str:
+    return network.name + (f" of width {network.width:g}" if network.width != 1 else "")
 
 
-def _data(data: dict[str, Any]) -> str:
-    return ", ".join(
-        filter(None, (data.get("name"), f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""))
-    )
+def _data(data: HeaderData) -> str:
+    return ", ".join(filter(None, (data.name, f"fingerprint {data.fingerprint}" if data.fingerprint else "")))
 
 
-def _images(data: dict[str, Any]) -> str:
-    sizes = {"training": "train_images", "validation": "val_images", "test": "test_images"}
-    parts = [f"{data[field]:,} {name}" for name, field in sizes.items() if data.get(field)]
-    classes = f"{data['classes']} classes" if data.get("classes") else ""
+def _images(data: HeaderData) -> str:
+    sizes = {"training": data.train_images, "validation": data.val_images, "test": data.test_images}
+    parts = [f"{size:,} {name}" for name, size in sizes.items() if size]
+    classes = f"{data.classes} classes" if data.classes else ""
     return ", ".join(filter(None, (*parts, classes)))
 
 
-def _class_sizes(data: dict[str, Any]) -> str:
+def _class_sizes(data: HeaderData) -> str:
     """The smallest and the largest class of training; empty where they are of one size, or not on record."""
-    names, counts = data.get("class_names") or [], (data.get("class_counts") or {}).get("train") or []
+    names, counts = data.class_names, data.class_counts.get("train", ())
     sizes = sorted(zip(counts, names, strict=True)) if len(names) == len(counts) else []
     if not sizes or sizes[0][0] == sizes[-1][0]:
         return ""
@@ -100,10 +96,10 @@ def _counted(trials: list[TrialRecord], field: str) -> str:
 
 
 def _devices(study: StudyRecord) -> str:
-    hardware = study.header.get("hardware") or {}
-    cards = Counter(hardware.get("gpus") or [])
+    hardware = study.header.hardware
+    cards = Counter(hardware.gpus or ())
     named = [f"{times} x {name}" for name, times in cards.items()]
-    cpus = f"{hardware['cpus']} CPUs" if hardware.get("cpus") else ""
+    cpus = f"{hardware.cpus} CPUs" if hardware.cpus else ""
     driver = ", ".join(filter(None, (cpus, *named)))
     ran = _counted(list(study.trials.values()), "device")
     return "; ".join(filter(None, (ran, f"the driver's machine: {driver}" if driver else "")))
@@ -169,7 +165,7 @@ def tracking_uri(study: StudyRecord, folder: Path, uri: str | None = None) -> st
     """
     recorded = _progress(folder / TRACKING_PROGRESS_FILE).get("uri")
     beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
-    candidates = (uri, recorded, study.header.get("tracking_uri"), beside)
+    candidates = (uri, recorded, study.header.tracking_uri, beside)
     return next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)
 
 

@@ -75,10 +75,9 @@ def evaluation_setting(study: StudyRecord) -> EvaluationSetting:
         The setting; "" or 0 for what the records do not have.
     """
     header = study.header
-    data = header.get("data", {})
     return EvaluationSetting(
-        network=str(header.get("network", {}).get("name", "")), data=str(data.get("name", "")),
-        train_images=int(data.get("train_images") or 0), test_images=int(data.get("test_images") or 0),
+        network=header.network.name, data=header.data.name,
+        train_images=header.data.train_images or 0, test_images=header.data.test_images or 0,
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
 
 
 def _recorded_settings(study: StudyRecord) -> dict[str, Any]:
-    search = study.header.get("space", {}).get("search", {})
+    search = study.header.section("search")
     return {name: search[name] for name in DEFAULTS if name in search}
 
 

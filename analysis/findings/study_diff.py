@@ -63,9 +63,9 @@ def field_differences(studies: Sequence[StudyRecord]) -> list[FieldDifference]:
 
 
 def _described(study: StudyRecord) -> dict[str, Any]:
-    header = study.header
     sections = ("space", "data", "seed", "commit", "versions", "hardware")
-    return {name: header[name] for name in sections if name in header}
+    content = study.header.to_json()
+    return {name: content[name] for name in sections if name in content}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -130,7 +130,7 @@ def model_card(
     network = specification.network
     width = f" of width {network.width:g}" if network.width != 1 else ""
     share = f", {100 * point.ratio:.1f} % of its separable form's" if point.ratio else ""
-    question = study.header.get("question", "")
+    question = study.header.question
     shape = " x ".join(map(str, specification.image_shape))
     content = CardContent(
         title=f"{network.name}{width}, {point.name}", quality=_quality(study, point, proof),
@@ -173,7 +173,7 @@ def _quality(study: StudyRecord, point: FrontPoint, proof: Proof) -> list[str]:
 
 def _training(study: StudyRecord, point: FrontPoint) -> str:
     """How the trial was trained, as a Markdown list; what is not on record is left out."""
-    facts: dict[str, object] = {"commit": study.header.get("commit"), "command": study.header.get("command")}
+    facts: dict[str, object] = {"commit": study.header.commit, "command": study.header.command}
     if (spec := study.trials[point.trial_id].specification) is not None:
         train = spec.train.model_dump(mode="json", exclude_unset=True)
         facts = {

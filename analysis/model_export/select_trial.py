@@ -196,14 +196,13 @@ def load_trained(
 
 def _trial_specification(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
     """The specification from which a trial's network is built; images or the study's header tell shape and classes."""
-    header = study.header.get("data", {})
-    shape = data.image_shape if data else header.get("image_shape")
-    classes = len(data.classes) if data else header.get("classes")
+    header = study.header.data
+    shape = data.image_shape if data else header.image_shape
+    classes = len(data.classes) if data else header.classes
     spec = _specification(trial)
     if not shape or not classes:
         raise InputError(f"the shape of {spec.data.name}'s images is not on record; say with --data-dir where they are")
-    channels, height, width = shape
-    return spec.model((channels, height, width), classes)
+    return spec.model(shape, classes)
 
 
 def _load_checkpoint(path: Path, specification: ModelSpecification) -> nn.Module:

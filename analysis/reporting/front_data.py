@@ -100,7 +100,7 @@ def front_plot(
     styles = method_styles(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
-        title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_WIDTH)[:TITLE_LINES]),
+        title="\n".join(textwrap.wrap(study.header.question or study.name, TITLE_WIDTH)[:TITLE_LINES]),
         subtitle=_subtitle(study, points, evidence),
         series=_series(completed, styles, measure),
         stopped=tuple((*_position(p, measure), styles[p.method][0]) for p in stopped if p.role is Role.SEARCH),
@@ -163,15 +163,14 @@ def _series(
 
 def _subtitle(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> str:
     header = study.header
-    data, network = header.get("data", {}), header.get("network", {}).get("name")
     searched = [point for point in points if point.role is Role.SEARCH]
     parts = [
-        data_label(data.get("name", "")),
-        network,
+        data_label(header.data.name),
+        header.network.name,
         _certainty(searched, evidence),
         f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
-        f"seed {header['seed']}" if header.get("seed") is not None else None,
-        time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else None,
+        f"seed {header.seed}" if header.seed is not None else None,
+        time.strftime("%Y-%m-%d", time.gmtime(header.time)) if header.time else None,
     ]
     return "  |  ".join(part for part in parts if part)
 

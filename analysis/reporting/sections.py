@@ -56,8 +56,8 @@ def new_page(
     Returns:
         A page without sections.
     """
-    page = Page(str(study.header.get("question") or study.name).strip(), folder, executor, provenance.line)
-    if not study.header.get("versions"):
+    page = Page((study.header.question or study.name).strip(), folder, executor, provenance.line)
+    if not study.header.versions:
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
     elif (study.closed or {}).get("reason") != "finished":
         page.text(_unfinished(study), "note")

@@ -170,7 +170,7 @@ def print_summary(
         console: to print on; None for standard output.
     """
     console = console or make_console(sys.stdout)
-    console.print(Text(f"{study.name}: {study.header.get('question', '')}".rstrip(": "), style="bold"))
+    console.print(Text(f"{study.name}: {study.header.question}".rstrip(": "), style="bold"))
     console.print()
     console.print(make_table(points))
     console.print()

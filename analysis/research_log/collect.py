@@ -25,6 +25,7 @@ from analysis.utils import silent
 from lowrank.errors import InputError
 from sweeps.records import (
     StudyEvents,
+    StudyHeader,
     StudyRecord,
     find_study,
     is_study,
@@ -137,7 +138,7 @@ def _typed(history: StudyEvents, folder: Path, uri: str | None) -> Mapping[str, 
     if address is None:
         return {}
     try:
-        return load_typed_notes(address, history.study, mlflow_names.study_key(history.events[0]))
+        return load_typed_notes(address, history.study, mlflow_names.study_key(StudyHeader.parse(history.events[0])))
     except InputError as error:
         print(f"{folder}: what was typed in MLflow is left out: {error}", file=sys.stderr)
         return {}
@@ -180,7 +181,7 @@ def _run_before(entry: Entry, earlier: Sequence[Entry]) -> Entry | None:
 
 
 def _changes(before: Entry, entry: Entry) -> EntryTable:
-    studies = [StudyRecord(header=dict(one.header)) for one in (before, entry)]
+    studies = [StudyRecord(header=one.header) for one in (before, entry)]
     differences = [difference for difference in field_differences(studies) if difference.field != "space.question"]
     differences.sort(key=lambda difference: SECTIONS.index(difference.field.partition(".")[0]))
     rows = [(d.field.removeprefix("space."), *(_value(value) for value in d.values)) for d in differences]

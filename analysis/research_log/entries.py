@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from analysis.reporting import DrawJob
-from sweeps.records import NoteKind
+from sweeps.records import NoteKind, StudyHeader
 
 STUDY, TEACHER, COMPRESS = "study", "teacher", "compress"
 
@@ -86,7 +84,7 @@ class Entry:
     notes: tuple[EntryNote, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     pictures: tuple[DrawJob, ...] = ()
-    header: Mapping[str, Any] = field(default_factory=dict)
+    header: StudyHeader = field(default_factory=StudyHeader)
     folder: str = ""
 
     @property

@@ -24,10 +24,9 @@ from analysis.research_log.entries import STUDY, Entry, EntryNote, EntryTable, d
 from analysis.research_log.study_runs import StudyRun, study_runs
 from analysis.stats import FrontPoint, collect_points, pareto_front, references
 from analysis.utils import data_label, format_duration, format_percent, status_label
-from sweeps.records import GROUP_TAG, Event, Note, NoteKind, Status, StudyEvents, StudyRecord, open_todos
+from sweeps.records import GROUP_TAG, Event, Note, NoteKind, Status, StudyEvents, StudyHeader, StudyRecord, open_todos
 
 SHOWN_POINTS, SHOWN_COMMANDS, SHOWN_FAILURES = 15, 3, 12
-ORIGIN = "repeats"  # of a header: whose recorded trials the study trains again (sweeps.study.retrain)
 PICTURE_HEIGHT = 4.0  # inches
 ENDS = {
     "finished": "finished", "time": "ended by its limit of time", "interrupted": "interrupted",
@@ -62,10 +61,10 @@ def _entry(
     answer = answer_text(run.snapshot, points).splitlines() if trained else ["No trial was trained to its end."]
     key = entry_key(STUDY, study.name, run.began)
     number = f", run {run.number}" if runs > 1 else ""
-    collated = ", joined from other studies" if run.header.get("collated") else ""
+    collated = ", joined from other studies" if run.header.collated else ""
     return Entry(
         key=key, kind=STUDY, name=study.name, title=f"{study.name}{number}{collated}", began=run.began,
-        group=study.tags.get(GROUP_TAG, ""), question=str(run.header.get("question", "")),
+        group=study.tags.get(GROUP_TAG, ""), question=run.header.question,
         outcome=_outcome(run, front), facts=tuple(_facts(run)),
         answer=tuple(answer),
         tables=tuple(_front_table(front, points)), failures=_failures(run.work),
@@ -98,9 +97,8 @@ def _counted(study: StudyRecord) -> str:
 
 def _facts(run: StudyRun) -> list[tuple[str, str]]:
     provenance = dict(study_provenance(run.work).facts)
-    space: dict[str, Any] = dict(run.header.get("space") or {})
     facts = [
-        ("planned", _planned(run.header, space)),
+        ("planned", _planned(run.header)),
         ("ran", _ran(run)),
         ("data", _join(provenance.get("data"), provenance.get("images"))),
         ("network", provenance.get("network")),
@@ -120,17 +118,15 @@ def _join(*parts: str | None) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _planned(header: Mapping[str, Any], space: Mapping[str, Any]) -> str:
-    search: dict[str, Any] = dict(space.get("search") or {})
-    train: dict[str, Any] = dict(space.get("train") or {})
+def _planned(header: StudyHeader) -> str:
+    search, train = header.section("search"), header.section("train")
     named = {"sampler": "by {}", "stop": "stopped early by {}", "repeats": "{} seeds each", "time": "at most {}"}
     parts = [f"{search['trials']} trials of the search"] if "trials" in search else []
-    origin = header.get(ORIGIN)
-    if origin:  # of the search only the limit of time holds
-        parts, named = [f"recorded trials of {Path(origin['study']).name} once more"], {"time": named["time"]}
+    if header.origin is not None:  # of the search only the limit of time holds
+        parts, named = [f"recorded trials of {Path(header.origin.study).name} once more"], {"time": named["time"]}
     parts += [text.format(search[name]) for name, text in named.items() if search.get(name) not in (None, "none")]
     parts += [f"{train['epochs']} epochs each"] if isinstance(train.get("epochs"), int) else []
-    listed = space.get("references")
+    listed = header.space.get("references")
     parts += [f"references {', '.join(map(str, listed))}"] if isinstance(listed, list) and listed else []
     return ", ".join(parts)
 
@@ -249,8 +245,8 @@ def _notes(run: StudyRun, notes: Sequence[Note], typed: Mapping[str, str]) -> It
 
 
 def _commands(run: StudyRun, front: Sequence[FrontPoint], folder: str) -> Iterable[tuple[str, str]]:
-    if run.header.get("command"):
-        yield "the run", str(run.header["command"])
+    if run.header.command:
+        yield "the run", run.header.command
     for command in reproduce_commands(run.snapshot, front[-SHOWN_COMMANDS:], Path(folder)):
         if command.command:
             yield f"{command.name} once more", command.command
@@ -258,7 +254,7 @@ def _commands(run: StudyRun, front: Sequence[FrontPoint], folder: str) -> Iterab
 
 
 def _pictures(study: StudyRecord, points: Sequence[FrontPoint], key: str) -> Iterable[DrawJob]:
-    where = data_label(str((study.header.get("data") or {}).get("name", "")))
+    where = data_label(study.header.data.name)
     yield DrawJob(
         name=f"{key}-front", caption=f"Validation error and parameters of {study.name} on {where}", draw=draw_front,
         data=front_plot(study, points), height=PICTURE_HEIGHT,

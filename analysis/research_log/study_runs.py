@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeps.records import TERMINAL, Event, Status, StudyEvents, StudyRecord, TrialRecord
+from sweeps.records import TERMINAL, Event, Status, StudyEvents, StudyHeader, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class StudyRun:
     """
 
     number: int
-    header: Mapping[str, Any]
+    header: StudyHeader
     began: float
     ended: float | None
     reason: str
@@ -53,8 +53,8 @@ def study_runs(history: StudyEvents) -> list[StudyRun]:
     Returns:
         The runs, oldest first.
     """
-    headers = [event for event in history.events if event["event"] == Event.STUDY]
-    starts = [float(header["time"]) for header in headers]
+    headers = [StudyHeader.parse(event) for event in history.events if event["event"] == Event.STUDY]
+    starts = [header.began for header in headers]
     runs = []
     for index, header in enumerate(headers):
         # The first run has all that came before: trials of a study that was put together are older than it
@@ -75,9 +75,7 @@ def study_runs(history: StudyEvents) -> list[StudyRun]:
     return runs
 
 
-def _snapshot(
-    study: StudyRecord, header: Mapping[str, Any], closed: Sequence[Mapping[str, Any]], end: float
-) -> StudyRecord:
+def _snapshot(study: StudyRecord, header: StudyHeader, closed: Sequence[Mapping[str, Any]], end: float) -> StudyRecord:
     """The study as it was just before `end`."""
     looks = [look for look in study.test_looks if look["run"] is None or look["run"] < end]
     tested = {trial_id for look in looks for trial_id in look["trials"]} if study.test_looks else None
@@ -86,7 +84,7 @@ def _snapshot(
         if trial.proposed_at is None or trial.proposed_at < end
     }  # fmt: skip
     return replace(
-        study, header=dict(header), trials=trials, closed=dict(closed[-1]) if closed else None, test_looks=looks,
+        study, header=header, trials=trials, closed=dict(closed[-1]) if closed else None, test_looks=looks,
         runs=[run for run in study.runs if run["time"] < end],
         finished_ends=[time for time in study.finished_ends if time < end],
     )  # fmt: skip
@@ -108,7 +106,7 @@ def _as_of(trial: TrialRecord, end: float, tested: set[str] | None) -> TrialReco
     )  # fmt: skip
 
 
-def _work(study: StudyRecord, header: Mapping[str, Any], begin: float, end: float) -> StudyRecord:
+def _work(study: StudyRecord, header: StudyHeader, begin: float, end: float) -> StudyRecord:
     """The trials that were trained, tried or ended from `begin` to `end`."""
     trials = {}
     for trial in study.trials.values():
@@ -120,4 +118,4 @@ def _work(study: StudyRecord, header: Mapping[str, Any], begin: float, end: floa
         status = trial.status if ended or trial.status not in TERMINAL else Status.RUNNING
         reason = trial.reason if ended else ""
         trials[trial.trial_id] = replace(trial, epochs=epochs, attempts=attempts, status=status, reason=reason)
-    return replace(study, header=dict(header), trials=trials)
+    return replace(study, header=header, trials=trials)

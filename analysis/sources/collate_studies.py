@@ -20,16 +20,16 @@ from sweeps.records import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
     JOURNAL_FILE,
-    LOOKS_BEFORE,
-    MIXED,
     MODELS_FOLDER,
     NOTES_FILE,
     RESULTS_FILE,
     TRIALS_FOLDER,
     Event,
+    HeaderStratum,
     Journal,
     Note,
     Status,
+    StudyHeader,
     StudyRecord,
     TrialRecord,
     count_test_looks,
@@ -186,7 +186,7 @@ def _wrong_count(trial: TrialRecord, source: StudySource, allow_code: bool) -> s
         return None
     label = f"{trial.trial_id} of {source.label}"
     try:
-        counts = recount(trial, source.study.header.get("data", {}), allow_code=allow_code)
+        counts = recount(trial, source.study.header.data, allow_code=allow_code)
     except InputError as error:
         return f"{label}: its specification cannot be counted: {error}"
     for name, count in counts.items():
@@ -254,26 +254,21 @@ def _copy_order(trial: TrialRecord, source: StudySource) -> tuple[bool, bool, in
     return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, bool(trial.adopted), end
 
 
-def _header(sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The first header that has a question, with the strata of all."""
+def _header(sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]]) -> StudyHeader:
+    """The first header that has a question, with the strata of all, and the marks of studies put together before."""
     headers = [source.study.header for source in sources]
-    base = next((header for header in headers if header.get("question")), headers[0])
-    strata: dict[str, Any] = {}
+    base = next((header for header in headers if header.question), headers[0])
+    strata: dict[str, HeaderStratum] = {}
     for header in headers:
-        for stratum in header.get("strata") or []:
-            strata.setdefault(stratum["label"], stratum)
-    fields = {key: value for key, value in base.items() if key not in ("event", "time")}
-    return {
-        **fields, "name": name, "time": base.get("time", 0.0), "strata": list(strata.values()),
-        "collated": [source.label for source in sources],
-        MIXED: {field: list(values) for field, values in mixed.items()} | _mixed_before(headers),
-        LOOKS_BEFORE: sum(count_test_looks(source.study) for source in sources),
-    }  # fmt: skip
-
-
-def _mixed_before(headers: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The marks of studies that were put together before."""
-    return {field: values for header in headers for field, values in (header.get(MIXED) or {}).items()}
+        for stratum in header.strata:
+            strata.setdefault(stratum.label, stratum)
+    mixed_before = {field: values for header in headers for field, values in header.mixed.items()}
+    fields = {key: value for key, value in base.to_json().items() if key != "event"}
+    return StudyHeader.parse({
+        **fields, "name": name, "time": base.began, "strata": list(strata.values()),
+        "collated": [source.label for source in sources], "mixed": {**mixed, **mixed_before},
+        "test_looks": sum(count_test_looks(source.study) for source in sources),
+    })  # fmt: skip
 
 
 def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
@@ -376,8 +371,9 @@ def write_study(collated: CollatedStudy, folder: Path) -> None:
 
 def _write_journal(study: StudyRecord, path: Path) -> None:
     journal = Journal(path)
-    journal.append(Event.STUDY, **study.header)
-    last = float(study.header.get("time", 0.0))
+    header: dict[str, Any] = study.header.to_json()
+    journal.append(Event.STUDY, **header)
+    last = study.header.began
     for event, fields in _annotations(study, last):
         journal.append(event, **fields)
     for trial in study.trials.values():

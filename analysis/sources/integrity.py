@@ -129,7 +129,7 @@ def check_study(folder: Path) -> list[str]:
     if (folder / JOURNAL_FILE).is_file():
         report = read_damaged_journal(folder / JOURNAL_FILE)
         problems += [*report.damage, *report.left_out]
-        if not report.record.header:
+        if report.record.header.is_empty:
             problems.append(f"{JOURNAL_FILE}: no line says which study it is")
     return problems + [f"{name}: {reason}" for name, reason in _damaged_files(folder)]
 
@@ -200,7 +200,7 @@ def repair_study(folder: Path) -> list[str]:
 
 def _repair(folder: Path, path: Path) -> list[str]:
     report = read_damaged_journal(path)
-    if not report.record.header:
+    if report.record.header.is_empty:
         raise InputError(f"{path} cannot be repaired: no whole line says which study it is")
     done: list[str] = []
     damaged = {name for name, _ in _damaged_files(folder)}
@@ -238,7 +238,7 @@ def _storage_lines(folder: Path) -> list[str]:
     if not (folder / SPACE_FILE).is_file():
         return []
     try:
-        uri = read_space_file(folder)[1].get("storage")
+        uri = read_space_file(folder)[1].storage
     except InputError:  # `check` names it
         return []
     if not uri:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from lowrank.compression import SizedMethod
 from lowrank.data import BUILTIN_SETS
 from lowrank.errors import LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import is_own_code
-from sweeps.records import TrialRecord
+from sweeps.records import HeaderData, TrialRecord
 
 
 class NotOnRecordError(LowrankError):
     """A record lacks what a recount needs; the message says what."""
 
 
-def recount(trial: TrialRecord, data: Mapping[str, Any], *, allow_code: bool = False) -> dict[str, int]:
+def recount(trial: TrialRecord, data: HeaderData, *, allow_code: bool = False) -> dict[str, int]:
     """Count a trial's network from its specification alone.
 
     Args:
@@ -40,13 +37,12 @@ def recount(trial: TrialRecord, data: Mapping[str, Any], *, allow_code: bool = F
     if code and not allow_code:
         raise NotOnRecordError(f"the network {code[0]!r} is code; --allow-code runs it, if you trust who wrote it")
     builtin = BUILTIN_SETS.get(spec.data.name)
-    shape = data.get("image_shape") or (builtin.image_shape if builtin else None)
-    classes = data.get("classes") or (builtin.classes if builtin else None)
+    shape = data.image_shape or (builtin.image_shape if builtin else None)
+    classes = data.classes or (builtin.classes if builtin else None)
     if shape is None or not classes:
         what = "shape" if shape is None else "number of classes"
         raise NotOnRecordError(f"the {what} of the images of {spec.data.name} is not on record")
-    channels, height, width = shape
-    model = spec.model((channels, height, width), int(classes))
+    model = spec.model(shape, classes)
     plan = model.plan()
     sized = model.sized(plan)
     forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}

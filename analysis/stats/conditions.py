@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank.errors import InputError
-from sweeps.records import MIXED, Role, StudyRecord, TrialRecord, TrialSpec
+from sweeps.records import Role, StudyRecord, TrialRecord, TrialSpec
 
 EPOCHS, DATA = "train.epochs", "data.fingerprint"
 # In one study these never differ; a study with several values of them was put together by an older version
@@ -69,9 +69,9 @@ def mixed_fields(study: StudyRecord) -> list[MixedField]:
         For a study that was put together, the fields in which its studies differ; else those of epochs, network and
         data that have several values.
     """
-    stored = study.header.get(MIXED)
+    stored = study.header.mixed
     if stored:
-        return [MixedField(field=name, values=tuple(values)) for name, values in stored.items()]
+        return [MixedField(field=name, values=values) for name, values in stored.items()]
     values = _values_by_field(study)
     return [
         MixedField(field=name, values=tuple(sorted(values[name])))

@@ -151,7 +151,7 @@ def size_limit(stratum: Stratum, study: StudyRecord) -> tuple[int, SizeMeasure] 
     """
     if stratum.params is not None:
         return stratum.params, "params"
-    budget = study.header.get("space", {}).get("budget") or {}
+    budget = study.header.section("budget")
     if budget.get("mult_adds") is None or any(budget.get(name) is not None for name in ("params", "bytes", "step_ms")):
         return None
     limits = [

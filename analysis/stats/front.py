@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import stdev
-from typing import Any, Literal
+from typing import Literal
 
 from analysis.stats.conditions import mixed_fields, mixed_words
 from analysis.utils import format_percent, method_label
@@ -171,7 +171,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
     competing = {trial.trial_id for seeds in competing_points(study.trials.values()) for trial in seeds}
     seeds_by_trial = {trial.trial_id: seeds for seeds in group_by_point(sized) for trial in seeds}
     lost, settings, mixed = _lost_seeds(trials), setting_ids(sized), mixed_fields(study)
-    full_width = (study.header.get("network") or {}).get("width") or 1.0
+    full_width = study.header.network.width
     points = [
         _point(
             trial,
@@ -237,11 +237,10 @@ def study_strata(study: StudyRecord) -> list[Stratum]:
     Returns:
         The budgets, smallest first, the unlimited one last; empty for a study without budgets.
     """
-    entries: list[dict[str, Any]] = study.header.get("strata") or []
-    unlimited = sum(entry.get("params") is None for entry in entries)
+    entries = study.header.strata
+    unlimited = sum(entry.params is None for entry in entries)
     budgets = [
-        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and unlimited == 1)
-        for e in entries
+        Stratum(label=e.label, params=_whole(e.params), unlimited=e.params is None and unlimited == 1) for e in entries
     ]
     return sorted(budgets, key=lambda stratum: (stratum.params is None, stratum.params or 0))
 
@@ -332,8 +331,7 @@ def validation_images(study: StudyRecord) -> int | None:
     Returns:
         The number; None if the study does not have it.
     """
-    images = study.header.get("data", {}).get("val_images")
-    return int(images) if images else None
+    return study.header.data.val_images or None
 
 
 def searched_trials(study: StudyRecord) -> list[TrialRecord]:

@@ -94,8 +94,8 @@ def chance_reference_point(study: StudyRecord) -> ReferencePoint:
     Raises:
         InputError: the records have no size of a separable network or no number of classes.
     """
-    params = study.header.get("references", {}).get("separable") or _separable(study)
-    classes = study.header.get("data", {}).get("classes")
+    params = study.header.references.get("separable") or _separable(study)
+    classes = study.header.data.classes
     if not params or not classes:
         raise InputError(
             f"{study.name} does not tell its separable network's size and its classes; give --reference PARAMS,ERROR"

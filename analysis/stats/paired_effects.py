@@ -167,7 +167,7 @@ def _factors(study: StudyRecord, trials: Sequence[_FactorTrial], names: Sequence
     Where the records do not hold the space, a field counts as drawn from a range if no value of it came twice and they
     are no whole numbers.
     """
-    ranges = _ranges(study.header.get("space") or {})
+    ranges = _ranges(study.header.space)
     factors = []
     for name in names:
         values = [trial.fields[name] for trial in trials if name in trial.fields]

@@ -45,7 +45,7 @@ def is_screened(study: StudyRecord) -> bool:
     Returns:
         False for a grid, which trains every setting with all seeds.
     """
-    return ((study.header.get("space") or {}).get("search") or {}).get("sampler") != "grid"
+    return study.header.section("search").get("sampler") != "grid"
 
 
 def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:

@@ -57,7 +57,7 @@ class Throughput:
 
 def images_an_epoch(record: StudyRecord, trial: TrialRecord) -> int:
     """Training images of one epoch: an incomplete last batch is left out, unless it is the only one."""
-    images, size = int(record.header["data"]["train_images"]), trial.specification.train.batch_size
+    images, size = record.header.data.train_images or 0, trial.specification.train.batch_size
     return images // size * size or images
 
 

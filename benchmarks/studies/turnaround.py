@@ -131,8 +131,8 @@ def _rows(run: Run, changes: list[Turn]) -> list[dict[str, Any]]:
     ends = [trial.finished_at for trial in done if trial.finished_at]
     first_starts = [float(trials[0].attempts[0]["start_seconds"]) for trials in by_worker(run.record).values()]
     return [
-        _row("command to study (imports, data, Ray)", [run.record.header["time"] - run.started]),
-        _row("study to first result (worker, first trial)", [results[0] - run.record.header["time"]]),
+        _row("command to study (imports, data, Ray)", [run.record.header.began - run.started]),
+        _row("study to first result (worker, first trial)", [results[0] - run.record.header.began]),
         _row("command to first result", [results[0] - run.started]),
         _row("first set-up in a worker (data, network)", first_starts),
         _row("trial's end to next first epoch", [turn.seconds for turn in changes]),

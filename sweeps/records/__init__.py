@@ -42,6 +42,14 @@ if TYPE_CHECKING:
         point_key as point_key,
         searched_points as searched_points,
     )
+    from sweeps.records.header import (
+        HeaderData as HeaderData,
+        HeaderHardware as HeaderHardware,
+        HeaderNetwork as HeaderNetwork,
+        HeaderStratum as HeaderStratum,
+        HeaderTeacher as HeaderTeacher,
+        StudyHeader as StudyHeader,
+    )
     from sweeps.records.image_errors import (
         decode_wrong_images as decode_wrong_images,
         encode_wrong_images as encode_wrong_images,
@@ -77,8 +85,6 @@ if TYPE_CHECKING:
         read_step_times as read_step_times,
     )
     from sweeps.records.model import (
-        LOOKS_BEFORE as LOOKS_BEFORE,
-        MIXED as MIXED,
         SPLITS as SPLITS,
         StudyRecord as StudyRecord,
         TrialRecord as TrialRecord,
@@ -170,6 +176,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials "
             "group_by_point mean_error non_dominated_points point_key searched_points"
         ),
+        "header": "HeaderData HeaderHardware HeaderNetwork HeaderStratum HeaderTeacher StudyHeader",
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
             "BusyError FullDiskError Journal JournalReader StudyLostError damage_error is_study_disk_full "
@@ -180,7 +187,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "list_studies load_history load_study read_group read_rank_costs read_step_times"
         ),
         "model": (
-            "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
+            "SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
             "intern_names resolve_number_format"
         ),
         "names": (

@@ -252,8 +252,7 @@ def best_trials(study: StudyRecord) -> dict[str, TrialRecord]:
     """
     points = sorted(front(study.trials.values()), key=lambda seeds: (mean_error(seeds), seeds[0].counts["params"]))
     best = [seeds[0] for seeds in points]
-    strata: list[dict[str, Any]] = study.header.get("strata") or []
-    limits = sorted({int(stratum["params"]) for stratum in strata if stratum.get("params")})
+    limits = sorted({int(stratum.params) for stratum in study.header.strata if stratum.params})
     named = {"best": best[0]} if best else {}
     for limit in limits:
         fitting = [trial for trial in best if trial.counts["params"] <= limit]

@@ -103,7 +103,7 @@ def load_study(folder: Path) -> StudyRecord:
     if not (folder / JOURNAL_FILE).is_file():
         return read_tables(folder)
     study = fold_journal(folder / JOURNAL_FILE)
-    if not study.header:
+    if study.header.is_empty:
         raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
     return study
 
@@ -166,7 +166,7 @@ def load_history(folder: Path) -> StudyEvents:
     """
     if not (folder / JOURNAL_FILE).is_file():
         study = load_study(folder)
-        recorded = (study.header, *study.runs, study.closed or {})
+        recorded = (study.header.to_json(), *study.runs, study.closed or {})
         return StudyEvents(study, tuple(event for event in recorded if "event" in event))
     events: list[Mapping[str, Any]] = []
 
@@ -175,7 +175,7 @@ def load_history(folder: Path) -> StudyEvents:
             events.append(event)
 
     study = fold_journal(folder / JOURNAL_FILE, note_event)
-    if not study.header:
+    if study.header.is_empty:
         raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
     return StudyEvents(study, tuple(events))
 

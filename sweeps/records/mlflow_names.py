@@ -20,6 +20,7 @@ from typing import Any
 from lowrank.utils import format_count
 from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_key
+from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC_PREFIX, VAL_ERROR
 
@@ -43,7 +44,7 @@ _BROKEN_PREFIX = "Marked broken: "
 ID_SHOWN = 6  # characters of an id in a name; `analysis mark` takes them too
 
 
-def study_key(header: Mapping[str, Any]) -> str:
+def study_key(header: StudyHeader) -> str:
     """Give the tag that tells a study from others of the same name.
 
     Args:
@@ -52,7 +53,7 @@ def study_key(header: Mapping[str, Any]) -> str:
     Returns:
         Its name and the time when it began, in milliseconds.
     """
-    return f"{header['name']} {round(header['time'] * 1000)}"
+    return f"{header.name} {round(header.began * 1000)}"
 
 
 def run_name(trial: TrialRecord) -> str:
@@ -214,7 +215,7 @@ def source_tags(study: StudyRecord) -> dict[str, str]:
     Returns:
         Values by tag.
     """
-    commit = str(study.header.get("commit", "")).removesuffix("-dirty")
+    commit = (study.header.commit or "").removesuffix("-dirty")
     return {
         "mlflow.source.name": "sweeps/run.py", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit,
     }  # fmt: skip
@@ -253,7 +254,7 @@ def recorded_paragraphs(record: StudyRecord | TrialRecord) -> list[str]:
         Of a trial why it is broken, and its notes; of a study the question and its notes.
     """
     if isinstance(record, StudyRecord):
-        return [str(record.header.get("question", "")), *record.notes]
+        return [record.header.question, *record.notes]
     lines = [f"{_BROKEN_PREFIX}{' '.join(record.broken.split())}"] if record.broken else []
     return [*lines, *record.notes]
 
@@ -300,9 +301,11 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
         Values by tag, without those that are unknown.
     """
     header = study.header
-    named = {"data": header.get("data", {}).get("name"), "network": header.get("network", {}).get("name")}
-    plain = {key: header.get(key) for key in ("question", "commit", "command", "seed", "hardware")}
-    tags = {**study.tags, **named, **plain, **source_tags(study)}
+    tags = {
+        **study.tags, "data": header.data.name or None, "network": header.network.name or None,
+        "question": header.question, "commit": header.commit, "command": header.command, "seed": header.seed,
+        "hardware": header.hardware.to_json() or None, **source_tags(study),
+    }  # fmt: skip
     tags[DESCRIPTION_TAG] = "\n\n".join(recorded_paragraphs(study))
     return {name: str(value) for name, value in tags.items() if value is not None}
 

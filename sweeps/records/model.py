@@ -18,13 +18,12 @@ from typing import Any
 
 from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.names import INFEASIBLE_PREFIX, VAL_ERROR
 from sweeps.records.specification import TrialSpec
 from sweeps.space import UNCHANGED
 from sweeps.utils import check_plain_name
 
-MIXED = "mixed"  # of such a header: the fields in which these studies differ, with their values as JSON
-LOOKS_BEFORE = "test_looks"  # of the header of a study that was put together: looks in the studies it is made of
 SPLITS = ("val", "test")  # on which trials are evaluated
 
 
@@ -187,7 +186,7 @@ def resolve_number_format(specification: TrialSpec | None, device: str | None) -
 class StudyRecord:
     """A study as its journal records it; `trials` keeps the order of proposal."""
 
-    header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
+    header: StudyHeader = field(default_factory=StudyHeader)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     closed: dict[str, Any] | None = None  # the newest CLOSED event; None while a driver runs or if it was killed
     packing: dict[str, Any] | None = None  # the newest PACKING event
@@ -201,7 +200,7 @@ class StudyRecord:
     @property
     def name(self) -> str:
         """The study's name."""
-        return str(self.header.get("name", ""))
+        return self.header.name
 
 
 @contextmanager
@@ -256,8 +255,7 @@ def _apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     kind = Event(event["event"])
     if kind is Event.STUDY:
-        _check_header(event)
-        study.header, study.closed = dict(event), None
+        study.header, study.closed = StudyHeader.parse(event), None
         return
     if kind is Event.CLOSED:
         study.closed = dict(event)
@@ -282,7 +280,7 @@ def _apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
 
 
 def _count_look(study: StudyRecord, trial_id: str) -> None:
-    run = study.header.get("time")
+    run = study.header.time
     if not any(look["run"] == run for look in study.test_looks):
         study.test_looks.append({"run": run, "trials": []})
     look = next(look for look in study.test_looks if look["run"] == run)
@@ -301,14 +299,7 @@ def count_test_looks(study: StudyRecord) -> int:
     Returns:
         The number; 0 also for tables of an older version, which do not have it.
     """
-    return int(study.header.get(LOOKS_BEFORE) or 0) or len(study.test_looks)
-
-
-def _check_header(event: Mapping[str, Any]) -> None:
-    """Raise TypeError if a section of a study's header is no mapping, as a foreign file may have it."""
-    for name in ("data", "network", "references", "versions", "hardware"):
-        if not isinstance(event.get(name, {}), Mapping):
-            raise TypeError(f"{name} must be a mapping, but is {event[name]!r}")
+    return study.header.test_looks or len(study.test_looks)
 
 
 def _trial(study: StudyRecord, trial_id: str) -> TrialRecord:

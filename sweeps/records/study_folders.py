@@ -7,16 +7,16 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError, show_value
-from lowrank.utils import absolute_path, nearest_existing, write_text
+from lowrank.utils import absolute_path, nearest_existing, validate_model, write_text
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
-from sweeps.space import DEFAULT_OUT, read_yaml
+from sweeps.space import DEFAULT_OUT, StoredOptions, read_yaml
 from sweeps.utils import NAME_RULE, check_plain_name, dump_yaml, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
@@ -220,7 +220,7 @@ def find_study_folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
+def write_space_file(folder: Path, source: Mapping[str, Any], options: StoredOptions) -> None:
     """Write space.yaml, whole or not at all.
 
     Args:
@@ -231,10 +231,10 @@ def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, An
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    write_text(folder / SPACE_FILE, dump_yaml({**source, OPTIONS: options}))
+    write_text(folder / SPACE_FILE, dump_yaml({**source, OPTIONS: options.to_json()}))
 
 
-def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_space_file(folder: Path) -> tuple[dict[str, Any], StoredOptions]:
     """Read space.yaml.
 
     Args:
@@ -250,7 +250,7 @@ def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     options = content.pop(OPTIONS, None)
     if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():
         raise InputError(f"{folder / SPACE_FILE} is damaged: its section `{OPTIONS}` is not whole")
-    return content, options
+    return content, validate_model(StoredOptions, options, OPTIONS)
 
 
 def resume_command(folder: Path, storage: str | None = None) -> str:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from lowrank.errors import InputError
 from lowrank.utils import atomic_path, first_line
 from sweeps.records.events import Role, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, TrialRecord, parse_record_specification
 from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
 from sweeps.records.specification import TrialSpec
@@ -212,7 +213,7 @@ def study_fields(study: StudyRecord) -> dict[str, Any]:
         The fields by their names on disk.
     """
     names = [field.name for field in fields(StudyRecord) if field.name != "trials"]
-    return {STORED_NAMES.get(name, name): getattr(study, name) for name in names}
+    return {STORED_NAMES.get(name, name): getattr(study, name) for name in names} | {"header": study.header.to_json()}
 
 
 def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]) -> StudyRecord:
@@ -226,10 +227,12 @@ def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]
         The study.
 
     Raises:
+        InputError: the header is damaged.
         TypeError: a field is unknown.
     """
-    attributes = {stored: name for name, stored in STORED_NAMES.items()}
-    return StudyRecord(**{attributes.get(name, name): value for name, value in content.items()}, trials=trials)
+    names = {stored: name for name, stored in STORED_NAMES.items()}
+    attributes = {names.get(name, name): value for name, value in content.items()}
+    return StudyRecord(**{**attributes, "header": StudyHeader.parse(content.get("header", {}))}, trials=trials)
 
 
 def trial_fields(trial: TrialRecord) -> dict[str, Any]:
@@ -398,5 +401,6 @@ def _read_study(folder: Path, table: pa.Table, epochs: pa.Table | None) -> Study
         trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
     fields_of_study = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
     study = study_from_fields(fields_of_study, trials)
-    study.header.setdefault("name", folder.resolve().name)
+    if not study.name:
+        study.header = study.header.named(folder.resolve().name)
     return study

@@ -49,7 +49,8 @@ def _read(name: str, root: Path) -> StudyRecord:
         choices = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
         raise InputError(f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder")
     record = fold_journal(folder / JOURNAL_FILE)
-    record.header.setdefault("name", folder.name)
+    if not record.name:
+        record.header = record.header.named(folder.name)
     return record
 
 

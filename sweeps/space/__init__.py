@@ -65,7 +65,11 @@ if TYPE_CHECKING:
         halving_strata as halving_strata,
         make_strata as make_strata,
     )
-    from sweeps.space.study_config import StudyConfig as StudyConfig
+    from sweeps.space.study_config import (
+        RetrainOrigin as RetrainOrigin,
+        StoredOptions as StoredOptions,
+        StudyConfig as StudyConfig,
+    )
     from sweeps.space.teacher_settings import (
         SEARCHABLE_FIELD as SEARCHABLE_FIELD,
         START as START,
@@ -98,7 +102,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "run_options": "AUTO DEFAULT_OUT DEFAULT_SAMPLE FIXED_QUESTION FOLDER_OPTIONS GPU_SHARING RunOptions Task",
         "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SearchSettings parse_time",
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
-        "study_config": "StudyConfig",
+        "study_config": "RetrainOrigin StoredOptions StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
         "trust": "check_options check_trust names_data names_typed own_networks permission_options",
     },

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lowrank.errors import InputError
+from sweeps.space.study_config import StoredOptions
 
 AUTO = "auto"  # of gpus_per_trial
 GpuSharing = Literal["processes", "mps", "auto"]
@@ -168,16 +169,17 @@ class RunOptions:
             raise InputError(f"{flag(name)} means nothing for {_command(task)}, but for {uses}; leave it out")
         return task
 
-    def with_folders(self, stored: dict[str, Any]) -> RunOptions:
+    def with_folders(self, stored: StoredOptions) -> RunOptions:
         """Fill in the folders that the user has not typed.
 
         Args:
-            stored: the folders as a study keeps them: texts or None, by option.
+            stored: what a study keeps of its options.
 
         Returns:
             The options with these folders.
         """
         folders: dict[str, Any] = {
-            name: getattr(self, name) or (Path(stored[name]) if stored.get(name) else None) for name in FOLDER_OPTIONS
+            name: getattr(self, name) or (Path(folder) if (folder := getattr(stored, name)) else None)
+            for name in FOLDER_OPTIONS
         }
         return replace(self, **folders)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact
@@ -20,9 +20,14 @@ from sweeps.records import (
     TERMINAL,
     Event,
     FullDiskError,
+    HeaderData,
+    HeaderHardware,
+    HeaderNetwork,
+    HeaderStratum,
     Journal,
     Role,
     Status,
+    StudyHeader,
     StudyHistory,
     StudyLostError,
     StudyRecord,
@@ -43,11 +48,11 @@ from sweeps.search import (
     make_proposer,
     warm_start,
 )
-from sweeps.space import Space, StudyConfig, check_process_shards, own_networks, permission_options
+from sweeps.space import Space, StoredOptions, StudyConfig, check_process_shards, own_networks, permission_options
 from sweeps.storage import StudyMirror
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.free_space import check_free_space
-from sweeps.study.retrain import ORIGIN, Retrain
+from sweeps.study.retrain import Retrain
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
@@ -262,12 +267,12 @@ def search_failed(record: StudyRecord) -> bool:
 def _write_space(space: Space, config: StudyConfig) -> None:
     """Write the space and the options; without the password of a tracking URI, which a resume must name again."""
     uri = config.tracking_uri
-    options = {
-        "space": space.name, "data_dir": str(config.data_dir) if config.data_dir else None,
-        "tracking_uri": redact(uri) if uri else None, "teachers": str(config.teachers),
-        "cache_dir": str(config.cache_dir) if config.cache_dir else None,
-        "storage": config.storage, ORIGIN: config.origin,
-    }  # fmt: skip
+    options = StoredOptions(
+        space=space.name, data_dir=str(config.data_dir) if config.data_dir else None,
+        tracking_uri=redact(uri) if uri else None, teachers=str(config.teachers),
+        cache_dir=str(config.cache_dir) if config.cache_dir else None,
+        storage=config.storage, origin=config.origin,
+    )  # fmt: skip
     source = space.source
     if space.search.warm_start:
         names = absolute_names(space.search.warm_start, config.folder.parent)
@@ -278,27 +283,28 @@ def _write_space(space: Space, config: StudyConfig) -> None:
 def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig) -> None:
     data = resolver.data
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
-    header = journal.append(
-        Event.STUDY, sync=True, name=config.name, question=space.question, space=space.source,
-        data={
-            "name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes),
-            "image_shape": list(data.image_shape),
-            "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
-            "class_names": list(data.classes), "notes": list(data.notes),
-            "class_counts": {name: list(data.class_counts(name)) for name in ("train", "val", "test")},
-        },
+    header = StudyHeader(
+        name=config.name, question=space.question, space=space.source,
+        data=HeaderData(
+            name=data.name, fingerprint=data.fingerprint, classes=len(data.classes), image_shape=data.image_shape,
+            train_images=len(data.train), val_images=len(data.val), test_images=len(data.test),
+            class_names=tuple(data.classes), notes=tuple(data.notes),
+            class_counts={name: tuple(data.class_counts(name)) for name in ("train", "val", "test")},
+        ),
         teacher=resolver.teacher.header() if resolver.teacher else None,
-        network=space.network.model_dump(), references=references, seed=space.search.seed,
-        strata=[
-            {"label": stratum.label, "params": stratum.limit if stratum.limit != float("inf") else None}
+        network=HeaderNetwork(**space.network.model_dump()), references=references, seed=space.search.seed,
+        strata=tuple(
+            HeaderStratum(label=stratum.label, params=stratum.limit if stratum.limit != float("inf") else None)
             for stratum in resolver.label_strata
-        ] if config.origin is None else [],  # trials that are trained again come as they are on record
-        versions=versions(), hardware=hardware(), commit=commit(),
+        ) if config.origin is None else (),  # trials that are trained again come as they are on record
+        versions=versions(), hardware=HeaderHardware(**hardware()), commit=commit(),
         command=command(),
         tracking_uri=redact(config.tracking_uri) if config.tracking_uri else None,
-        **({ORIGIN: config.origin} if config.origin else {}),
     )  # fmt: skip
-    record.header, record.closed = header, None
+    if config.origin is not None:
+        header = header.model_copy(update={"origin": config.origin})
+    fields: dict[str, Any] = header.to_json()
+    apply_event(record, journal.append(Event.STUDY, sync=True, **fields))
 
 
 def _train(

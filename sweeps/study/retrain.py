@@ -34,11 +34,8 @@ from sweeps.records import (
     identify,
     load_study,
 )
-from sweeps.space import TEACHER_SECTION
+from sweeps.space import TEACHER_SECTION, RetrainOrigin
 from sweeps.trials import ResolvedTeacher, check_fingerprint
-
-ORIGIN = "repeats"  # of a study's header: which trials of which study it trains again, and under which ids
-RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there -> their ids here
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ class Retrain:
             content["search"] |= {"trials": count, "repeats": count}  # as many rows of the grid as there are trials
         return content
 
-    def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> dict[str, Any]:
+    def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> RetrainOrigin:
         """Check that images and teacher are those of the record.
 
         Args:
@@ -197,9 +194,10 @@ class Retrain:
         study = str(self.folder.resolve())
         if self.stopped is None:
             (reproduced,) = self.trials
-            return {"study": study, "trial": reproduced.trial.trial_id, "as": reproduced.check(data, teaching)}
+            new_trial = reproduced.check(data, teaching)
+            return RetrainOrigin.parse({"study": study, "trial": reproduced.trial.trial_id, "as": new_trial})
         ids = {recorded.trial.trial_id: recorded.check(data, teaching) for recorded in self.trials}
-        return {"study": study, "stopped": self.stopped, RETRAINED_STOPPED: ids}
+        return RetrainOrigin.parse({"study": study, "stopped": self.stopped, "finishes": ids})
 
     def with_teacher(self, teaching: ResolvedTeacher | None) -> Retrain:
         """Say where the teacher's weights lie now.
@@ -212,7 +210,7 @@ class Retrain:
         """
         return replace(self, trials=tuple(recorded.with_teacher(teaching) for recorded in self.trials))
 
-    def propose(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
+    def propose(self, journal: Journal, record: StudyRecord, folder: Path, origin: RetrainOrigin) -> None:
         """Journal the trials as proposed, but for those that are in the journal: a driver may have been killed here.
 
         Args:
@@ -222,17 +220,12 @@ class Retrain:
             origin: what `check` has returned.
         """
         for index, recorded in enumerate(self.trials):
-            new = _retrained_ids(origin)[recorded.trial.trial_id]
+            new = origin.ids[recorded.trial.trial_id]
             if new not in record.trials:
                 recorded.propose(journal, record, folder, new, index)
 
 
-def _retrained_ids(origin: Mapping[str, Any]) -> dict[str, str]:
-    """Read the ids of an origin: those in the recorded study -> those in the study that trains them again."""
-    return dict(origin[RETRAINED_STOPPED]) if RETRAINED_STOPPED in origin else {origin["trial"]: origin["as"]}
-
-
-def select_again(origin: Mapping[str, Any], record: StudyRecord, data: str) -> Retrain | None:
+def select_again(origin: RetrainOrigin, record: StudyRecord, data: str) -> Retrain | None:
     """Select the trials that a resumed study trains again, if some are not proposed yet.
 
     Args:
@@ -247,11 +240,11 @@ def select_again(origin: Mapping[str, Any], record: StudyRecord, data: str) -> R
     Raises:
         InputError: the recorded study or one of its trials is not there any more, or its record says too little.
     """
-    ids, folder = _retrained_ids(origin), str(origin["study"])
-    if all(new in record.trials for new in ids.values()):
+    folder = origin.study
+    if all(new in record.trials for new in origin.ids.values()):
         return None
-    trials = tuple(_recorded_trial(folder, old, Path(folder).parent, data) for old in ids)
-    return Retrain(trials, int(origin["stopped"]) if RETRAINED_STOPPED in origin else None)
+    trials = tuple(_recorded_trial(folder, old, Path(folder).parent, data) for old in origin.ids)
+    return Retrain(trials, origin.stopped)
 
 
 def select_trial(name: str, trial_id: str, root: Path, data: str | None = None) -> Retrain:
@@ -370,8 +363,7 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
 
 def _resources(recorded: RecordedTrial) -> dict[str, Any]:
     """The resources on record: the number of threads decides in which order sums are taken."""
-    trial, space = recorded.trial, recorded.study.header.get("space") or {}
-    resources = dict(space.get("resources") or {})
+    trial, resources = recorded.trial, dict(recorded.study.header.section("resources"))
     if trial.last_attempt("cpus") is not None:
         resources["cpus_per_trial"] = trial.last_attempt("cpus")
     if trial.last_attempt("device") == "cpu":

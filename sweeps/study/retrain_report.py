@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lowrank.errors import InputError
 from sweeps.records import MACHINE_METRICS, Status, StudyRecord, TrialRecord, find_trial, front, load_study, mean_error
-from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED
+from sweeps.space import RetrainOrigin
 
 
 def retrain_lines(record: StudyRecord) -> list[str]:
@@ -20,24 +18,25 @@ def retrain_lines(record: StudyRecord) -> list[str]:
     Returns:
         The lines to print; none for any other study.
     """
-    origin = record.header.get(ORIGIN) or {}
-    if not origin:
+    origin = record.header.origin
+    if origin is None:
         return []
     try:
-        recorded = load_study(Path(origin["study"]))
-        if RETRAINED_STOPPED in origin:
+        recorded = load_study(Path(origin.study))
+        if origin.finishes is not None:
             return _stopped_lines(record, recorded, origin)
         return _reproduction_lines(record, recorded, origin)
     except InputError as error:
         return [f"not compared with the record: {error}"]
 
 
-def _reproduction_lines(record: StudyRecord, recorded: StudyRecord, origin: Mapping[str, Any]) -> list[str]:
-    if origin["as"] not in record.trials:
+def _reproduction_lines(record: StudyRecord, recorded: StudyRecord, origin: RetrainOrigin) -> list[str]:
+    ((old_id, new_id),) = origin.ids.items()
+    if new_id not in record.trials:
         return []
-    old, new = find_trial(recorded, origin["trial"]), record.trials[origin["as"]]
+    old, new = find_trial(recorded, old_id), record.trials[new_id]
     results = f"on record {_result(old)}; now {_result(new)}"
-    return [f"trial {old.trial_id} of {origin['study']}: {results}", _first_difference(old, new)]
+    return [f"trial {old.trial_id} of {origin.study}: {results}", _first_difference(old, new)]
 
 
 def _result(trial: TrialRecord) -> str:
@@ -66,17 +65,16 @@ def _training_metrics(trial: TrialRecord, epoch: int) -> dict[str, float]:
     return {name: value for name, value in metrics if name not in MACHINE_METRICS and name != "time"}
 
 
-def _stopped_lines(record: StudyRecord, recorded: StudyRecord, origin: Mapping[str, Any]) -> list[str]:
-    ids = origin[RETRAINED_STOPPED]
+def _stopped_lines(record: StudyRecord, recorded: StudyRecord, origin: RetrainOrigin) -> list[str]:
     pairs = [
         (recorded.trials[old], record.trials[new])
-        for old, new in ids.items()
+        for old, new in origin.ids.items()
         if old in recorded.trials and new in record.trials
     ]
     ended = [new for _, new in pairs if new.status is Status.COMPLETED and not new.broken]
     lines = [f"{_describe(old)}: {_verdict(recorded, old, new)}" for old, new in pairs]
     lost = sum(_belongs_on_front(recorded, new) for new in ended)
-    return [*lines, _answer(lost, len(ended), int(origin["stopped"]))]
+    return [*lines, _answer(lost, len(ended), origin.stopped or 0)]
 
 
 def _describe(trial: TrialRecord) -> str:

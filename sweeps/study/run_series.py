@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, write_bytes, write_text
+from lowrank.utils import ExitCode, validate_model, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
@@ -26,7 +26,15 @@ from sweeps.records import (
     searched_points,
     studies_root,
 )
-from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, permission_options, read_yaml
+from sweeps.space import (
+    FOLDER_OPTIONS,
+    RunOptions,
+    StoredOptions,
+    find_space,
+    parse_time,
+    permission_options,
+    read_yaml,
+)
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
@@ -127,7 +135,7 @@ def resume_series(options: RunOptions) -> int:
         write_bytes(folder / SERIES_FILE, Storage(uri, folder.name).get(SERIES_FILE))
     stored = read_yaml(folder / SERIES_FILE)
     uri = uri or stored.get("storage")
-    options = options.with_folders(stored["options"])
+    options = options.with_folders(validate_model(StoredOptions, stored["options"], "options"))
     changed = {name: value for name in _CHANGEABLE_OPTIONS if (value := getattr(typed, name)) is not None}
     fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS} | changed
     fields |= {name: fields[name] or () for name in _LISTS}

@@ -39,6 +39,7 @@ from sweeps.space import (
     RunOptions,
     SearchSettings,
     Space,
+    StoredOptions,
     StudyConfig,
     check_options,
     parse_space,
@@ -46,7 +47,7 @@ from sweeps.space import (
 )
 from sweeps.storage import StudyMirror, list_stored_studies, mirror_study, storage_uri, stored_study_folder
 from sweeps.study.driver import run_study
-from sweeps.study.retrain import ORIGIN, select_again, select_stopped, select_trial
+from sweeps.study.retrain import select_again, select_stopped, select_trial
 from sweeps.teachers import ensure_teacher
 from sweeps.tracking import check_tracking_uri
 from sweeps.trials import (
@@ -127,7 +128,7 @@ def start_retraining(options: RunOptions) -> int:
     _set_fields(content, "search", {"time": options.time})
     space = parse_space(retrain.name, content)
     check_options(space, options)
-    stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
+    stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else StoredOptions()
     options = options.with_folders(stored)
 
     def run(folder: Path, mirror: StudyMirror | None) -> int:
@@ -176,7 +177,7 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
         options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing"
     )
     _set_fields(content, "resources", resources)
-    space = parse_space(stored["space"], content)
+    space = parse_space(stored.space or "", content)
     if options.data not in (None, space.data.name):
         raise InputError(
             f"--resume goes on with the images that the study began with: --data must be {space.data.name}, but got "
@@ -192,8 +193,8 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
     )
     check(specifications, source=f"{folder / JOURNAL_FILE}")
     options = options.with_folders(stored)
-    options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
-    config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN), resumed=True)
+    options = replace(options, tracking_uri=options.tracking_uri or stored.tracking_uri)
+    config = replace(_study_config(folder, space, options, uri), origin=stored.origin, resumed=True)
     retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
     if retrain is not None:  # the driver was killed before it had proposed all
         check(retrain.specifications(), source=f"{retrain.folder}")
@@ -248,8 +249,8 @@ def _add_repeats(content: dict[str, Any], more: int) -> None:
 
 def _check_same_question(content: dict[str, Any], record: StudyRecord, folder: Path) -> None:
     """Check that nobody has changed space.yaml: a sampler cannot go on in another space than it began with."""
-    began = record.header.get("space")
-    if not isinstance(began, dict):  # the driver was killed before it had written it
+    began = record.header.space
+    if not began:  # the driver was killed before it had written it
         return
     fields = [_fixed_fields(section) for section in (began, content)]
     for name in dict.fromkeys((*fields[0], *fields[1])):
@@ -278,7 +279,7 @@ def _find_study(options: RunOptions) -> tuple[Path, str | None]:
     name = str(options.resume)
     root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
     if uri is None and (root / name / SPACE_FILE).is_file():
-        uri = read_space_file(find_study_folder(root, name))[1].get("storage")
+        uri = read_space_file(find_study_folder(root, name))[1].storage
     return stored_study_folder(uri, name, root) if uri is not None else find_study_folder(root, name), uri
 
 
@@ -295,7 +296,7 @@ def _set_fields(content: dict[str, Any], section: str, fields: dict[str, Any]) -
 def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> ImageData:
     """Load the data set, and check that it is the one that the study began with."""
     data = load_data(space.data, config.data_dir)
-    expected = record.header.get("data", {}).get("fingerprint", data.fingerprint)
+    expected = record.header.data.fingerprint or data.fingerprint
     if data.fingerprint != expected:
         raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
     return data
@@ -317,8 +318,8 @@ def _resolve_same_teacher(
 ) -> ResolvedTeacher | None:  # fmt: skip
     """Find the teacher, and check that its weights are those that the study began with."""
     teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
-    expected = (record.header.get("teacher") or {}).get("weights")
-    if teacher is not None and expected not in (None, teacher.weights.sha256):
+    expected = record.header.teacher.weights if record.header.teacher else None
+    if teacher is not None and expected is not None and expected != teacher.weights.sha256:
         raise InputError(
             f"the teacher {teacher.name} has changed since the study began: its sha256 is "
             f"{teacher.weights.sha256[:12]}..., not {expected[:12]}..."

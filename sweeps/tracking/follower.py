@@ -24,6 +24,7 @@ from sweeps.records import (
     TRACKING_PROGRESS_FILE,
     Event,
     JournalReader,
+    StudyHeader,
     StudyRecord,
     apply_event,
     damage_error,
@@ -99,7 +100,7 @@ class Follower:
             if event["event"] == Event.CLOSED:
                 self.closed_at = self._reader.offset
             if not self._key and event["event"] == Event.STUDY:
-                self._key = names.study_key(event)
+                self._key = names.study_key(StudyHeader.parse(event))
             self._tables_due = True
         if first and self.entries:
             self.carried = self._already_carried()
@@ -131,7 +132,7 @@ class Follower:
         """
         if self.store is not None and self.carried == len(self.entries):
             return True
-        if not self.study.header or (time.monotonic() < self._next_try and not now):
+        if self.study.header.is_empty or (time.monotonic() < self._next_try and not now):
             return False
         try:
             self._carry()
@@ -310,7 +311,7 @@ def catch_up(follower: Follower) -> str | None:
         ValueError: a line of the journal is damaged.
     """
     follower.read()
-    if not follower.study.header:
+    if follower.study.header.is_empty:
         raise InputError(f"a study's journal must begin with a study event, but {follower.study_dir} has none yet")
     follower.write_tables(now=True)
     return follower.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeps.records import StudyRecord
 
@@ -25,16 +25,16 @@ def dataset_input(study: StudyRecord) -> DatasetInput | None:
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    data: dict[str, Any] = study.header.get("data") or {}
-    if not data.get("name") or not data.get("fingerprint"):
+    data = study.header.data
+    if not data.name or not data.fingerprint:
         return None
-    kind, _, folder = str(data["name"]).partition(":")
-    section = (study.header.get("space") or {}).get("data")
-    source = {"uri": folder or kind, "settings": section if isinstance(section, dict) else {"name": data["name"]}}
+    kind, _, folder = data.name.partition(":")
+    section = study.header.space.get("data")
+    source = {"uri": folder or kind, "settings": section if isinstance(section, dict) else {"name": data.name}}
     label = f"{kind} {folder.rstrip('/').rpartition('/')[2]}" if folder else kind
-    profile = {name: data[name] for name in SIZES if name in data}
+    profile = data.model_dump(include=set(SIZES), exclude_unset=True)
     dataset = Dataset(
-        name=label, digest=str(data["fingerprint"])[:36],
+        name=label, digest=data.fingerprint[:36],
         source_type="local" if folder else kind, source=json.dumps(source, sort_keys=True),
         profile=json.dumps(profile, sort_keys=True),
     )  # fmt: skip

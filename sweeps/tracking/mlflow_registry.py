@@ -72,7 +72,7 @@ def register_front(
 def _ensure_registered_model(client: MlflowClient, study: StudyRecord) -> None:
     from mlflow.exceptions import MlflowException
 
-    question = str(study.header.get("question", ""))
+    question = study.header.question
     try:
         client.create_registered_model(study.name, {names.STUDY_TAG: study.name}, question)
     except MlflowException as error:

@@ -186,7 +186,7 @@ class MlflowStudy:
         if experiment is None:
             is_local = urlsplit(self.uri).scheme not in ("http", "https")
             location = (self.study_dir / ARTIFACTS_FOLDER).resolve().as_uri() if is_local else None
-            tags = {**names.KIND_TAGS, names.DESCRIPTION_TAG: str(self.study.header.get("question", ""))}
+            tags = {**names.KIND_TAGS, names.DESCRIPTION_TAG: self.study.header.question}
             return str(self.client.create_experiment(self.study.name, artifact_location=location, tags=tags))
         if experiment.lifecycle_stage == "deleted":
             raise OSError(f"the MLflow experiment {self.study.name!r} was deleted; restore it or name another store")
@@ -198,7 +198,7 @@ class MlflowStudy:
             return self._delete_duplicates(runs)
         name = self.study.name
         tags = {names.STUDY_TAG: name, names.KEY_TAG: self.key}
-        start = milliseconds(self.study.header["time"])
+        start = milliseconds(self.study.header.began)
         return str(self.client.create_run(self.experiment, start, tags, run_name=name).info.run_id)
 
     def _load_children(self) -> None:
@@ -289,7 +289,7 @@ class MlflowStudy:
     def _create(self, trial: TrialRecord) -> None:
         tags = names.identity_tags(self.study, trial, self.parent)
         started = trial.attempts[0]["time"] if trial.attempts else trial.proposed_at
-        start = milliseconds(started or self.study.header["time"])
+        start = milliseconds(started or self.study.header.began)
         run = self.client.create_run(self.experiment, start, tags, run_name=names.run_name(trial))
         self.runs[trial.trial_id] = str(run.info.run_id)
         self._describe(trial, self.runs[trial.trial_id])
@@ -307,7 +307,7 @@ class MlflowStudy:
         self._metrics(run_id, trial.trial_id, names.initial_metrics(trial), at, step=0)
 
     def _proposed_at(self, trial: TrialRecord) -> int:
-        return milliseconds(trial.proposed_at or self.study.header["time"])
+        return milliseconds(trial.proposed_at or self.study.header.began)
 
     def _add_dataset(self, run_id: str) -> None:
         dataset = dataset_input(self.study)

@@ -103,7 +103,7 @@ def last_tracking_uri(study_dir: Path) -> str:
         last; else the study's own.
     """
     try:
-        uri = read_space_file(study_dir)[1]["tracking_uri"]
+        uri = read_space_file(study_dir)[1].tracking_uri
     except (OSError, InputError):  # a collated study, or a damaged file
         uri = read_progress(study_dir).get("uri")
     return str(uri) if uri else default_tracking_uri(study_dir)

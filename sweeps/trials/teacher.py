@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowrank.compression import network_to_count
 from lowrank.data import ImageData
@@ -26,7 +25,7 @@ from lowrank.distillation import (
 from lowrank.errors import InputError
 from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import Recipe
-from sweeps.records import TeacherSection, TrialSpec
+from sweeps.records import HeaderTeacher, TeacherSection, TrialSpec
 from sweeps.space import START, TEACHER_WEIGHTS, Space, TeacherSettings
 from sweeps.trials.trained_network import trained_settings
 
@@ -54,7 +53,7 @@ class ResolvedTeacher:
         path = Path(self.weights.reference)
         return path.parent.name if path.name == WEIGHTS_FILE else self.weights.reference
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> HeaderTeacher:
         """Describe the teacher for the study's header.
 
         Returns:
@@ -62,9 +61,9 @@ class ResolvedTeacher:
         """
         record = self.weights.record
         measured = record.model_dump(include={"val_error", "test_error", "params"}) if record else {}
-        return {
-            "name": self.name, "weights": self.weights.sha256, "network": self.weights.network.name, **measured
-        }  # fmt: skip
+        return HeaderTeacher(
+            name=self.name, weights=self.weights.sha256, network=self.weights.network.name, **measured
+        )  # fmt: skip
 
     def section(
         self, recipe: Recipe, student: NetworkSettings, views: int | None, data: ImageData

@@ -31,6 +31,7 @@ from sweeps.records import (
     write_space_file,
     write_tables,
 )
+from sweeps.space import StoredOptions
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -126,7 +127,7 @@ def test_a_repair_keeps_all_other_lines_and_says_what_is_left_out(study, capsys)
 
 
 def test_a_repair_of_a_stored_study_says_which_copy_is_where(study, capsys):
-    options = {"space": "a", "data_dir": None, "tracking_uri": None, "storage": "s3://bucket/studies"}
+    options = StoredOptions(space="a", data_dir=None, tracking_uri=None, storage="s3://bucket/studies")
     write_space_file(study, {}, options)
     change_digit(study, "epoch")
     code, lines = run("repair", study, capsys)

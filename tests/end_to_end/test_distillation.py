@@ -46,7 +46,7 @@ def test_the_cache_is_built_before_the_first_trial(root: Path, said: str) -> Non
 
 def test_both_students_are_on_record_with_the_teacher(root: Path, said: str) -> None:
     record = studies.record(root / "studies" / "distill")
-    assert record.header["teacher"]["name"] == "good"
+    assert record.header.teacher.name == "good"
     assert [trial.status for trial in record.trials.values()] == [Status.COMPLETED] * 2
     assert [trial.notices for trial in record.trials.values()] == [[], []]  # the cache was ready
     rows = pq.read_table(root / "studies" / "distill" / "results.parquet").to_pylist()

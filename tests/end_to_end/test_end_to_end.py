@@ -49,10 +49,10 @@ def test_every_trial_has_an_end_and_its_epochs(finished):
 def test_the_header_says_how_it_came_about(finished):
     folder, _ = finished
     header = studies.record(folder).header
-    assert header["data"]["name"] == "digits"
-    assert len(header["data"]["fingerprint"]) == 16
-    assert {"torch", "ray", "optuna", "mlflow"} <= set(header["versions"])
-    assert header["seed"] == 0
+    assert header.data.name == "digits"
+    assert len(header.data.fingerprint) == 16
+    assert {"torch", "ray", "optuna", "mlflow"} <= set(header.versions)
+    assert header.seed == 0
 
 
 def test_workers_stay_warm(finished):
@@ -102,8 +102,8 @@ def test_notes_tags_and_the_data_set_are_in_mlflow(finished):
     assert rows(database, "select count(*) from tags where key = 'team' and value = 'vision'") == [(runs,)]
     found = rows(database, "select value from tags where key = 'mlflow.note.content' and value like '%a first look'")
     assert len(found) == 1
-    header = studies.record(folder).header["data"]
-    assert rows(database, "select name, digest from datasets") == [("digits", header["fingerprint"])]
+    header = studies.record(folder).header.data
+    assert rows(database, "select name, digest from datasets") == [("digits", header.fingerprint)]
     assert rows(database, "select count(*) from inputs where source_type = 'DATASET'") == [(runs,)]
 
 

@@ -131,8 +131,8 @@ class TestRecords:
     def test_every_id_computed_anew_is_the_same(self, stored):
         study = load_study(stored)
         for trial in study.trials.values():
-            header = study.header["data"]
-            ids = identify(trial.specification, tuple(header["image_shape"]), header["classes"])
+            header = study.header.data
+            ids = identify(trial.specification, header.image_shape, header.classes)
             assert ids == (trial.trial_id, trial.point_id)
 
     def test_the_tables_hold_the_same_study_as_the_journal(self, stored, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.records.events import Role, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
 from tests.support.specifications import make_specification
@@ -51,4 +52,6 @@ def _under(prefix: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def study(*trials: TrialRecord, **header: Any) -> StudyRecord:
     """A study of these trials, named `made` unless the header says otherwise."""
-    return StudyRecord(header={"name": "made", **header}, trials={each.trial_id: each for each in trials})
+    return StudyRecord(
+        header=StudyHeader.parse({"name": "made", **header}), trials={each.trial_id: each for each in trials}
+    )

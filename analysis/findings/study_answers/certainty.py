@@ -114,12 +114,11 @@ def study_evidence(study: StudyRecord) -> Evidence:
     Raises:
         InputError: a record of wrong images is damaged.
     """
-    space = study.header.get("space") or {}
     wrong = wrong_by_setting(study)
-    margin = (space.get("answer") or {}).get("margin")
+    margin = study.header.section("answer").get("margin")
     return Evidence(
         wrong=wrong, images=validation_images(study), screened=is_screened(study),
-        seeds=pooled_seed_variance(wrong.values()), margin=None if margin is None else float(margin),
+        seeds=pooled_seed_variance(wrong.values()), margin=float(margin) if isinstance(margin, int | float) else None,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from analysis.stats.front import collect_points
 from analysis.stats.inference.intervals import Z_95, newcombe_interval
 from analysis.stats.inference.paired import paired_error_difference, tango_interval
 from sweeps.records.events import Role, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
 from tests.support.specifications import make_specification
@@ -38,7 +39,7 @@ def record(
 def study(*trials: TrialRecord) -> StudyRecord:
     strata = [{"label": label, "params": params} for label, params in BUDGETS.items()]
     header = {"name": "small", "strata": strata, "data": {"val_images": 1000}, "network": {"width": 1.0}}
-    return StudyRecord(header=header, trials={trial.trial_id: trial for trial in trials})
+    return StudyRecord(header=StudyHeader.parse(header), trials={trial.trial_id: trial for trial in trials})
 
 
 HALF, QUARTER = reversed(BUDGETS)

@@ -235,12 +235,9 @@ def test_teachers_and_compressed_networks_have_entries(studies):
 
 def test_the_names_of_the_records_of_teachers_and_compressed_networks_are_those_of_their_writers():
     from analysis.research_log import other_entries
-    from analysis.research_log.study_entries import ORIGIN as HEADER_ORIGIN
     from lowrank.deployment.compress_run import RUN_FILE
     from lowrank.distillation import RECORD_FILE
-    from sweeps.study.retrain import ORIGIN
     from sweeps.teachers.registry import CURVE_FILE as TEACHER_CURVE
 
     assert (other_entries.TEACHER_FILE, other_entries.CURVE_FILE) == (RECORD_FILE, TEACHER_CURVE)
     assert other_entries.COMPRESS_FILE == RUN_FILE
-    assert HEADER_ORIGIN == ORIGIN

@@ -56,7 +56,7 @@ def test_each_run_has_its_times_its_end_and_what_people_did_then(resumed):
     assert (second.number, second.began, second.ended, second.reason) == (2, SECOND, None, "")
     assert [event["event"] for event in first.annotations] == [Event.ANNOTATED, Event.EXCLUDED]
     assert not second.annotations
-    assert (first.header["commit"], second.header["commit"]) == ("0123456789abcdef", "later")
+    assert (first.header.commit, second.header.commit) == ("0123456789abcdef", "later")
     assert not first.resources
     assert second.resources["slots"] == 3
     assert [first.is_last, second.is_last] == [False, True]

@@ -22,6 +22,7 @@ from lowrank.io.tensor_file import save_tensors
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from sweeps.records.annotations import NoteKind, append_note, read_notes
 from sweeps.records.events import Event, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord, TrialRecord
@@ -90,8 +91,8 @@ class TestCollate:
         ]  # fmt: skip
         assert [each.attempts[0]["host"] for each in (first, second, third)] == ["one", "two", "one"]
         assert second.test_error == 4.0
-        assert found.header["question"] == "of one?"
-        assert [entry["label"] for entry in found.header["strata"]] == ["of one", "of two"]
+        assert found.header.question == "of one?"
+        assert [entry.label for entry in found.header.strata] == ["of one", "of two"]
         weights = {path.parent.name for path in (tmp_path / "all").glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")}
         assert weights == {trained[0].trial_id, trained[1].trial_id}
         for each, source in ((trained[0], "one"), (trained[1], "two")):
@@ -212,7 +213,7 @@ def test_a_sound_copy_goes_before_a_longer_broken_one():
     epochs = {1: {"val_error": 1.0}, 2: {"val_error": 1.0}}
     broken = TrialRecord(trial_id="a", status=Status.COMPLETED, epochs=epochs, broken="why", notes=["seen"])
     sound = TrialRecord(trial_id="a", status=Status.STOPPED, epochs={1: {"val_error": 2.0}})
-    sources = [StudySource(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
+    sources = [StudySource(label=name, study=StudyRecord(header=StudyHeader(name=name)), folder=None) for name in "xy"]
     kept, source = better_copy((broken, sources[0]), (sound, sources[1]))
     assert (kept.broken, kept.notes, source.label) == ("", ["seen"], "y")
 
@@ -234,7 +235,7 @@ def test_a_test_error_comes_from_a_sound_copy_of_the_same_weights_only(changes, 
     )  # fmt: skip
     tested = replace(trial, test_error=77.0, wrong_images={"val": "val", "test": "bits"}, attempts=[{"host": "b"}])
     tested = replace(tested, **changes)
-    sources = [StudySource(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
+    sources = [StudySource(label=name, study=StudyRecord(header=StudyHeader(name=name)), folder=None) for name in "xy"]
     chosen, _ = better_copy((trial, sources[0]), (tested, sources[1]))
     assert chosen.test_error == expected
     assert chosen.wrong_images.get("test") == (None if expected is None else "bits")
@@ -248,7 +249,7 @@ def test_copies_of_other_number_formats_are_named():
             trial_id="a", status=Status.COMPLETED, epochs={1: {"val_error": 3.0}},
             specification=make_specification(), attempts=[{"device": device, **attempt}],
         )  # fmt: skip
-        study = StudyRecord(header={"name": name}, trials={"a": trial})
+        study = StudyRecord(header=StudyHeader(name=name), trials={"a": trial})
         return StudySource(label=name, study=study, folder=None)
 
     for other, expected in (

@@ -28,6 +28,7 @@ from lowrank.errors import InputError
 from sweeps.records import fronts
 from sweeps.records.events import Role, Status
 from sweeps.records.fronts import mean_error
+from sweeps.records.header import StudyHeader
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import RESULTS_FILE
@@ -59,7 +60,9 @@ def record(name, params, error, *, status=Status.COMPLETED, role=Role.SEARCH, me
 
 
 def study_of(*trials, **header):
-    return StudyRecord(header={"name": "x", **header}, trials={trial.trial_id: trial for trial in trials})
+    return StudyRecord(
+        header=StudyHeader.parse({"name": "x", **header}), trials={trial.trial_id: trial for trial in trials}
+    )
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def read_kept_journal(name: str) -> list[dict[str, Any]]:
 
 
 def header_shape(study: StudyRecord) -> tuple[int, int, int]:
-    channels, height, width = study.header["data"]["image_shape"]
+    channels, height, width = study.header.data.image_shape
     return channels, height, width
 
 
@@ -37,7 +37,7 @@ def test_kept_trials_keep_their_ids(name: str) -> None:
     study = fold_events(events)
     proposed = {event["trial"]: event for event in events if event["event"] == Event.PROPOSED}
     assert len(proposed) == TRIALS[name]
-    shape, classes = header_shape(study), study.header["data"]["classes"]
+    shape, classes = header_shape(study), study.header.data.classes
     for trial_id, event in proposed.items():
         assert study.trials[trial_id].specification.to_json() == event["specification"]
         assert identify(study.trials[trial_id].specification, shape, classes) == (trial_id, event["point_id"])
@@ -46,7 +46,7 @@ def test_kept_trials_keep_their_ids(name: str) -> None:
 def test_a_kept_specification_with_another_seed_is_another_trial_of_the_same_point() -> None:
     study = fold_events(read_kept_journal("tt_schedule"))
     trial = next(trial for trial in study.trials.values() if trial.specification)
-    shape, classes = header_shape(study), study.header["data"]["classes"]
+    shape, classes = header_shape(study), study.header.data.classes
     reseeded = trial.specification.model_copy(update={"seed": trial.specification.seed + 1})
     trial_id, point_id = identify(reseeded, shape, classes)
     assert trial_id != trial.trial_id

@@ -102,7 +102,7 @@ def test_a_resumed_study_is_open_again():
     assert fold_events([study, closed]).closed == closed
     resumed = fold_events([study, closed, {**study, "time": 3.0}])
     assert resumed.closed is None
-    assert resumed.header["time"] == 3.0
+    assert resumed.header.time == 3.0
 
 
 def test_an_unknown_event_is_an_error():

@@ -15,6 +15,7 @@ from sweeps.records.events import Event
 from sweeps.records.journal import Journal, StudyLostError
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.study_folders import hold_study_folder, write_space_file
+from sweeps.space import StoredOptions
 from sweeps.space.parse import parse_space
 from sweeps.study import driver, start
 from tests.support.journals import read_events
@@ -71,7 +72,7 @@ def test_a_study_has_its_folder_before_anything_that_takes_long(monkeypatch, tmp
 def test_a_resume_of_a_running_study_is_refused_before_anything_is_fetched(monkeypatch, tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    write_space_file(folder, {"question": "Which?"}, {"space": "small", "data_dir": None, "tracking_uri": None})
+    write_space_file(folder, {"question": "Which?"}, StoredOptions(space="small", data_dir=None, tracking_uri=None))
     monkeypatch.setattr(start, "_resume", lambda *arguments: pytest.fail("it was begun"))
     with hold_study_folder(folder):
         assert run.main(["--resume", "mine", "--out", str(tmp_path)]) == 2

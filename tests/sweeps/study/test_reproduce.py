@@ -18,7 +18,7 @@ from sweeps.records.model import StudyRecord
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
-from sweeps.study.retrain import ORIGIN, Retrain, select_trial
+from sweeps.study.retrain import Retrain, select_trial
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
@@ -135,7 +135,7 @@ class TestComparison:
         for name, last in (("was", 5.0), ("now", error)):
             journal = Journal(tmp_path / name / JOURNAL_FILE)
             origin = {"study": str(tmp_path / "was"), "trial": "abcd", "as": "abcd"}
-            journal.append(Event.STUDY, name=name, **({ORIGIN: origin} if name == "now" else {}))
+            journal.append(Event.STUDY, name=name, **({"repeats": origin} if name == "now" else {}))
             journal.append(Event.ATTEMPT, trial="abcd", device="cpu" if name == "was" else device)
             for epoch, value in enumerate((9.0, last), start=1):
                 metrics = {"val_error": value, "epoch_seconds": 1.0 if name == "was" else 2.0}

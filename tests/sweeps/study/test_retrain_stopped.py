@@ -20,7 +20,7 @@ from sweeps.search.proposer import EmptyProposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study import driver, start
-from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED, select_again, select_stopped
+from sweeps.study.retrain import select_again, select_stopped
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from tests.support import studies
@@ -61,7 +61,7 @@ def finished(folder: Path, was: Path, trials, ends: list[float | None]) -> list[
     """The last words of a study that finishes those of `trials` for which there is an end, or None for none yet."""
     journal = Journal(folder / JOURNAL_FILE)
     ids = {each.trial_id: each.trial_id for each in trials}
-    journal.append(Event.STUDY, name="end", **{ORIGIN: {"study": str(was), "stopped": 4, RETRAINED_STOPPED: ids}})
+    journal.append(Event.STUDY, name="end", repeats={"study": str(was), "stopped": 4, "finishes": ids})
     for each, end in zip(trials, ends, strict=True):
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role="search", stratum="", parameters=each.point,
@@ -92,7 +92,7 @@ def test_they_are_trained_whole_under_their_ids_all_at_once(tmp_path, trials):
     space = parse_space("end", retrain.content({"max_concurrent": 2}))
     data = load_data(space.data)
     assert (space.search.stop, space.epochs, space.search.trials, space.resources.max_concurrent) == ("none", 9, 3, 2)
-    ids = retrain.check(data, None)[RETRAINED_STOPPED]
+    ids = retrain.check(data, None).ids
     assert all(old == new for old, new in ids.items())
     assert len(ids) == 3
 
@@ -105,7 +105,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
     def killed_early(space, resolver, config, retrain, history=None, mirror=None):
         driver._write_space(space, config)
         with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
-            journal.append(Event.STUDY, name=config.name, **{ORIGIN: config.origin})
+            journal.append(Event.STUDY, name=config.name, repeats=config.origin.to_json())
             first = replace(retrain, trials=retrain.trials[:1])
             first.propose(journal, load_study(config.folder), config.folder, config.origin)
         return 130
@@ -118,7 +118,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
                 retrain.propose(journal, record, config.folder, config.origin)
             search = Search(space, resolver, EmptyProposer(), journal, record)
             launched = iter(search.next, None)
-            assert sorted(trial.trial_id for trial in launched) == sorted(config.origin[RETRAINED_STOPPED].values())
+            assert sorted(trial.trial_id for trial in launched) == sorted(config.origin.ids.values())
         return 0
 
     out = ("--out", str(tmp_path))

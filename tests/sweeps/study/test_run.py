@@ -10,6 +10,7 @@ from sweeps.records.decidable import decidable_difference
 from sweeps.records.names import LOCK_FILE
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
+from sweeps.space import StoredOptions
 from sweeps.space.files import available_spaces
 from sweeps.space.parse import read_space
 from sweeps.space.settings import parse_time
@@ -121,7 +122,7 @@ def test_studies_cannot_be_kept_under_a_file(capsys, tmp_path):
 def kept(tmp_path):
     """A study's folder as a killed driver leaves it."""
     folder = tmp_path / "studies" / "kept"
-    write = {"space": "tt_dims", "data_dir": None, "tracking_uri": None}
+    write = StoredOptions(space="tt_dims", data_dir=None, tracking_uri=None)
     folder.mkdir(parents=True)
     write_space_file(folder, read_space("tt_dims").source, write)
     return folder

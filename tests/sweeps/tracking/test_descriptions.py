@@ -8,7 +8,17 @@ import pytest
 
 from analysis.sources import find_group, load_typed_notes
 from analysis.sources.mlflow import _described_runs, _read, _typed_notes
-from sweeps.records import MLFLOW_FILE, Event, Journal, Status, StudyRecord, TrialRecord, load_history, load_study
+from sweeps.records import (
+    MLFLOW_FILE,
+    Event,
+    Journal,
+    Status,
+    StudyHeader,
+    StudyRecord,
+    TrialRecord,
+    load_history,
+    load_study,
+)
 from sweeps.records.mlflow_names import (
     DESCRIPTION_TAG,
     TRIAL_TAG,
@@ -39,7 +49,7 @@ QUESTION = "Which (shape) is best?\n"
     ],
 )
 def test_what_is_not_of_the_records_was_typed(description, typed):
-    study = StudyRecord(header={"question": QUESTION}, notes=["first", "second"])
+    study = StudyRecord(header=StudyHeader(question=QUESTION), notes=["first", "second"])
     assert typed_text(description, recorded_paragraphs(study)) == typed
 
 
@@ -78,7 +88,7 @@ def test_the_tracker_keeps_what_was_typed_and_it_is_read_back(tmp_path, blank_st
     assert stored[trial]["group"] == "initial runs"
 
     history = load_history(folder)
-    key = study_key(history.events[0])
+    key = study_key(StudyHeader.parse(history.events[0]))
     typed = load_typed_notes(uri, history.study, key)
     assert typed == {"": "of the study", trial: "of the trial"}
     through_mlflow = _read(uri, lambda client: _described_runs(client, "tt_dims"))

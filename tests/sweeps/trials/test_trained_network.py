@@ -22,6 +22,7 @@ from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.specification import Trial
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
+from sweeps.space import StoredOptions
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
@@ -143,7 +144,7 @@ def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys
     folder = tmp_path / "studies" / "mine"
     folder.mkdir(parents=True)
     resolved = trial(path, digits)
-    write_space_file(folder, space(path).source, {"space": "small", "data_dir": None, "tracking_uri": None})
+    write_space_file(folder, space(path).source, StoredOptions(space="small", data_dir=None, tracking_uri=None))
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(Event.STUDY, name="mine", data={"fingerprint": digits.fingerprint})
     journal.append(

@@ -13,6 +13,7 @@ from analysis.stats.inference.intervals import Estimate, error_interval, t_inter
 from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, PairedEffect, find_paired_effects
 from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status
+from sweeps.records.header import HeaderData, StudyHeader
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.specification import MethodSection
 from tests.support.specifications import change
@@ -102,7 +103,7 @@ class TestAblation:
         told = {}
         for images in (100, 1_000_000):
             made = seeds_study([-1.0, -1.0, -1.0])
-            made.header["data"] = {"val_images": images}
+            made.header = StudyHeader(data=HeaderData(val_images=images))
             (effect, *_) = find_paired_effects(made)
             assert effect.errors == pytest.approx((4.0, 3.0))
             told[images] = effect.verdict()
