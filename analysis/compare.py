@@ -14,7 +14,7 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
-from analysis.cli import add_stores, group_members, load_named, open_page, output_folder, run_script
+from analysis.cli import add_stores, group_members, load_from, open_page, output_folder, run_script
 from analysis.findings import compare_studies
 from analysis.reporting import write_comparison
 from analysis.stats import COST_UNITS, check_equal, differing_fields, parse_reference
@@ -56,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: fewer than two studies, a study or group that is unknown, studies of other networks, epochs or
             recipes without `--mixed`, no common reference point, or an output folder that cannot be written.
     """
-    names = list(dict.fromkeys([*arguments.names, *(group_members(arguments) if arguments.group else ())]))
+    store = arguments.studies, arguments.tracking_uri
+    names = list(
+        dict.fromkeys([*arguments.names, *(group_members(arguments.group, *store) if arguments.group else ())])
+    )
     if len(names) < 2:
         of_group = f" ({', '.join(names) or 'none'} with the group {arguments.group!r})" if arguments.group else ""
         raise InputError(f"a comparison needs two studies or more, but got {len(names)}{of_group}")
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         studies = []
         for name in names:
             step(name)
-            studies.append(load_named(name, arguments, step.detail))
+            studies.append(load_from(name, *store, step.detail))
         step("page")
         _tell_apart(studies, names)
         check_equal(differing_fields(studies), allowed=arguments.mixed)

@@ -15,7 +15,7 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
     folder = Path(__file__).resolve().parent
     sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
-from analysis.cli import add_source, load_source, open_page, output_folder, run_script, source_folder
+from analysis.cli import add_source, load_from, open_page, output_folder, run_script, source_folder
 from analysis.reporting import STEPS, is_large, start_forkserver, write_report
 from analysis.sources import push_if_tracked
 from analysis.stats import check_equal, mixed_fields
@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     with steps("report", 1 + STEPS) as step:  # one for reading
         step("reading")
-        if not arguments.tracking_uri and is_large(source_folder(arguments)):
+        source = source_folder(arguments.study, arguments.studies, arguments.tracking_uri)
+        if not arguments.tracking_uri and is_large(source):
             start_forkserver()  # takes a second, during which the study is read
-        study = load_source(arguments, step.detail)
+        study = load_from(arguments.study, arguments.studies, arguments.tracking_uri, step.detail)
         check_equal(mixed_fields(study), allowed=arguments.mixed)
-        source = source_folder(arguments)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)
         page = write_report(study, folder, source, arguments.tracking_uri, step)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG) and tables (CSV) beside it")

@@ -168,7 +168,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
 
     opset = check_opset(options.opset)
     return CompressConfig(
-        network=network_from_options(options, **fields["network"]), weights=weights,
+        network=network_from_options(options.network, fields["network"], vars(options)), weights=weights,
         data=validate_model(DataSettings, {**fields["data"], "name": options.data}, "data"),
         data_dir=options.data_dir, preprocessing={
             "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,

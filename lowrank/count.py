@@ -113,7 +113,9 @@ def run(options: argparse.Namespace) -> NetworkCount:
             raise InputError(f"`--classes` must be at least 1, but got {options.classes}")
         classes = options.classes
     only = tuple(options.only) if options.only else None
-    network = network_from_options(options, linear=options.linear, keep=tuple(options.keep), only=only)
+    network = network_from_options(
+        options.network, {"linear": options.linear, "keep": tuple(options.keep), "only": only}, vars(options)
+    )
     method = _parse_method(options)
     if options.budget is not None:
         network, method = _solve_budget(options, network, method, image, classes)

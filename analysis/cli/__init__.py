@@ -15,8 +15,7 @@ if TYPE_CHECKING:
         add_source as add_source,
         add_stores as add_stores,
         group_members as group_members,
-        load_named as load_named,
-        load_source as load_source,
+        load_from as load_from,
         open_page as open_page,
         output_folder as output_folder,
         run_script as run_script,
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "arguments": (
-            "add_source add_stores group_members load_named load_source open_page output_folder run_script "
-            "source_folder"
-        ),
+        "arguments": ("add_source add_stores group_members load_from open_page output_folder run_script source_folder"),
     },
 )

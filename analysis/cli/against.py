@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.stats import compare_values, comparison_table, reference_lines
 from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records import load_study
+from sweeps.records import find_study, load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"the base must be written FIELD=VALUE (method.name=thin_dense), but got {arguments.base!r}")
     with steps("against", 2) as step:
         step("reading")
-        study = load_study(study_folder(arguments))
+        study = load_study(find_study(arguments.study, arguments.studies))
         step("pairs")
         text = comparison_table(compare_values(study, field, value))
     print(text)

@@ -33,21 +33,6 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--studies", type=Path, default=STUDIES_FOLDER, help="where studies are (default: studies)")
 
 
-def study_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder of the study that the first argument names.
-
-    Args:
-        arguments: as `add_study` declares them.
-
-    Returns:
-        The folder, which has records.
-
-    Raises:
-        InputError: there is no such study; the message lists those there are.
-    """
-    return find_study(arguments.study, arguments.studies)
-
-
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Declare --study, --studies and --tracking-uri.
 
@@ -73,28 +58,15 @@ def add_stores(
     parser.add_argument("--tracking-uri", metavar="URI", help=tracking)
 
 
-def load_source(arguments: argparse.Namespace, notify: Callable[[str], None] = silent) -> StudyRecord:
-    """Read the study that --study names.
-
-    Args:
-        arguments: as `add_source` declares them.
-        notify: is called with how far the reading is.
-
-    Returns:
-        The records.
-
-    Raises:
-        InputError: there is no such study; the message lists those there are.
-    """
-    return load_named(arguments.study, arguments, notify)
-
-
-def load_named(name: str, arguments: argparse.Namespace, notify: Callable[[str], None] = silent) -> StudyRecord:
+def load_from(
+    name: str, studies: Path, tracking_uri: str | None, notify: Callable[[str], None] = silent
+) -> StudyRecord:  # fmt: skip
     """Read a study from its folder, or from the tracking store if one is given.
 
     Args:
         name: of the study, or its folder.
-        arguments: as `add_stores` declares them.
+        studies: where studies are.
+        tracking_uri: an MLflow store; None for the folder.
         notify: is called with how far the reading is.
 
     Returns:
@@ -103,18 +75,20 @@ def load_named(name: str, arguments: argparse.Namespace, notify: Callable[[str],
     Raises:
         InputError: there is no such study; the message lists those there are.
     """
-    if arguments.tracking_uri:
+    if tracking_uri:
         from analysis.sources import load_from_mlflow
 
-        return load_from_mlflow(arguments.tracking_uri, name, notify)
-    return load_study(find_study(name, arguments.studies))
+        return load_from_mlflow(tracking_uri, name, notify)
+    return load_study(find_study(name, studies))
 
 
-def group_members(arguments: argparse.Namespace) -> list[str]:
-    """Find the studies of the group that --group names.
+def group_members(group: str, studies: Path, tracking_uri: str | None) -> list[str]:
+    """Find the studies of a group.
 
     Args:
-        arguments: as `add_stores` declares them, with `group`.
+        group: its name.
+        studies: where studies are.
+        tracking_uri: an MLflow store, which is asked instead; None for none.
 
     Returns:
         The names of the studies.
@@ -122,23 +96,25 @@ def group_members(arguments: argparse.Namespace) -> list[str]:
     Raises:
         InputError: no study is of this group; the message lists the groups there are.
     """
-    if arguments.tracking_uri:
+    if tracking_uri:
         from analysis.sources import find_group
 
-        members, groups = find_group(arguments.tracking_uri, check_group(arguments.group)), {}
+        members, groups = find_group(tracking_uri, check_group(group)), {}
     else:
-        groups = {name: read_group(arguments.studies / name) for name in list_studies(arguments.studies)}
-        members = [name for name, group in groups.items() if group == arguments.group]
+        groups = {name: read_group(studies / name) for name in list_studies(studies)}
+        members = [name for name, other in groups.items() if other == group]
     if not members:
-        raise unknown("group", arguments.group, sorted(set(filter(None, groups.values()))) or ["none found"])
+        raise unknown("group", group, sorted(set(filter(None, groups.values()))) or ["none found"])
     return members
 
 
-def source_folder(arguments: argparse.Namespace) -> Path:
-    """Return the study's own folder.
+def source_folder(name: str, studies: Path, tracking_uri: str | None) -> Path:
+    """Return a study's own folder.
 
     Args:
-        arguments: as `add_source` declares them.
+        name: of the study, or its folder.
+        studies: where studies are.
+        tracking_uri: the MLflow store that it is read from; None for its folder.
 
     Returns:
         The folder; of a study that is read from a tracking store, the one that it would have.
@@ -146,9 +122,7 @@ def source_folder(arguments: argparse.Namespace) -> Path:
     Raises:
         InputError: there is no such study.
     """
-    if arguments.tracking_uri:
-        return Path(arguments.studies) / arguments.study
-    return find_study(arguments.study, arguments.studies)
+    return studies / name if tracking_uri else find_study(name, studies)
 
 
 def open_page(page: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.findings import audit_text
 from analysis.utils import steps
-from sweeps.records import load_study
+from sweeps.records import find_study, load_study
 
 add_arguments = add_study
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     with steps("audit", 2) as step:
         step("reading")
-        study = load_study(study_folder(arguments))
+        study = load_study(find_study(arguments.study, arguments.studies))
         step("rules")
         text = audit_text(study)
     print(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.reporting import STEPS, refresh_outputs
 from analysis.sources import check_store, push_study
 from analysis.utils import steps
@@ -22,6 +22,7 @@ from sweeps.records import (
     Event,
     TrialRecord,
     check_note,
+    find_study,
     find_trial,
     fold_journal,
     load_study,
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         InputError: nothing was asked for, two options contradict each other, there is no such study or trial, or a
             driver runs the study; nothing has been written.
     """
-    folder = study_folder(options)
+    folder = find_study(options.study, options.studies)
     note, tags = check_note(options.note), parse_tags(options.tag)
     reason = _reason(options)
     if reason is None and not (options.undo or note or tags):

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.sources import push_if_tracked
 from lowrank.errors import InputError, unknown
 from lowrank.utils import LockedError
@@ -23,6 +23,7 @@ from sweeps.records import (
     append_note,
     check_group,
     check_note,
+    find_study,
     find_trial,
     load_study,
     locked_journal,
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: there is no such study, trial or open to-do, no text or too long a one, the notes are damaged, or a
             driver runs the study that is to be put into a group; nothing has been written.
     """
-    folder = study_folder(arguments)
+    folder = find_study(arguments.study, arguments.studies)
     flag, kind, behind = _kind(arguments)
     words = [*arguments.words, *behind]
     if len(words) > 2:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from lowrank.utils import ExitCode
+from sweeps.records import find_study
 
 add_arguments = add_study
 
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from analysis.sources import repair_study
 
-    folder = study_folder(arguments)
+    folder = find_study(arguments.study, arguments.studies)
     done = repair_study(folder)
     print("\n".join(done) if done else f"{folder}: nothing to repair")
     return ExitCode.DONE

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.findings import answer_text
 from analysis.reporting import print_summary, write_summary
 from analysis.sources import push_if_tracked
 from analysis.stats import collect_points
 from analysis.utils import steps
-from sweeps.records import load_study
+from sweeps.records import find_study, load_study
 
 add_arguments = add_study
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: there is no such study.
     """
-    folder = study_folder(arguments)
+    folder = find_study(arguments.study, arguments.studies)
     with steps("summary", 2) as step:
         step("reading")
         study = load_study(folder)

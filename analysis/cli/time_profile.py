@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.cli.arguments import add_study, refuse_script
 from analysis.findings import profile_lines, profile_study
-from sweeps.records import load_study
+from sweeps.records import find_study, load_study
 
 add_arguments = add_study
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: there is no such study.
     """
-    study = load_study(study_folder(arguments))
+    study = load_study(find_study(arguments.study, arguments.studies))
     print(*profile_lines(profile_study(study)), sep="\n")
     return 0
 

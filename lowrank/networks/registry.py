@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -418,12 +418,14 @@ def add_network_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--heads", type=int, metavar="N", help="of vit: heads of attention (default: 3)")
 
 
-def network_from_options(options: argparse.Namespace, **fields: Any) -> NetworkSettings:
+def network_from_options(name: str, fields: Mapping[str, object], options: Mapping[str, object]) -> NetworkSettings:
     """Read the network that a command line names.
 
     Args:
-        options: as `add_network_options` declares them; --keep and --only are not read.
-        fields: further ones of the settings.
+        name: the value of --network.
+        fields: of the settings.
+        options: values by option, None where nothing was typed; of them `width` and NETWORK_FIELDS are read, which
+            `add_network_options` declares.
 
     Returns:
         The settings.
@@ -431,9 +433,7 @@ def network_from_options(options: argparse.Namespace, **fields: Any) -> NetworkS
     Raises:
         InputError: a value is not allowed, or the network has no such field.
     """
-    typed_fields = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
-    width = 1.0 if options.width is None else options.width
     from lowrank.networks.external.user_code import absolute_name  # records outlive the working folder
 
-    name = absolute_name(options.network)
-    return validate_model(NetworkSettings, {"name": name, "width": width, **typed_fields, **fields}, "network")
+    typed = {field: value for field in ("width", *NETWORK_FIELDS) if (value := options[field]) is not None}
+    return validate_model(NetworkSettings, {"name": absolute_name(name), **typed, **fields}, "network")
