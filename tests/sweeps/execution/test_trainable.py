@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_notice(tmp_pat
     for path in files(tmp_path)[:damaged]:
         path.write_bytes(path.read_bytes()[:300])
     worker = TrialTrainable(config(tmp_path, **train))
-    folder = tmp_path / TRIALS_FOLDER / worker.config["trial_id"]
+    folder = tmp_path / TRIALS_FOLDER / worker.trial.trial_id
     assert len(list(folder.glob("*.unusable"))) == damaged
     first = worker.step()
     assert first["attempt"]["from_epoch"] == from_epoch
