@@ -117,7 +117,9 @@ class HeaderHardware(_Section):
 
 
 class StudyHeader(_Section):
-    """What a driver writes down when it begins; `StudyHeader()` is that of a study that has none.
+    """What a driver writes down when it begins.
+
+    `StudyHeader()` is that of a study that has none.
 
     Attributes:
         name: of the study.

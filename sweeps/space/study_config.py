@@ -65,7 +65,9 @@ class RetrainOrigin(_Stored):
 
 
 class StoredOptions(_Stored):
-    """The options that a study's space.yaml keeps for its resumption; fields are None where nothing was typed.
+    """The options that a study's space.yaml keeps for its resumption.
+
+    Fields are None where nothing was typed.
 
     Attributes:
         space: name of the space.
