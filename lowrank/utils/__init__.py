@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.processes import (
         available_mb as available_mb,
+        child_processes as child_processes,
         commit as commit,
         exit_with_parent as exit_with_parent,
         module_command as module_command,
@@ -83,7 +84,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
         "processes": (
-            "available_mb commit exit_with_parent module_command module_environment processor_times usable_cores"
+            "available_mb child_processes commit exit_with_parent module_command module_environment processor_times "
+            "usable_cores"
         ),
         "templates": "Markdown read_resource render_template",
         "text": (

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -168,13 +168,7 @@ def processor_times(pids: Iterable[int]) -> dict[int, int]:
         Ticks of the kernel by process id, 0 for one that has ended. Where there is no /proc, as on other systems than
         Linux, the present time: it cannot be known that a process does nothing.
     """
-    parents, ticks = {}, {}
-    for path in _PROC.glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()  # the name before it may hold spaces
-        except OSError:  # it has just ended
-            continue
-        parents[int(path.parent.name)], ticks[int(path.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    parents, ticks = _process_table()
     totals = dict.fromkeys(pids, 0 if ticks else time.monotonic_ns())
     for pid, own in ticks.items():
         ancestor: int | None = pid
@@ -184,6 +178,37 @@ def processor_times(pids: Iterable[int]) -> dict[int, int]:
                 break
             ancestor = parents.get(ancestor)
     return totals
+
+
+def child_processes(parent: int, *, without: Collection[int] = ()) -> list[int]:
+    """List the processes below one: those it has started, their own, and so on.
+
+    Args:
+        parent: its process id.
+        without: ids of processes that are left out, with all that they have started.
+
+    Returns:
+        Their process ids; none where there is no /proc, as on other systems than Linux.
+    """
+    parents, _ = _process_table()
+    children: list[int] = []
+    generation = [parent]
+    while generation:
+        generation = [pid for pid, above in parents.items() if above in generation and pid not in without]
+        children += generation
+    return children
+
+
+def _process_table() -> tuple[dict[int, int], dict[int, int]]:
+    """Read the parent of each process, and the ticks of processor time that it has used."""
+    parents, ticks = {}, {}
+    for path in _PROC.glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()  # the name before it may hold spaces
+        except OSError:  # it has just ended
+            continue
+        parents[int(path.parent.name)], ticks[int(path.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    return parents, ticks
 
 
 def exit_with_parent(parent: int) -> None:

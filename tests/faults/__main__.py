@@ -86,9 +86,10 @@ class Run:
     def _expected(self, fault: Fault, question: Question) -> dict[str, Any] | None:
         if "grid" not in question.name:
             return None
-        if question.name not in self.expected:
-            self.expected[question.name] = undisturbed(question, self._new_folder(), fault, self.cluster)
-        return self.expected[question.name]
+        expected = fault.expected or question
+        if expected.name not in self.expected:
+            self.expected[expected.name] = undisturbed(expected, self._new_folder(), fault, self.cluster)
+        return self.expected[expected.name]
 
     def _new_folder(self) -> Path:
         self.studies += 1
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = Run(Path(folder), cluster, seed, options.times)
         for fault in chosen:
             if not fault.possible():
-                notes.append(f"{fault.name}: not injected, a small disk can only be mounted by root")
+                notes.append(f"{fault.name}: not injected, {fault.needs}")
                 continue
             results = run.fault(fault)
             rows.append(row(fault, results))

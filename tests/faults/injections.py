@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,24 @@ from sweeps.records.journal import truncate_torn_line
 from sweeps.records.model import TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.teachers.cache_options import CACHE_FOLDER
-from tests.faults.scene import DISTILLED, GRID, GROUPED, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
+from tests.faults.scene import (
+    COMPILED,
+    DISTILLED,
+    GRID,
+    GROUPED,
+    NAME,
+    SEARCH,
+    SECONDS,
+    SHORT,
+    STREAMED,
+    Question,
+    Scene,
+    Study,
+)
 from tests.support import studies
 from tests.support.clusters import machines
 from tests.support.environment import changed_environment
-from tests.support.processes import child_pids, command_lines, group_worker_pids
+from tests.support.processes import child_pids, command_line, command_lines, group_worker_pids
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
 from tests.support.waiting import scaled, wait_until
@@ -48,6 +62,8 @@ class Fault:
     shared: bool = True  # whether the cluster is whole afterwards
     finish: Callable[[Scene, Study], None] = lambda scene, study: None
     possible: Callable[[], bool] = lambda: True
+    needs: str = ""  # what this machine lacks where it is not possible
+    expected: Question | None = None  # whose answer a grid must give without the fault; None: its own
 
 
 def kill_trial(scene: Scene, study: Study, rng: random.Random) -> bool:
@@ -256,7 +272,8 @@ def kill_relay(scene: Scene, study: Study, rng: random.Random) -> bool:
     """SIGKILL for the process that stores the checkpoints of all machines on the driver's."""
     if study.one(rng) is None:
         return False
-    relays = [pid for pid, line in command_lines().items() if line.startswith("ray::_Relay")]
+    assert scene.cluster is not None
+    relays = [pid for pid in scene.cluster.worker_pids() if command_line(pid).startswith("ray::_Relay")]
     return bool(relays) and _sent(rng.choice(relays), signal.SIGKILL)
 
 
@@ -302,6 +319,39 @@ def hang_group(scene: Scene, study: Study, rng: random.Random) -> bool:
         return False
     pids = group_worker_pids(trial.attempts[-1]["pid"])
     return bool(pids) and _sent(rng.choice(pids), signal.SIGSTOP)
+
+
+_HANGING = """#!/bin/sh
+for word in "$@"; do
+  case "$word" in *.so|*.o|*.gch) echo $$ >> "$0.hung"; kill -STOP $$;; esac
+done
+exec {compiler} "$@"
+"""
+
+
+def use_hanging_compiler(scene: Scene) -> None:
+    """The C++ compiler answers what it is asked about itself, and hangs where it is to compile."""
+    use_short_limits(lowrank__training__engine__compiler_watch={"HANG_SECONDS": 8.0})(scene)
+    compiler = scene.folder / "g++"
+    compiler.write_text(_HANGING.format(compiler=shutil.which("g++")))
+    compiler.chmod(0o755)
+    scene.extra["hung"] = Path(f"{compiler}.hung")
+    cache = str(scene.folder / "compiled")
+    scene.stack.enter_context(changed_environment({"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": cache}))
+
+
+def hang_compiler(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for a trial's process; in the next one, which compiles anew, the compiler hangs."""
+    before = _hung_compilers(scene)
+    return kill_trial(scene, study, rng) and study.wait(
+        lambda: _hung_compilers(scene) - before, "a process that compiles a network"
+    )
+
+
+def _hung_compilers(scene: Scene) -> set[str]:
+    """Return the ids of the compilers that have stopped so far."""
+    path = scene.extra["hung"]
+    return set(path.read_text().split()) if path.exists() else set()
 
 
 def use_teacher(scene: Scene) -> None:
@@ -394,7 +444,8 @@ FAULTS = (
     Fault("driver", "the driver, SIGKILL; resumed", kill_driver, clustered=False),
     Fault("head", "the cluster's head, SIGKILL; resumed on another cluster", kill_head, shared=False),
     Fault("server", "the tracking server, SIGKILL; started again", kill_server, prepare=use_server, finish=catch_up),
-    Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
+    Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount,
+          needs="a small disk can only be mounted by root"),
     Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint,
           finish=noticed("is not usable")),
     Fault("unreadable checkpoint", "a trial's process, its newest checkpoint one that the code cannot load",
@@ -406,6 +457,9 @@ FAULTS = (
     Fault("relay", "the relay of checkpoints on the driver's machine, SIGKILL", kill_relay, prepare=use_relay),
     Fault("group", "nothing: one of the processes that train a trial together stops", hang_group, (GROUPED,),
           prepare=use_short_limits(sweeps__execution__process_group={"HANG_SECONDS": 10.0}), clustered=False),
+    Fault("hung compiler", "a trial's process, SIGKILL; the compiler that its next one starts stops", hang_compiler,
+          (COMPILED,), prepare=use_hanging_compiler, finish=noticed("the compiler did nothing for 8 s"),
+          clustered=False, possible=lambda: shutil.which("g++") is not None, needs="there is no g++", expected=SHORT),
     Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (DISTILLED,), prepare=use_teacher,
           finish=noticed("are damaged and are built again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),

@@ -6,7 +6,7 @@ import random
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ GROUPED = Question("grid in groups", (
     *GRID.options, "--set", "method.dims=2", "--set", "resources.processes_per_trial=2",
     "--set", "resources.max_concurrent=1",
 ), 3, 10)  # fmt: skip
+SHORT = Question("short grid", (*GRID.options, "--set", "method.dims=2"), 3, 10)
+COMPILED = replace(SHORT, name="compiled grid", options=(*SHORT.options, "--set", "train.engine=compiled"))
 DISTILLED = Question("taught grid", (
     "--space", "distill", "--set", "network={name: wrn_10_1, width: 0.5}", "--set", "data.train_images=200",
     "--set", "method.name={choice: [bottleneck, tensor_train]}", "--set", "budget.params=0.8",

@@ -26,6 +26,7 @@ from lowrank.data import Batch
 from lowrank.distillation import Signals
 from lowrank.kernels import kernel_errors
 from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
+from lowrank.training.engine.compiler_watch import watch_compiler
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
@@ -201,7 +202,7 @@ class CapturedEpoch:
             forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
             digest = forward.compiled.digest(self._images)
-            with compile_once(digest, self._notify), self._undone(), keep_float32_products():
+            with compile_once(digest, self._notify), watch_compiler(), self._undone(), keep_float32_products():
                 self._run_step()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
             self.compiled, self._forward = False, objective

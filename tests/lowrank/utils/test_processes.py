@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,19 @@ def test_version_1_of_control_groups(machine: Path):
 def test_a_system_without_proc(machine: Path):
     (machine / "proc" / "meminfo").unlink()
     assert processes.available_mb() is None
+
+
+def test_processes_below_one_are_listed_through_all_generations():
+    """A shell, which has started a shell, which has started two programs; each says its process id."""
+    program = "echo $$; sh -c 'echo $$; sleep 600 & echo $!; sleep 600 & echo $!; wait'; true"
+    with subprocess.Popen(["sh", "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        outer, inner, *programs = (int(process.stdout.readline()) for _ in range(4))
+        below = processes.child_processes(os.getpid())
+        without = processes.child_processes(os.getpid(), without=[inner])
+        for pid in (outer, inner, *programs):
+            os.kill(pid, signal.SIGKILL)
+    assert {outer, inner, *programs} <= set(below)
+    assert below.index(outer) < below.index(inner) < below.index(programs[0])
+    assert outer in without
+    assert not {inner, *programs} & set(without)
