@@ -40,6 +40,7 @@ from sweeps.records import StudyRecord
 SHARE_WORDS = {0.5: "half the parameters", 0.25: "a quarter", 0.2: "a fifth", 0.125: "an eighth", 0.1: "a tenth",
                0.05: "a twentieth"}  # fmt: skip
 SAME_ERROR = 0.005  # points, which round to 0.00
+WORSENED = 1.0  # points of error by which a training ends above its start, from which the answer names it
 SAME_SHARE = 0.02  # relative difference from a share in words, within which it is called so
 
 
@@ -108,7 +109,8 @@ def compress_paragraphs(
 
     Returns:
         A paragraph on the trained network, which says whether differences are on the same images, then one for each
-        budget, largest first; empty for a study that does not begin with a trained network.
+        budget, largest first, and one on trainings that did harm, if any did; empty for a study that does not begin
+        with a trained network.
 
     Raises:
         InputError: a record of wrong images is damaged.
@@ -122,7 +124,29 @@ def compress_paragraphs(
     shown = list(compared.values())
     pairing = pairing_sentence(sum(comparison.same_images for comparison in shown), len(shown))
     first = [_trained_paragraph(base, points, compared), pairing, _correction_sentence(shown)]
-    return [" ".join(part for part in first if part), *(_size_paragraph(size, base, compared) for size in sizes)]
+    return [
+        " ".join(part for part in first if part),
+        *(_size_paragraph(size, base, compared) for size in sizes),
+        *_worsened_paragraph(points),
+    ]
+
+
+def _worsened_paragraph(points: Sequence[FrontPoint]) -> list[str]:
+    """Say how many trainings did harm, if any did."""
+    trained = [
+        (point.own_error, point.initial_error, point)
+        for point in points
+        if point.finished and point.epochs and point.initial_error is not None
+    ]
+    worsened = [(after, before, point) for after, before, point in trained if after - before > WORSENED]
+    if not worsened:
+        return []
+    after, before, worst = max(worsened, key=lambda row: row[0] - row[1])
+    return [
+        f"{len(worsened)} of {len(trained)} trainings ended more than {WORSENED:g} point above the error that they "
+        f"began with, {method_label(worst.method)} at {worst.params:,} parameters by the most "
+        f"({format_percent(before)} before, {format_percent(after)} after): a lower `train.lr` may mend that."
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

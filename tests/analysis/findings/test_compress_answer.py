@@ -143,3 +143,12 @@ def test_a_budget_without_a_result_says_so():
 def test_points_say_how_they_started(field, value):
     points = collect_points(study(*TRIALS))
     assert getattr(next(point for point in points if point.params == 98_000), field) == value
+
+
+def test_trainings_that_end_above_their_start_are_named():
+    worse = record("svd", 97_000, 44.5, stratum=QUARTER, before=30.5)
+    small = study(*TRIALS, worse, record("tucker2", 97_500, 9.5, stratum=QUARTER, before=9.0))
+    assert compress_paragraphs(small, collect_points(small))[-1] == (
+        "1 of 7 trainings ended more than 1 point above the error that they began with, SVD at 97,000 parameters by "
+        "the most (30.5 % before, 44.5 % after): a lower `train.lr` may mend that."
+    )
