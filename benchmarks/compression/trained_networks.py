@@ -5,7 +5,7 @@
 `--peer DIR` is a checkout of github.com/davidgonmar/BALF: its activation-aware factorisation then runs in the same
 process, on the same networks and calibration images, and is trained by the same loop. `--timing` adds rows that say how
 long each method takes from a network and images on the device to the smaller network, nothing shared. `resnet18` has
-the small stem; `vit` is trained by AdamW, here alone, because the library's trainer has SGD. Nothing is asserted.
+the small stem; `vit` is trained by AdamW. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data, train_batches
+from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data
 from lowrank.data.augment import AugmentationSettings
 from lowrank.deployment.compressor import Compressor
-from lowrank.deployment.finetune import EMA_DECAY, KD_TEMPERATURE, KD_WEIGHT, cross_entropy
-from lowrank.distillation.losses import distillation_loss
-from lowrank.distillation.teacher import LiveTeacher
+from lowrank.deployment.finetune import finetune
 from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.training.ema import ExponentialMovingAverage
-from lowrank.training.recipe import Recipe, lr_factor
+from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils import OneLineParser
 
@@ -46,19 +42,18 @@ TIMED_BUDGET = 0.25
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained from scratch, and at which rates its smaller forms are tried afterwards."""
+    """How a network is trained from scratch."""
 
     epochs: int
     lr: float
-    finetune_rates: tuple[float, ...]
     adamw: bool = False
     weight_decay: float = 5e-4
 
 
 TRAININGS = {
-    "resnet9": Training(30, 0.4, (0.1, 0.03)),
-    "resnet18": Training(20, 0.4, (0.1, 0.03)),
-    "vit": Training(80, 1e-3, (3e-4, 1e-4), adamw=True, weight_decay=0.05),
+    "resnet9": Training(30, 0.4),
+    "resnet18": Training(20, 0.4),
+    "vit": Training(80, 1e-3, adamw=True, weight_decay=0.05),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"resnet18": {"stem": "small"}}
 
@@ -112,70 +107,22 @@ class Bench:
         half = len(labels) // 2
         return images[:half], labels[:half]
 
-    def train(
-        self, network: nn.Module, seed: int, recipe: Recipe, teacher: nn.Module | None = None
-    ) -> tuple[nn.Module, nn.Module]:
-        """Train a network in place; returns it and a copy with the moving average of its weights."""
-        live = None if teacher is None else LiveTeacher(copy.deepcopy(teacher), (), autocast=self.autocast)
-        if self.training.adamw:
-            average: ExponentialMovingAverage | None = self.train_by_adamw(network, seed, recipe, live)
-        else:
-            trainer = Trainer(
-                network, self.data, recipe, augmentation=self.augmentation, order_seed=seed,
-                device=self.options.device, teacher=live,
-            )  # fmt: skip
-            for _ in range(recipe.epochs):
-                trainer.train_epoch()
-            average = trainer.step.ema
+    def train(self, network: nn.Module, seed: int, recipe: Recipe) -> None:
+        """Train a network in place."""
+        trainer = Trainer(
+            network, self.data, recipe, augmentation=self.augmentation, order_seed=seed, device=self.options.device
+        )
+        for _ in range(recipe.epochs):
+            trainer.train_epoch()
         network.eval()
-        if average is None:
-            return network, network
-        with average.swapped_in():
-            return network, copy.deepcopy(network)
-
-    def train_by_adamw(
-        self, network: nn.Module, seed: int, recipe: Recipe, teacher: LiveTeacher | None
-    ) -> ExponentialMovingAverage:
-        """Train a network in place by AdamW, on the trainer's batches and losses; returns the moving average."""
-        device = torch.device(self.options.device)
-        network.to(device).train()
-        matrices = [value for value in network.parameters() if value.requires_grad and value.dim() > 1]
-        others = [value for value in network.parameters() if value.requires_grad and value.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type == "cuda")
-        average = ExponentialMovingAverage(network, recipe.ema_decay)
-        steps, step = recipe.epochs * (len(self.data.train) // recipe.batch_size), 0
-        for epoch in range(recipe.epochs):
-            batches = train_batches(
-                self.data, device, recipe.batch_size, augmentation=self.augmentation, order_seed=seed, epoch=epoch
-            )
-            for images, labels, indices in batches:
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * lr_factor(recipe, min(step / steps, 1.0))
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    logits = network(images)
-                loss = functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-                if teacher is not None:
-                    expected = teacher.signals(images, indices, 0).logits
-                    loss = (1 - KD_WEIGHT) * loss + KD_WEIGHT * distillation_loss(logits, expected, KD_TEMPERATURE)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                average.update(step)
-                step += 1
-        return average
 
     def recipe(self, **fields: Any) -> Recipe:
-        """The recipe of one training."""
+        """The recipe of a training from scratch."""
+        if self.training.adamw:
+            fields |= {"optimizer": "adamw", "clip_norm": 1.0}
         batch = 512 if self.options.images else 32
         decay = self.training.weight_decay
         return Recipe(decay="plain", engine="plain", batch_size=batch, weight_decay=decay, **fields)
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The dtype of a teacher's forward pass."""
-        return torch.bfloat16 if self.options.device == "cuda" else None
 
     @torch.no_grad()
     def test_error(self, network: nn.Module) -> float:
@@ -283,25 +230,18 @@ def svd_by_any_driver() -> Iterator[None]:
 
 
 def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> dict[str, float]:
-    """Test error after the short training, with the rate and the weights that are best on the choosing images."""
+    """Test error after the short training of `python -m lowrank.compress --finetune`, and the rate that it took."""
     options = bench.options
     errors: dict[str, float] = {}
-    choosing = bench.choosing()
-    for name, teacher in (("distilled", dense), ("labels", None)):
-        if not options.finetune or bench.left() < 20 or (teacher is None and not options.labels):
+    for name in ("distilled", "labels"):
+        if not options.finetune or bench.left() < 20 or (name == "labels" and not options.labels):
             continue
-        best, best_loss, best_rate = network, cross_entropy(network, *choosing), 0.0
-        for rate in options.finetune_lr or bench.training.finetune_rates:
-            student = copy.deepcopy(network)
-            distillation = {} if teacher is None else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
-            recipe = bench.recipe(
-                epochs=options.finetune, lr=rate, schedule="cosine", warmup=0.1, ema_decay=EMA_DECAY, **distillation
-            )
-            for candidate in bench.train(student, seed, recipe, teacher):
-                loss = cross_entropy(candidate, *choosing)
-                if loss < best_loss:
-                    best, best_loss, best_rate = candidate, loss, rate
-        errors |= {name: bench.test_error(best), f"{name}_rate": best_rate}
+        trained, rate = finetune(
+            network, dense, bench.data, network_name=options.network, epochs=options.finetune,
+            choosing=bench.choosing(), rates=options.finetune_lr, seed=seed, device=options.device,
+            labels_only=name == "labels",
+        )  # fmt: skip
+        errors |= {name: bench.test_error(trained), f"{name}_rate": rate}
     return errors
 
 
