@@ -71,7 +71,7 @@ def checked(retrain: Retrain, teachers: Path) -> str:
     """The id under which the command would train it."""
     space = parse_space("again", yaml.safe_load(yaml.safe_dump(retrain.content({}))))
     data = load_data(space.data)
-    return retrain.check(data, resolve_teacher(space, data, teachers))["as"]
+    return retrain.check(data, resolve_teacher(space, data, teachers)).new_trial
 
 
 @pytest.mark.parametrize("kind", KINDS)

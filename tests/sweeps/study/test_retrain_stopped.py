@@ -18,6 +18,7 @@ from sweeps.records.names import JOURNAL_FILE
 from sweeps.run import main
 from sweeps.search.proposer import EmptyProposer
 from sweeps.search.search import Search
+from sweeps.space import RetrainOrigin
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study import driver, start
 from sweeps.study.retrain import select_again, select_stopped
@@ -137,7 +138,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
 def test_a_resume_that_needs_a_record_that_is_gone_is_one_line(tmp_path, trials):
     origin = {"study": str(tmp_path / "gone"), "trial": trials[0].trial_id, "as": trials[0].trial_id}
     with pytest.raises(InputError, match="unknown study"):
-        select_again(origin, StudyRecord(), "digits")
+        select_again(RetrainOrigin.parse(origin), StudyRecord(), "digits")
 
 
 def test_what_stopping_lost_is_said(tmp_path, trials):
