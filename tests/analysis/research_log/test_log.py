@@ -29,7 +29,9 @@ def studies(tmp_path, monkeypatch) -> Path:
     more("first", (Event.ANNOTATED, {"note": NASTY, "tags": {"group": "initial runs"}}))
     more("second", (Event.ANNOTATED, {"note": "", "tags": {"group": "initial runs"}}))
     header = {
-        key: value for key, value in load_study(Path("studies/first")).header.items() if key not in ("event", "time")
+        key: value
+        for key, value in load_study(Path("studies/first")).header.to_json().items()
+        if key not in ("event", "time")
     }
     more("first", (Event.STUDY, {**header, "commit": "later"}), (Event.CLOSED, {"reason": "finished"}))
     return tmp_path
