@@ -442,8 +442,8 @@ def damage_error(path: Path, number: int, byte: int, damage: str) -> InputError:
     Returns:
         An error whose message says what to do.
     """
-    folder = shlex.quote(str(path.parent))
+    quoted = shlex.quote(str(path.parent))
     return InputError(
-        f"{path}: line {number} at byte {byte} is damaged: {damage}; `python -m analysis check {folder}` lists all "
-        f"damage, `python -m analysis repair {folder}` keeps what is whole"
+        f"{path}: line {number} at byte {byte} is damaged: {damage}; `python -m analysis check {quoted}` lists all "
+        f"damage, `python -m analysis repair {quoted}` keeps what is whole"
     )

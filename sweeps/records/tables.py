@@ -7,6 +7,7 @@ Together with `epochs.parquet` it gives back the study that the journal gave: `r
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import uuid
 from collections.abc import Mapping
@@ -344,7 +345,8 @@ def read_tables(folder: Path) -> StudyRecord:
             if time.monotonic() > end:
                 raise InputError(
                     f"{RESULTS_FILE} and {EPOCHS_FILE} of {folder} were not written together: try again if the study "
-                    f"is running; if it has its journal, `python -m sweeps.tracking {folder}` writes both again"
+                    f"is running; if it has its journal, `python -m sweeps.tracking {shlex.quote(str(folder))}` writes "
+                    "both again"
                 )
             time.sleep(POLL_SECONDS)
     except InputError:
@@ -352,7 +354,7 @@ def read_tables(folder: Path) -> StudyRecord:
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # pyarrow's are among them
         raise InputError(
             f"{RESULTS_FILE} or {EPOCHS_FILE} of {folder} is damaged ({first_line(error)}); if the study still has its "
-            f"journal, `python -m sweeps.tracking {folder}` writes them again"
+            f"journal, `python -m sweeps.tracking {shlex.quote(str(folder))}` writes them again"
         ) from error
 
 
@@ -390,7 +392,7 @@ def _read_study(folder: Path, table: pa.Table, epochs: pa.Table | None) -> Study
     if missing:
         raise InputError(
             f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; if the study "
-            f"still has its journal, `python -m sweeps.tracking {folder}` writes the table again"
+            f"still has its journal, `python -m sweeps.tracking {shlex.quote(str(folder))}` writes the table again"
         )
     trials = {row["trial_id"]: trial_from_row(row) for row in table.to_pylist()}
     for row in epochs.to_pylist() if epochs is not None else ():

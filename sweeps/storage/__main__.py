@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fetch(options: argparse.Namespace) -> int:
     folder = fetch_study(options.uri, options.name, options.out.resolve())
-    print(f"fetched into {folder}; its trials in MLflow: python -m sweeps.tracking {folder}")
+    print(f"fetched into {folder}; its trials in MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
     return 0
 
 

@@ -22,6 +22,7 @@ from sweeps.records import (
     encode_wrong_images,
     front_first_seeds,
     front_trials,
+    resume_command,
 )
 from sweeps.search import Search
 from sweeps.trials import make_trainer, without_teacher
@@ -77,17 +78,17 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
             )
         if needs_model:
             write_model(model_folder, trial, trainer, data)
-    return [] if look and not (images_hang or lacks_memory) else _test_lines(search.record, folder.name)
+    return [] if look and not (images_hang or lacks_memory) else _test_lines(search.record, folder)
 
 
-def _test_lines(study: StudyRecord, name: str) -> list[str]:
+def _test_lines(study: StudyRecord, folder: Path) -> list[str]:
     """How to look at the test split again, where trials of the front lack a test error."""
     missing = [trial for trial in front_trials(study.trials.values()) if trial.test_error is None]
     if not missing:
         return []
     return [
         f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "
-        f"python sweeps/run.py --resume {name} --test"
+        f"{resume_command(folder)} --test"
     ]
 
 

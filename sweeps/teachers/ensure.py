@@ -7,6 +7,7 @@ training, so that another data set, split or recipe makes another teacher.
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def register_or_explain(root: Path, name: str, uri: str | None) -> None:
         InputError: the weights are damaged, or the registry has other weights under this name.
     """
     uri = uri or default_uri(root)
-    command = f"python sweeps/teacher.py --register {name}"
+    command = f"python sweeps/teacher.py --register {shlex.quote(name)}"
     try:
         print(f"{register(root, name, uri)} ({redact(uri)})")
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -224,8 +225,8 @@ def check_start(space: Space, data: ImageData) -> list[str]:
     if not path.is_file():
         raise InputError(
             f"`start.weights`: there is no file {path}; give the weights of your trained {space.network.name} by "
-            f"--weights FILE, or train one: python sweeps/teacher.py --network {space.network.name} --width "
-            f"{space.network.width:g} --data {space.data.name} --name NAME"
+            f"--weights FILE, or train one: python sweeps/teacher.py --network {shlex.quote(space.network.name)} "
+            f"--width {space.network.width:g} --data {shlex.quote(space.data.name)} --name NAME"
         )
     try:
         _, report = load_trained_network(space.network, path, data, allow_new_head=True)

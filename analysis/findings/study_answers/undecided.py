@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -144,7 +145,7 @@ def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     cost = _cost_text(study, points, evidence, more)
     return (
         f"{text} {seeds} would tell {_sizes(pair)} apart in 4 of 5 studies, if they differ as much as "
-        f"measured{assumption}: `python sweeps/run.py --resume {study.name} --repeat-more {more}`{cost}."
+        f"measured{assumption}: `python sweeps/run.py --resume {shlex.quote(study.name)} --repeat-more {more}`{cost}."
     )
 
 

@@ -85,7 +85,9 @@ def test_each_trial_is_looked_at_once_and_the_looks_are_counted(search, tmp_path
 def test_without_a_look_nobody_is_evaluated_and_the_command_for_one_is_named(search, tmp_path, evaluated):
     (line,) = evaluate_front(search, tmp_path, None, look=False)
     assert evaluated == []
-    assert line.endswith(f"which is counted: python sweeps/run.py --resume {tmp_path.name} --test")
+    assert line.endswith(
+        f"which is counted: python sweeps/run.py --resume {tmp_path.name} --out {tmp_path.parent} --test"
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_what_cannot_be_evaluated_is_skipped_with_a_line_and_a_notice(
     assert f"{first} is not evaluated on the test split and not written as a model: {reason}" in capsys.readouterr().out
     assert search.record.trials[first].notices[-1].endswith(reason)
     assert evaluations == [first, *others[: len(others) * tested]]
-    assert line.endswith(f"--resume {tmp_path.name} --test")
+    assert line.endswith(f"--resume {tmp_path.name} --out {tmp_path.parent} --test")
 
 
 def test_an_error_of_the_code_is_not_taken_for_a_lack_of_memory(search, tmp_path, monkeypatch):
