@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -116,12 +116,14 @@ def dispatch(config: TeacherConfig) -> int:
     """
     from sweeps.records import check_studies_folder
     from sweeps.teachers import read_teacher, register_or_explain
-    from sweeps.tracking import check_tracking_uri
+    from sweeps.tracking import check_tracking_uri, environment_uri
 
     if config.list:
         return print_teachers(config.teachers, as_json=config.json)
     root = check_studies_folder(config.teachers)
-    if config.tracking_uri:
+    if config.tracking_uri is None:
+        config = replace(config, tracking_uri=environment_uri())
+    else:
         check_tracking_uri(config.tracking_uri)
     if not config.register:
         return _train(config, root)

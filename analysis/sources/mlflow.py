@@ -14,8 +14,10 @@ import os
 import sqlite3
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -57,14 +59,14 @@ def load_from_mlflow(uri: str, name: str, notify: Notify = silent) -> StudyRecor
 
     Args:
         uri: of the store.
-        name: of the study.
+        name: of the study; NAME@KEY for one of several of that name.
         notify: is called with how far the reading is.
 
     Returns:
         The records.
 
     Raises:
-        InputError: the store does not answer, has no such study (the message lists those that it has), another
+        InputError: the store does not answer, has no such study or several (the message lists them), another
             version of this project wrote it, or its records are damaged.
     """
     notify("MLflow")
@@ -108,7 +110,7 @@ def find_group(uri: str, group: str) -> list[str]:
         group: its name.
 
     Returns:
-        The names of the studies, the one that began first before the others.
+        The names of the studies as `load_from_mlflow` takes them, the one that began first before the others.
 
     Raises:
         InputError: the store does not answer.
@@ -116,9 +118,13 @@ def find_group(uri: str, group: str) -> list[str]:
 
     def find(client: MlflowClient) -> list[str]:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        rule = f"tags.`{GROUP_TAG}` = '{group}' and tags.`{names.KEY_TAG}` != ''"
-        runs = sorted(_runs(client, experiments, rule), key=lambda run: run.info.start_time or 0)
-        return list(dict.fromkeys(str(run.data.tags[names.STUDY_TAG]) for run in runs))
+        runs = list(_runs(client, experiments, f"tags.`{names.KEY_TAG}` != ''"))
+        counts = Counter(run.info.experiment_id for run in runs)
+        members = [run for run in runs if run.data.tags.get(GROUP_TAG) == group]
+        return [
+            _key_name(run) if counts[run.info.experiment_id] > 1 else str(run.data.tags[names.STUDY_TAG])
+            for run in sorted(members, key=lambda run: run.info.start_time or 0)
+        ]
 
     return _read(uri, find)
 
@@ -206,7 +212,27 @@ def _query_file(uri: str, query: str, values: Sequence[str] = ()) -> list[tuple[
         raise InputError(f"the MLflow store {redact(uri)} cannot be read: {first_line(error)}") from error
 
 
-def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
+def _key_name(parent: Run) -> str:
+    """The name of a study with what tells it from others of that name: when it began, in milliseconds."""
+    name, _, began = parent.data.tags[names.KEY_TAG].rpartition(" ")
+    return f"{name}@{began}"
+
+
+def _choose_parent(parents: Sequence[Run], name: str) -> Run:
+    """The run of the study that a name means: the only one of that name, or the one whose key is given."""
+    chosen = [run for run in parents if _key_name(run) == name] if "@" in name else list(parents)
+    if len(chosen) == 1:
+        return chosen[0]
+    keys = sorted(map(_key_name, parents))
+    began = [datetime.fromtimestamp(int(key.rpartition("@")[2]) / 1000, UTC) for key in keys]
+    choices = ", ".join(f"{key} ({time:%Y-%m-%d %H:%M} UTC)" for key, time in zip(keys, began, strict=True))
+    if "@" in name:
+        raise InputError(f"the MLflow store has no study {name!r}; choose from: {choices}")
+    raise InputError(f"the MLflow experiment {name!r} has {len(parents)} studies of that name; choose from: {choices}")
+
+
+def _load(client: MlflowClient, study: str, notify: Notify) -> StudyRecord:
+    name = study.partition("@")[0]
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         raise unknown("study", name, [entry.name for entry in client.search_experiments()] or ["none: it is empty"])
@@ -214,7 +240,7 @@ def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
     parents = [run for run in runs if names.KEY_TAG in run.data.tags]
     if not parents:
         raise InputError(f"the MLflow experiment {name!r} holds no study of this project")
-    parent = max(parents, key=lambda run: run.info.start_time or 0)
+    parent = _choose_parent(parents, study)
     with tempfile.TemporaryDirectory() as folder:
         files = _Files(client, Path(folder))
         if parent.data.tags.get(names.TABLES_TAG) == names.CURRENT:

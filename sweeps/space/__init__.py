@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         GPU_SHARING as GPU_SHARING,
         RunOptions as RunOptions,
         Task as Task,
+        flag as flag,
     )
     from sweeps.space.settings import (
         ALLOCATIONS_BY_ERROR as ALLOCATIONS_BY_ERROR,
@@ -99,7 +100,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "teacher_space with_absolute_data with_absolute_network"
         ),
         "points": "Points SHARE_PREFIX",
-        "run_options": "AUTO DEFAULT_OUT DEFAULT_SAMPLE FIXED_QUESTION FOLDER_OPTIONS GPU_SHARING RunOptions Task",
+        "run_options": (
+            "AUTO DEFAULT_OUT DEFAULT_SAMPLE FIXED_QUESTION FOLDER_OPTIONS GPU_SHARING RunOptions Task flag"
+        ),
         "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SearchSettings parse_time",
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "RetrainOrigin StoredOptions StudyConfig",

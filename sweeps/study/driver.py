@@ -82,6 +82,18 @@ class RunEnd:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _Hooks:
+    """What is called while trials run.
+
+    `before_exit` closes the records before the process is ended from outside, and returns what is not stored;
+    `tracking_error` returns a line where the tracking process has trouble that the user does not know of.
+    """
+
+    before_exit: Callable[[], str | None]
+    tracking_error: Callable[[], str | None]
+
+
 def run_study(
     space: Space, resolver: Resolver, config: StudyConfig, retrain: Retrain | None = None,
     history: StudyHistory | None = None, mirror: StudyMirror | None = None,
@@ -154,7 +166,8 @@ def run_study(
             )
             apply_event(record, event)
             search = Search(space, resolver, proposer, journal, record, strata, siblings)
-            _search(search, config, resources, total, lambda: _close_records(journal, mirror), end)
+            hooks = _Hooks(lambda: _close_records(journal, mirror), tracking.new_error)
+            _search(search, config, resources, total, hooks, end)
     print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
     _print_next_step(space, config, end.reason, tracking.finish())
     if config.profile:
@@ -226,15 +239,14 @@ def _close_records(journal: Journal, mirror: StudyMirror | None) -> str | None:
 
 
 def _search(
-    search: Search, config: StudyConfig, resources: TrialResources, total: int,
-    before_exit: Callable[[], str | None], end: RunEnd,
-) -> None:  # fmt: skip
+    search: Search, config: StudyConfig, resources: TrialResources, total: int, hooks: _Hooks, end: RunEnd
+) -> None:
     """Train, evaluate the front on the test split, and draw and print the results; `end` is told how it ended.
 
     The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
     each further look could guide the search.
     """
-    reason = _train(search, config, resources, total, before_exit)
+    reason = _train(search, config, resources, total, hooks)
     search.journal.raise_if_refused()
     if reason is CloseReason.FINISHED:
         look = config.test or not search.record.finished_ends
@@ -307,9 +319,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     apply_event(record, journal.append(Event.STUDY, sync=True, **fields))
 
 
-def _train(
-    search: Search, config: StudyConfig, resources: TrialResources, total: int, before_exit: Callable[[], str | None]
-) -> CloseReason:  # fmt: skip
+def _train(search: Search, config: StudyConfig, resources: TrialResources, total: int, hooks: _Hooks) -> CloseReason:
     """Train until the search is over, the time is up or Ctrl-C; returns which. `total` is the number of trials."""
     from sweeps.execution import ExecutionConfig, run_search
     from sweeps.study.progress_view import ProgressView
@@ -327,11 +337,17 @@ def _train(
         return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
 
     with ProgressView(search.record, count_trials) as view:
+
+        def on_change() -> None:
+            if line := hooks.tracking_error():
+                view.print_line(line)
+            view.update()
+
         use_relay = bool(config.storage and config.address)  # several machines without a disk that they share
         out_of_time = run_search(search, ExecutionConfig(
             study_dir=config.folder, data_dir=config.data_dir, resources=resources,
-            max_concurrent=search.space.resources.max_concurrent, seconds=config.seconds, on_change=view.update,
-            cache=cache, use_relay=use_relay, before_exit=before_exit,
+            max_concurrent=search.space.resources.max_concurrent, seconds=config.seconds, on_change=on_change,
+            cache=cache, use_relay=use_relay, before_exit=hooks.before_exit,
         ))  # fmt: skip
     if search.is_over():
         return CloseReason.FINISHED

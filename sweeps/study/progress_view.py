@@ -161,6 +161,14 @@ class ProgressView:
             seconds = time.monotonic() - begun
             self._next_update = begun + max(MIN_SECONDS, seconds / MAX_TIME_SHARE)
 
+    def print_line(self, text: str) -> None:
+        """Print a line above the panel, as it stands.
+
+        Args:
+            text: the line.
+        """
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _show(self) -> None:
         self._show_notices()
         shown = progress(self.record, self.total(), self.started, self.work_before, time.monotonic())
@@ -172,7 +180,7 @@ class ProgressView:
     def _show_notices(self) -> None:
         for name, trial in self.record.trials.items():
             for text in trial.notices[self._notices_shown.get(name, 0) :]:
-                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self.print_line(text)
             self._notices_shown[name] = len(trial.notices)
 
     def _lines(self, shown: Progress) -> None:
@@ -181,13 +189,10 @@ class ProgressView:
             self._trials_shown.add(trial.trial_id)
             if trial.status is not Status.INFEASIBLE:
                 how = "adopted" if trial.adopted else _SHORT[trial.status]
-                self.console.print(
-                    f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]",
-                    markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                self.print_line(f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]")
         if time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            self.console.print(summary_line(shown), markup=False, highlight=False, soft_wrap=True)
+            self.print_line(summary_line(shown))
 
 
 def _panel(shown: Progress) -> Table:

@@ -6,6 +6,7 @@ All input of the user is checked here, before anything is written. Then `sweeps.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ from sweeps.space import (
     StoredOptions,
     StudyConfig,
     check_options,
+    flag,
     parse_space,
     parse_time,
 )
@@ -49,7 +51,7 @@ from sweeps.storage import StudyMirror, list_stored_studies, mirror_study, stora
 from sweeps.study.driver import run_study
 from sweeps.study.retrain import select_again, select_stopped, select_trial
 from sweeps.teachers import ensure_teacher
-from sweeps.tracking import check_tracking_uri
+from sweeps.tracking import TRACKING_VARIABLE, check_study_store, check_tracking_uri, environment_uri
 from sweeps.trials import (
     ResolvedTeacher,
     Resolver,
@@ -63,8 +65,8 @@ from sweeps.utils import load_yaml, monotonic_time
 
 # What of space.yaml may be changed before a study is resumed: it changes no trial
 CHANGEABLE = ("question", "resources", "answer", "search.trials", "search.time", "search.repeat")
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"  # of MLflow, for all that use it
 DEFAULT_TEACHERS = Path("teachers")
+STORED_PLACES = ("storage", "tracking_uri", "data_dir", "teachers", "cache_dir")  # which a study keeps for its resumes
 
 
 def start_study(space: Space, options: RunOptions) -> int:
@@ -162,8 +164,22 @@ def resume_study(options: RunOptions) -> int:
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
     folder, uri = _find_study(options)
+    _print_stored_places(folder, options)
     with hold_study_folder(folder):
         return _run_mirrored(uri, folder, lambda _, mirror: _resume(options, folder, uri, mirror), new=False)
+
+
+def _print_stored_places(folder: Path, options: RunOptions) -> None:
+    """Say which places the study itself names: whoever made it chose them, and records go there or come from there."""
+    if not (folder / SPACE_FILE).is_file():
+        return
+    stored = read_space_file(folder)[1]
+    names = [name for name in STORED_PLACES if getattr(stored, name) and not getattr(options, name)]
+    if str(stored.teachers) in (str(DEFAULT_TEACHERS.resolve()), "None"):
+        names = [name for name in names if name != "teachers"]
+    places = [f"{flag(name)} {shlex.quote(str(getattr(stored, name)))}" for name in names]
+    if places:
+        print(f"as the study was begun: {' '.join(places)}", flush=True)
 
 
 def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMirror | None) -> int:
@@ -193,6 +209,9 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
     )
     check(specifications, source=f"{folder / JOURNAL_FILE}")
     options = options.with_folders(stored)
+    variable = os.environ.get(TRACKING_VARIABLE)
+    if variable and options.tracking_uri is None and redact(variable) != stored.tracking_uri:
+        print(f"{TRACKING_VARIABLE} is left aside: a study goes on in the store where it began, or in --tracking-uri")
     options = replace(options, tracking_uri=options.tracking_uri or stored.tracking_uri)
     config = replace(_study_config(folder, space, options, uri), origin=stored.origin, resumed=True)
     retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
@@ -329,20 +348,14 @@ def _resolve_same_teacher(
 
 def _with_tracking_variable(options: RunOptions) -> RunOptions:
     """Record a new study where MLflow's own variable says, unless the command line says otherwise."""
-    uri = os.environ.get(TRACKING_VARIABLE)
-    if not uri or options.tracking_uri is not None:
-        return options
-    try:
-        check_tracking_uri(uri)
-    except InputError as error:
-        raise InputError(f"{TRACKING_VARIABLE} is set: {error}") from error
-    print(f"recording into {redact(uri)}, as {TRACKING_VARIABLE} says", flush=True)
-    return replace(options, tracking_uri=uri)
+    return options if options.tracking_uri is not None else replace(options, tracking_uri=environment_uri())
 
 
 def _study_config(folder: Path, space: Space, options: RunOptions, storage: str | None) -> StudyConfig:
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
+        for line in check_study_store(folder, options.tracking_uri):
+            print(line, flush=True)
     return StudyConfig(
         name=folder.name,
         folder=folder,

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
         outages as outages,
         quiet_mlflow as quiet_mlflow,
     )
-    from sweeps.tracking.process import TrackingProcess as TrackingProcess
-    from sweeps.tracking.uri import check_tracking_uri as check_tracking_uri
+    from sweeps.tracking.process import TrackingProcess as TrackingProcess, check_study_store as check_study_store
+    from sweeps.tracking.uri import (
+        TRACKING_VARIABLE as TRACKING_VARIABLE,
+        check_tracking_uri as check_tracking_uri,
+        environment_uri as environment_uri,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "mlflow_store": "MESSAGE_LENGTH make_client milliseconds outages quiet_mlflow",
-        "process": "TrackingProcess",
-        "uri": "check_tracking_uri",
+        "process": "TrackingProcess check_study_store",
+        "uri": "TRACKING_VARIABLE check_tracking_uri environment_uri",
     },
 )

@@ -26,6 +26,7 @@ from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE
 from sweeps.tracking.follower import POLL_SECONDS, Follower, ProgressCallback, catch_up, follow
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, quiet_mlflow
 from sweeps.tracking.process import URI_VARIABLE, last_tracking_uri
+from sweeps.tracking.store_check import check_store
 from sweeps.tracking.uri import check_tracking_uri
 
 LOCK_FILE = "tracking.lock"
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.check:
             _check_address(uri)
+            print(*check_store(uri, options.study_dir.resolve()), sep="\n", end="")
             return ExitCode.DONE
         if not options.follow and not (options.study_dir / JOURNAL_FILE).exists():
             raise InputError(f"a study folder must hold {JOURNAL_FILE}, but {options.study_dir} does not")
@@ -77,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tracking-uri", help="MLflow store (default: the study's own)")
     parser.add_argument("--follow", action="store_true", help="go on until the study is closed")
     parser.add_argument("--again", action="store_true", help="carry everything again, also what was refused before")
-    parser.add_argument("--check", action="store_true", help="carry nothing; say whether the address can be one")
+    parser.add_argument("--check", action="store_true", help="carry nothing; say whether the store would take it")
     parser.add_argument("--since", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser

@@ -67,6 +67,19 @@ def is_refusal(error: MlflowException) -> bool:
     return error.error_code == "INVALID_PARAMETER_VALUE"
 
 
+def is_denial(error: Exception) -> bool:
+    """Tell whether the store lets this user in.
+
+    Args:
+        error: one of `outages()`.
+
+    Returns:
+        True where the store asks for other credentials or other rights.
+    """
+    status = getattr(error, "get_http_status_code", None)
+    return status is not None and status() in (401, 403)
+
+
 def milliseconds(seconds: float) -> int:
     """Convert a time for MLflow.
 

@@ -9,16 +9,49 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import module_command, module_environment, redact
+from lowrank.utils import ExitCode, module_command, module_environment, redact
 from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE, read_space_file
 from sweeps.tracking.uri import default_tracking_uri
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
 TERMINATE_SECONDS = 3.0
+CHECK_SECONDS = 60.0  # for the start of MLflow and a few calls of at most 10 s
+REPORT_SECONDS = 5.0  # between two looks at what the process says
+
+
+def check_study_store(study_dir: Path, uri: str) -> list[str]:
+    """Ask a store, in a process of its own, whether it will take a study's records; see `check_store`.
+
+    Args:
+        study_dir: the study's folder.
+        uri: the store's address.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        InputError: the study's experiment was deleted, or the store refuses this user.
+    """
+    command = module_command("sweeps.tracking", study_dir, "--check")
+    environment = module_environment(**{URI_VARIABLE: uri})
+    try:
+        check = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
+            timeout=CHECK_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return [f"{redact(uri)} has not answered within {CHECK_SECONDS:g} s; records wait in the journal"]
+    if check.returncode == ExitCode.BAD_INPUT:
+        raise InputError(check.stderr.strip().removeprefix("error: "))
+    if check.returncode != ExitCode.DONE:
+        reason = (check.stderr.strip().splitlines() or [f"exit code {check.returncode}"])[-1]
+        return [f"whether {redact(uri)} takes records is not known: {reason}"]
+    return check.stdout.splitlines()
 
 
 class TrackingProcess:
@@ -36,6 +69,32 @@ class TrackingProcess:
             uri: the store's address.
         """
         self.process, self.study_dir, self.uri = process, study_dir, uri
+        self._next_report, self._reported = 0.0, {""}
+        self._before = self._progress_time()  # of what an earlier process has left
+
+    def new_error(self) -> str | None:
+        """Say, once for each reason, why the store takes no records; looks every `REPORT_SECONDS` at most.
+
+        Returns:
+            One line; None where there is nothing new to say.
+        """
+        now = time.monotonic()
+        if now < self._next_report:
+            return None
+        self._next_report = now + REPORT_SECONDS
+        if self._progress_time() == self._before:
+            return None
+        error = str(read_progress(self.study_dir).get("error") or "")
+        if error in self._reported:
+            return None
+        self._reported.add(error)
+        return f"MLflow takes no records: {error}; the study goes on, and they wait in the journal"
+
+    def _progress_time(self) -> int | None:
+        try:
+            return (self.study_dir / TRACKING_PROGRESS_FILE).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     @classmethod
     def start(cls, study_dir: Path, uri: str | None = None) -> TrackingProcess:

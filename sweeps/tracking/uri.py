@@ -16,6 +16,7 @@ from sweeps.records import MLFLOW_FILE
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, for addresses without a port
 URI_FORMS = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
 CONNECT_TIMEOUT = 3.0  # seconds
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"  # of MLflow, for all that use it
 
 
 def default_tracking_uri(study_dir: Path) -> str:
@@ -28,6 +29,26 @@ def default_tracking_uri(study_dir: Path) -> str:
         The address, with the absolute path of the file.
     """
     return f"sqlite:///{(study_dir / MLFLOW_FILE).resolve()}"
+
+
+def environment_uri() -> str | None:
+    """Return the address in MLflow's own variable, and say that it is used.
+
+    Returns:
+        The address; None where the variable is not set or empty.
+
+    Raises:
+        InputError: it cannot be used; see `check_tracking_uri`.
+    """
+    uri = os.environ.get(TRACKING_VARIABLE)
+    if not uri:
+        return None
+    try:
+        check_tracking_uri(uri)
+    except InputError as error:
+        raise InputError(f"{TRACKING_VARIABLE} is set: {error}") from error
+    print(f"recording into {redact(uri)}, as {TRACKING_VARIABLE} says", flush=True)
+    return uri
 
 
 def check_tracking_uri(uri: str) -> None:

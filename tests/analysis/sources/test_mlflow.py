@@ -20,6 +20,7 @@ from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS
 from sweeps.records.tables import read_tables
 from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.uri import default_tracking_uri
+from tests.support.journals import plain_events, write_plain
 from tests.support.synthetic_study import START, Plan, header, metrics, write_study, write_trial
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -158,3 +159,24 @@ def test_tables_alone_are_enough(finished, tmp_path):
     for name in (RESULTS_FILE, EPOCHS_FILE):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     assert load_study(tmp_path).header == load_study(finished).header
+
+
+def test_of_several_studies_of_a_name_one_must_be_chosen(finished, tmp_path, blank_store):
+    """Two people's studies of one name on a server of their team."""
+    shutil.copy(blank_store, tmp_path / "shared.db")
+    uri = f"sqlite:///{tmp_path}/shared.db"
+    other = write_study(tmp_path / "tt_dims", Plan(trials=3, epochs=1))
+    first, *events = plain_events(other / JOURNAL_FILE)
+    write_plain(other / JOURNAL_FILE, [{**first, "time": first["time"] + 60}, *events])
+    for folder in (finished, other):
+        assert catch_up(Follower(folder, uri)) is None
+    starts = [plain_events(folder / JOURNAL_FILE)[0]["time"] for folder in (finished, other)]
+    keys = [f"tt_dims@{round(start * 1000)}" for start in starts]
+    with pytest.raises(InputError, match="has 2 studies of that name; choose from: ") as error:
+        load_from_mlflow(uri, "tt_dims")
+    assert str(error.value).endswith(f"choose from: {keys[0]} (2026-09-21 14:13 UTC), {keys[1]} (2026-09-21 14:14 UTC)")
+    assert [len(load_from_mlflow(uri, key).trials) for key in keys] == [
+        len(load_study(folder).trials) for folder in (finished, other)
+    ]
+    with pytest.raises(InputError, match="the MLflow store has no study 'tt_dims@1'; choose from: tt_dims@"):
+        load_from_mlflow(uri, "tt_dims@1")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
+import yaml
 
+from lowrank.errors import InputError
 from sweeps.records.decidable import decidable_difference
-from sweeps.records.names import LOCK_FILE
+from sweeps.records.events import Event
+from sweeps.records.journal import Journal
+from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SPACE_FILE
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
 from sweeps.space import StoredOptions
 from sweeps.space.files import available_spaces
 from sweeps.space.parse import read_space
+from sweeps.space.run_options import RunOptions
 from sweeps.space.settings import parse_time
 from sweeps.study import start
 from sweeps.study.plan_report import _decidable_line
@@ -178,3 +184,70 @@ def test_a_damaged_study_is_one_line(kept, name, content, message, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.fixture
+def begun(kept):
+    """A study whose driver was killed after it had written the header of its journal."""
+    with closing(Journal(kept / JOURNAL_FILE)) as journal:
+        journal.append(Event.STUDY, name="kept", space=read_space("tt_dims").source, question="Which?")
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda content: content["method"]["name"]["choice"].append("cp"), "method.name"),
+        (lambda content: content["train"].update(lr=0.5), "train.lr"),
+        (lambda content: content.update(references=[]), "references"),
+    ],
+)
+def test_a_question_that_was_changed_in_the_study_is_one_line_with_the_way_on(begun, change, field, capsys):
+    """A sampler cannot go on in another space than it began with: Optuna ended in a traceback."""
+    content = yaml.safe_load((begun / SPACE_FILE).read_text())
+    change(content)
+    (begun / SPACE_FILE).write_text(yaml.safe_dump(content))
+    assert main(["--resume", "kept", "--out", str(begun.parent)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"`{field}` was changed" in error
+    assert "search.warm_start" in error
+
+
+def test_a_resume_says_which_places_the_study_names_itself(kept, tmp_path, monkeypatch, capsys):
+    """Whoever made the folder chose where its records go."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "_run_mirrored", lambda *_, **__: 0)
+    resume = ["--resume", "kept", "--out", str(kept.parent)]
+    assert main(resume) == 0
+    assert capsys.readouterr().out == ""
+    places = {"storage": str(tmp_path / "a store"), "tracking_uri": "http://me:***@host", "cache_dir": "/mnt/fast",
+              "teachers": str(tmp_path / "teachers")}  # fmt: skip
+    write_space_file(kept, read_space("tt_dims").source, {"space": "tt_dims", "data_dir": None, **places})
+    assert main(resume) == 0
+    assert capsys.readouterr().out == (
+        f"as the study was begun: --storage '{tmp_path}/a store' --tracking-uri 'http://me:***@host' "
+        "--cache-dir /mnt/fast\n"
+    )
+    assert main([*resume, "--cache-dir", "/mnt/other", "--storage", str(kept.parent)]) == 0
+    assert "--cache-dir" not in capsys.readouterr().out
+
+
+def test_the_address_in_mlflows_own_variable_is_used_and_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    used = start._with_tracking_variable(RunOptions())
+    assert used.tracking_uri == f"sqlite:///{tmp_path}/team.db"
+    assert capsys.readouterr().out == (f"recording into sqlite:///{tmp_path}/team.db, as MLFLOW_TRACKING_URI says\n")
+    assert start._with_tracking_variable(RunOptions(tracking_uri="http://host")).tracking_uri == "http://host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is set: the tracking URI must be one of"):
+        start._with_tracking_variable(RunOptions())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert start._with_tracking_variable(RunOptions()).tracking_uri is None
+
+
+@pytest.mark.parametrize("option", ["--out", "--storage"])
+def test_a_folder_in_which_no_database_could_lie_is_refused(option, tmp_path, capsys):
+    assert main(["--space", "tt_dims", option, str(tmp_path / "q?x")]) == 2
+    assert "the folder of studies must not have `?` in its path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -205,3 +205,15 @@ def test_the_command_itself_survives_a_kill(tmp_path: Path) -> None:
     again.kill()
     again.communicate()
     assert lines[1].startswith("goes on after epoch ")
+
+
+def test_a_teacher_is_registered_where_mlflows_own_variable_says(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    write_teacher(tmp_path / "teachers", "kept", small_data())
+    uris: list[str | None] = []
+    monkeypatch.setattr("sweeps.teachers.ensure.register", lambda root, name, uri: uris.append(uri) or "registered")
+    register_kept = ["--register", "kept", "--teachers", str(tmp_path / "teachers")]
+    assert main(register_kept) == 0
+    assert main([*register_kept, "--tracking-uri", f"sqlite:///{tmp_path}/other.db"]) == 0
+    assert uris == [f"sqlite:///{tmp_path}/team.db", f"sqlite:///{tmp_path}/other.db"]
+    assert capsys.readouterr().out.count("as MLFLOW_TRACKING_URI says") == 1
