@@ -61,6 +61,8 @@ class SpotConfig:
         find_accelerator(self.accelerator)
         if self.gpus < 1:
             raise InputError(f"--gpus must be at least 1, but got {self.gpus}")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise InputError(f"--rate must be a positive number, but got {self.rate:g}")
         if self.write:
             read_cluster_file(self.cluster)
 

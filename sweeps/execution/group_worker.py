@@ -79,8 +79,12 @@ class GroupWorker:
     def train_epoch(self) -> tuple[int, dict[str, float], list[str]]:
         """Train one epoch; returns the number of epochs done, the metrics and the notices for the user."""
         metrics = self.trainer.train_epoch()
+        return self.trainer.epoch, metrics, self.take_notices()
+
+    def take_notices(self) -> list[str]:
+        """Return the notices that nobody has had yet."""
         notices, self.notices = self.notices, []
-        return self.trainer.epoch, metrics, notices
+        return notices
 
     def wrong_images(self) -> dict[str, Tensor]:
         """Return which images were wrong (see `Trainer.wrong_images`), on the CPU."""
@@ -148,7 +152,7 @@ def serve(worker: GroupWorker, pipe: Connection) -> None:
         try:
             answer = True, getattr(worker, name)(*arguments)
         except Exception as error:  # it belongs to the trial, and the trial's process reports it
-            answer = False, describe_error(error)
+            answer = False, {**describe_error(error), "notices": worker.take_notices()}
         # A plain pickle holds its tensors; the pipe's own would leave them in the memory of this process
         pipe.send_bytes(pickle.dumps(answer))
 

@@ -95,9 +95,12 @@ class ProcessGroup:
         """
         metrics: dict[str, float]
         self.epoch, metrics, notices = self.call_all("train_epoch")[0]
+        self._pass_on(notices)
+        return metrics
+
+    def _pass_on(self, notices: list[str]) -> None:
         for text in notices:
             self._notify(text)
-        return metrics
 
     @property
     def wrong_images(self) -> dict[str, Tensor]:
@@ -180,6 +183,8 @@ class ProcessGroup:
                 for pipe in (pipe for pipe in pipes if pipe in readable):
                     succeeded, answer = pickle.loads(pipe.recv_bytes())
                     if not succeeded:
+                        if pipe is self._pipes[0]:  # the others have the same notices
+                            self._pass_on(answer["notices"])
                         raise self._make_error(answer)
                     answers[pipe] = answer
         except (EOFError, OSError) as error:

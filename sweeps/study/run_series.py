@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lowrank.data import absolute_data_name
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, validate_model, write_bytes, write_text
 from sweeps.records import (
@@ -143,6 +144,12 @@ def resume_series(options: RunOptions) -> int:
     members = parse_series(
         stored["content"], stored["file"], replace(options, **fields), typed, base if base.is_dir() else Path()
     )  # fmt: skip
+    data = {member.space.data.name for member in members}
+    if typed.data is not None and absolute_data_name(typed.data) not in data:
+        raise InputError(
+            f"--resume goes on with the images that the series began with: --data must be {' or '.join(sorted(data))}, "
+            f"but got {typed.data}"
+        )
     if changed:  # for the studies that are not begun in this run either
         stored["options"] |= changed
         _store(folder, stored, uri)

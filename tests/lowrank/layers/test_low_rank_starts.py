@@ -58,3 +58,14 @@ def test_every_rank_of_a_chain_trains_from_a_weight_of_low_rank(name: str, kerne
         depthwise = after.shape[1] == 1 and len(before) > 1
         outgoing = after.flatten(1).norm(dim=1) if depthwise else after.transpose(0, 1).flatten(1).norm(dim=1)
         assert bool((incoming + outgoing > 0).all()), f"{int((incoming + outgoing == 0).sum())} ranks cannot train"
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "tied_bottleneck"])
+def test_the_smallest_scale_that_a_message_names_is_feasible(name: str) -> None:
+    for channels in range(1, 2049):
+        shape = ConvShape(channels, channels)
+        reason = make_method({"name": name, "rank_scale": 1e-6}).infeasible(shape)
+        assert reason is not None
+        advised = float(reason.rpartition("at least ")[2])
+        assert make_method({"name": name, "rank_scale": advised}).infeasible(shape) is None, channels
+        assert advised == pytest.approx(1 / channels, rel=1e-5)

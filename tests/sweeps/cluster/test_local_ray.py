@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.cluster import local_ray
+from sweeps.cluster import local_ray, ray_session
 
 
 @pytest.fixture
@@ -117,3 +117,44 @@ def test_a_ray_that_asks_for_no_token_is_refused(place, monkeypatch):
     monkeypatch.setattr(local_ray, "token_is_enabled", lambda: False)
     with pytest.raises(InputError, match="Ray was started without a token"):
         local_ray.check_private(place)
+
+
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [
+        (RuntimeError("The current node timed out during startup. This could happen"), 2),
+        (OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/x"), 1),
+        (ValueError("no such option\nmore"), 1),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line_without_an_address(place, monkeypatch, capsys, error, starts):
+    calls = []
+
+    def fail(**_: object) -> None:
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(ray_session, "MAX_STARTS", 2)
+    monkeypatch.setattr(ray_session.ray, "init", fail)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError) as raised:
+        ray_session.connect(None, cpus=1)
+    reason = str(error).splitlines()[0]
+    assert str(raised.value) == f"Ray does not start on this machine: {reason}"
+    assert len(calls) == starts
+    assert capsys.readouterr().out.count("trying again") == starts - 1
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", None])
+def test_a_temporary_folder_whose_path_is_too_long_is_not_taken(monkeypatch, tmp_path, variable):
+    """Paths of Ray's sockets in it would have more than 107 bytes, and Ray would end in a traceback."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = local_ray.private_folder()
+    assert folder.parent == Path("/tmp")
+    session = "session_2026-11-30_01-51-37_123456_1234567/sockets/plasma_store"
+    assert len(str(folder / "ray" / session)) < 104

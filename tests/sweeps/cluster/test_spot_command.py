@@ -21,7 +21,7 @@ from moto import mock_aws
 from sweeps import spot as spot_command
 from sweeps.cluster.aws_prices import ACCELERATORS
 from sweeps.cluster.cluster_file import CLUSTER_FILE, read_cluster_file
-from sweeps.cluster.spot_report import H200_RATE, estimate_cost
+from sweeps.cluster.spot_report import H200_RATE, cost_lines, estimate_cost
 from sweeps.spot import main
 from tests.support.ray_private import check_cluster_config
 
@@ -180,10 +180,26 @@ def test_refused_credentials_are_named(capsys):
     assert "AWS refuses these credentials: AuthFailure: not able to validate" in capsys.readouterr().err
 
 
+def test_a_refusal_that_has_nothing_to_do_with_credentials_is_one_line(capsys):
+    def client(service, region):
+        raise ClientError({"Error": {"Code": "RequestLimitExceeded", "Message": "too fast"}}, "DescribeRegions")
+
+    assert main(["--accelerator", "L4"], client) == 2
+    assert capsys.readouterr().err == "error: AWS does not list its regions: RequestLimitExceeded: too fast\n"
+
+
+def test_a_rate_that_was_given_is_used():
+    lines = cost_lines(3.6e15, 1.0, 1, 1e12, ACCELERATORS["L4"])
+    assert "$1.00 for the workers" in lines[0]
+    assert "with your --rate" in lines[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--accelerator", "V9000"], "unknown accelerator 'V9000'; choose from: A100, A10G"),
+        (["--accelerator", "L4", "--rate", "0"], "--rate must be a positive number, but got 0"),
+        (["--accelerator", "L4", "--rate", "nan"], "--rate must be a positive number, but got nan"),
         (["--accelerator", "L4", "--gpus", "0"], "--gpus must be at least 1, but got 0"),
         (["--accelerator", "L4", "--write", "--cluster", "/nowhere.yaml"], "the cluster file /nowhere.yaml cannot be"),
         (["--accelerator", "L4", "--write", "--cluster", __file__], "lacks the lines that --write edits"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -20,7 +21,8 @@ import torch
 
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import LoaderHungError
-from sweeps.execution import process_group
+from lowrank.training import DataParallelGroup, DivergedError
+from sweeps.execution import group_worker, process_group
 from sweeps.execution.group_worker import describe_error
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trainable import TrialTrainable
@@ -30,6 +32,7 @@ from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.specification import TrialSpec
 from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
+from sweeps.teachers import CacheOptions
 from tests.support.broken_network import MARK
 from tests.support.processes import group_worker_pids
 from tests.support.studies import ROOT
@@ -276,3 +279,44 @@ def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_train
         check_process_shards(space, 8, 1000)
     with pytest.raises(ValueError, match=r"but got 90 images"):
         check_process_shards(space, 4, 90)
+
+
+def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(monkeypatch):
+    """Trials of several processes say too that their training is not compiled, also those that diverge at once."""
+
+    class Diverging:
+        epoch = 1
+
+        def train_epoch(self) -> dict[str, float]:
+            raise DivergedError("training loss nan", epoch=1, step=3, layer="x")
+
+    class Plain(Diverging):
+        def train_epoch(self) -> dict[str, float]:
+            return {"val_error": 1.0}
+
+    def make(trainer: Diverging) -> None:
+        def make_trainer(*arguments: Any) -> Diverging:
+            arguments[-1]("training is not compiled")
+            return trainer
+
+        monkeypatch.setattr(group_worker, "make_trainer", make_trainer)
+
+    monkeypatch.setattr(group_worker, "load_trial_data", lambda *_: None)
+    ours, theirs = Pipe()
+    worker = group_worker.GroupWorker(DataParallelGroup(0, 1), "cpu")
+    threading.Thread(target=group_worker.serve, args=(worker, theirs), daemon=True).start()
+    group = ProcessGroup.__new__(ProcessGroup)
+    group._processes, group._pipes, group.count = [], [ours], 1
+    notices: list[str] = []
+    make(Plain())
+    group.build(None, None, CacheOptions(), notices.append)  # type: ignore[arg-type]
+    assert notices == []
+    assert group.train_epoch() == {"val_error": 1.0}
+    assert notices == ["training is not compiled"]
+    make(Diverging())
+    group.build(None, None, CacheOptions(), notices.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(ProcessGroup, "close", lambda group: None)
+    with pytest.raises(DivergedError):
+        group.train_epoch()
+    assert notices == ["training is not compiled"] * 2
+    ours.close()

@@ -268,11 +268,16 @@ def test_an_earlier_study_warms_the_sampler_up_once(small, open_search, digits, 
     assert warm_start(proposer, resolver, earlier)[0].startswith("warm start from study: 0 of 4 ended trials")
 
 
-def test_a_warm_start_takes_over_only_what_is_comparable(small, open_search, digits, tmp_path):
+@pytest.mark.parametrize(
+    ("section", "field", "value"), [("train", "epochs", 3), ("train", "lr", 0.3), ("network", "width", 0.5)]
+)
+def test_a_warm_start_takes_over_only_what_is_comparable(
+    small, open_search, digits, tmp_path, section, field, value
+):  # fmt: skip
     search = open_search(small)
     for error in range(3):
         finish(search, search.next(), 3.0 + error)
-    small["train"]["epochs"] = 3
+    small[section] = {**small.get(section, {}), field: value}
     resolver = Resolver(parse_space("small", small), digits)
     proposer = OptunaProposer(resolver.space, tmp_path / "later", resolver.points)
     (line,) = warm_start(proposer, resolver, earlier_studies(("study",), tmp_path))

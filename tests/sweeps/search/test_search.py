@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from optuna.trial import TrialState
 
-from lowrank.errors import InputError
+from lowrank.errors import InfeasibleError, InputError
 from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
 from sweeps.search.optuna_proposer import make_proposer
-from sweeps.search.search import Search
+from sweeps.search.proposer import Proposal
+from sweeps.search.search import PreparedTrial, Search
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.feasibility import infeasible_lines, reachable_strata
 from sweeps.trials.resolver import Resolver
@@ -104,6 +105,16 @@ def test_what_cannot_meet_the_budget_is_recorded_and_never_launched(content, ope
     assert infeasible
     assert all("tensor_train (dims 2) has no setting within the budget" in trial.reason for trial in infeasible)
     assert not {trial.trial_id for trial in infeasible} & set(launched)
+
+
+def test_infeasible_points_of_equal_values_in_other_fields_have_ids_of_their_own(search, monkeypatch):
+    monkeypatch.setattr(search.proposer, "tell", lambda *_: None)
+    for point in ({"a": "x-y", "b": "z"}, {"a": "x", "b": "y-z"}, {"a": "x", "b": "y-z"}):
+        prepared = PreparedTrial()
+        search._add_infeasible(Proposal(point, {}), search.strata[0], InfeasibleError("too large"), prepared.events)
+        search.commit_proposal(prepared)
+    recorded = [trial for trial in search.record.trials.values() if trial.status is Status.INFEASIBLE]
+    assert [trial.parameters for trial in recorded] == [{"a": "x-y", "b": "z"}, {"a": "x", "b": "y-z"}]
 
 
 def test_a_budget_that_nothing_meets_is_refused_with_the_reason(content, digits):

@@ -96,6 +96,46 @@ def test_paths_of_a_series_begin_where_it_was_started(tmp_path, monkeypatch):
     assert main([*resume, "--seed", "1"]) == 2
 
 
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Starts or resumes a series without training; gives the members of each run, and where it is."""
+    members = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_series, "_run", lambda studies, *_: members.append(studies) or 0)
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({**SMALL, "search": {**SMALL["search"], "seed": 7}}))
+    return members
+
+
+def test_options_of_zero_hold_for_a_resume_too(runs):
+    assert main(["--space", "both.yaml", "--seed", "0", "--gpus-per-trial", "0"]) == 0
+    assert main(["--resume", "both"]) == 0
+    for members in runs:
+        assert {member.space.search.seed for member in members} == {0}
+        assert {member.space.resources.gpus_per_trial for member in members} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "trials", "message"),
+    [
+        (["--trials", "48"], [48, 48], ""),
+        (["--max-concurrent", "1"], [2, 1], ""),
+        (["--data", "digits"], [2, 1], ""),
+        (["--data", "cifar10"], [], "--data must be digits, but got cifar10"),
+        (["--trials", "48", "--seed", "3"], [], "--seed would change the question"),
+        (["--set", "train.epochs=3"], [], "--set would change the question"),
+    ],
+)
+def test_a_resume_of_a_series_heeds_each_option_or_refuses_it(runs, options, trials, message, capsys):
+    assert main(["--space", "both.yaml"]) == 0
+    assert main(["--resume", "both", *options]) == (2 if message else 0)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == bool(message)
+    assert [member.space.search.trials for members in runs[1:] for member in members] == trials
+    assert main(["--resume", "both"]) == 0  # which goes on with what the last one has changed
+    assert [member.space.search.trials for member in runs[-1]] == (trials or [2, 1])
+
+
 @pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(600)

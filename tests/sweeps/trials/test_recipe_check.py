@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 from lowrank.errors import InputError
 from sweeps.space.parse import parse_space
 from sweeps.study.plan_report import make_plan, plan_lines
 from sweeps.trials import resolver as recipe_check
 from sweeps.trials.resolver import Resolver
+from tests.support.own_networks import boxed
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,29 @@ def test_a_recipe_that_names_a_missing_part_is_refused(content: dict[str, Any], 
     space = parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}})
     with pytest.raises(InputError, match=message):
         Resolver(space, digits)
+
+
+@pytest.mark.parametrize(
+    ("train", "got"),
+    [
+        ({"batch_size": 1}, "1 in 1 part;"),
+        ({"batch_size": 32, "accumulate": 32}, "32 in 32 parts;"),
+        ({"batch_size": {"choice": [16, 64]}, "accumulate": 16}, "16 in 16 parts;"),
+    ],
+)
+@pytest.mark.parametrize("network", ["resnet9", "wrn_10_1"])
+def test_a_part_of_a_batch_has_two_images_where_there_is_a_batch_norm(content, digits, network, train, got):
+    section = {"epochs": 2, **train}
+    space = parse_space("small", {**content, "train": section, "network": {"name": network, "width": 0.25}})
+    with pytest.raises(InputError, match=f"batch norms of {network} need at least 2 images .* but got {got}"):
+        Resolver(space, digits)
+
+
+def test_without_batch_norms_a_part_of_one_image_is_accepted(content, digits):
+    network = {"name": "tests.support.own_networks:boxed"}
+    space = parse_space("small", {**content, "train": {"epochs": 2, "batch_size": 1}, "network": network})
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in boxed(10).modules())
+    Resolver(space, digits)
 
 
 def test_a_recipe_that_names_existing_parts_is_accepted(content, digits):
