@@ -67,7 +67,14 @@ FIXED_QUESTION = (
 
 
 def flag(name: str) -> str:
-    """Write the name of a field of `RunOptions` as the user types it."""
+    """Write an option as the user types it.
+
+    Args:
+        name: of a field of `RunOptions`.
+
+    Returns:
+        The flag.
+    """
     return "--gpu-sharing" if name == "sharing" else f"--{name.replace('_', '-')}"
 
 

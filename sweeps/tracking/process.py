@@ -25,7 +25,9 @@ REPORT_SECONDS = 5.0  # between two looks at what the process says
 
 
 def check_study_store(study_dir: Path, uri: str) -> list[str]:
-    """Ask a store, in a process of its own, whether it will take a study's records; see `check_store`.
+    """Ask a store whether it will take a study's records.
+
+    `sweeps.tracking.store_check` does it, in a process of its own.
 
     Args:
         study_dir: the study's folder.
