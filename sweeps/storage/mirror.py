@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lowrank.errors import InputError
-from lowrank.utils import first_line
+from lowrank.utils import IdleWatch, first_line
 from sweeps.records import MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER, StudyLostError
 from sweeps.storage.fetch import SUPERSEDED_SUFFIX, update_folder
 from sweeps.storage.lease import LEASE_SECONDS, Lease
@@ -24,6 +24,7 @@ from sweeps.storage.trial_files import EndedTrials
 
 ROUND_SECONDS = 10.0  # between two rounds: the records that a loss of the driver's machine may cost
 RENEW_SECONDS = 15.0  # between two signs of life, whatever a round takes
+HANG_SECONDS = 600.0  # in which the storage takes nothing at the end of a study, after which it is given up
 PART_BYTES = 4 * 2**20  # the last part of a growing file is sent again until it is this large
 # Made again from the journal, or of use on this machine only
 _NOT_MIRRORED = (MLFLOW_FILE, "mlflow_artifacts", "ray", "tracking.json", "tracking.log", *GROWING_FILES)
@@ -80,7 +81,8 @@ class StudyMirror:
         stop_driver: Callable[[], None] | None = None,
     ):  # fmt: skip
         self.storage, self.folder, self.seconds = storage, folder, seconds
-        self.lease = lease or Lease(storage, folder.name)
+        # Its own storage object: signs of life are no progress of a round
+        self.lease = lease or Lease(Storage(storage.uri, folder.name), folder.name)
         self.error: str | None = None  # why the last round failed
         self.lost: StudyLostError | None = None
         self._stop_driver = stop_driver or interrupt_main_thread
@@ -158,20 +160,51 @@ class StudyMirror:
 
     def _finish(self) -> str | None:
         self._end.set()
-        if self._rounds.ident is not None:
-            self._rounds.join()
-            self._try_round()
+        ended = self._wait_for(self._rounds)
+        if ended and self._rounds.ident is not None:
+            ended = self._run_limited(self._try_round)
         self._released.set()
-        if self._signs.ident is not None:
-            self._signs.join()
-        if self.lease.number:
-            self.error = self._try(self.lease.release) or self.error
+        if self._wait_for(self._signs) and ended and self.lease.number:  # a round that hangs may write once more
+            ended = self._run_limited(self._release)
+        if not ended:
+            self.error = f"it has taken nothing for {HANG_SECONDS:.0f} s"
         if self.error is None or self.lost is not None:
             return None
         return (
             f"{self.storage.uri} lacks what came last ({self.error}); nothing is lost, it is in {self.folder}: "
             "resume the study from there with the same --storage"
         )
+
+    def _wait_for(self, thread: threading.Thread) -> bool:
+        """Wait for the end of a thread as long as the storage takes something; returns whether it has ended."""
+        if thread.ident is None:  # it never began
+            return True
+        watch = IdleWatch(HANG_SECONDS, lambda: self.storage.progress)
+        while thread.is_alive():
+            thread.join(watch.poll_seconds)
+            if watch.is_idle():
+                return not thread.is_alive()
+        return True
+
+    def _run_limited(self, action: Callable[[], None]) -> bool:
+        """Do something with the storage as long as it takes something; returns whether it was done."""
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                action()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="storage", daemon=True)
+        thread.start()
+        ended = self._wait_for(thread)
+        for error in errors:
+            raise error
+        return ended
+
+    def _release(self) -> None:
+        self.error = self._try(self.lease.release) or self.error
 
     def _run_rounds(self) -> None:
         while not self._end.wait(self.seconds) and self.lost is None:

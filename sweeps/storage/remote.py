@@ -20,6 +20,7 @@ from sweeps.storage.parts import PARTS_SUFFIX, PartsError, join_order
 from sweeps.utils import is_uri
 
 GROWING_FILES = (OPTUNA_FILE, JOURNAL_FILE)  # in the order in which they are stored
+PIECE_BYTES = 8 * 2**20  # of an object that are written at once
 PROBE_PREFIX = ".probe-"  # of objects that are deleted at once
 STORAGE_ERRORS = (OSError, pa.ArrowException)
 
@@ -39,7 +40,11 @@ def child_uri(uri: str, name: str) -> str:
 
 
 class Storage:
-    """The objects of one study under a URI; names are relative paths with slashes."""
+    """The objects of one study under a URI; names are relative paths with slashes.
+
+    Attributes:
+        progress: how many pieces of objects the storage has taken, for whoever waits for it in another thread.
+    """
 
     def __init__(self, uri: str, study: str = ""):
         """Open a storage; nothing is read or written yet.
@@ -66,7 +71,7 @@ class Storage:
             raise InputError(
                 f"--storage must be a folder or a URI such as s3://BUCKET/PREFIX: {first_line(error)}"
             ) from error
-        self.uri = uri
+        self.uri, self.progress = uri, 0
         self._conditional_put = ConditionalPut(uri) if self._fs.type_name == "s3" else None
         self._keeps_conditions: bool | None = None  # unknown before the first `create`
         self._root = "/".join(filter(None, [root.rstrip("/"), study]))
@@ -130,9 +135,12 @@ class Storage:
         if self._fs.type_name == "local":  # object stores show nothing before the end of a write, file systems do
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(Path(path), content)
-            return
-        with self._fs.open_output_stream(path) as stream:
-            stream.write(content)
+        else:
+            with self._fs.open_output_stream(path) as stream:
+                for start in range(0, len(content), PIECE_BYTES):
+                    stream.write(content[start : start + PIECE_BYTES])
+                    self.progress += 1
+        self.progress += 1
 
     def create(self, name: str, content: bytes) -> bool | None:
         """Write an object if there is none; of several machines that try it at once one succeeds.

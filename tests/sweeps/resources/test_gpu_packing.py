@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lowrank.errors import InputError
+from lowrank.errors import HungError, InputError
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
 from sweeps.records.model import StudyRecord
@@ -208,6 +208,15 @@ def test_an_invalid_resource_is_one_line(content, resources, message):
         parse_space("small", {**content, "resources": resources})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_trainers_that_never_answer_end_the_command_with_one_line(monkeypatch):
+    """No card comes, or they hang; `ray.wait` then returns without an answer, again and again."""
+    monkeypatch.setattr(packing_benchmark, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(packing_benchmark.ray, "wait", lambda answers, num_returns, timeout: ([], answers))
+    benchmark = object.__new__(PackingBenchmark)
+    with pytest.raises(HungError, match=r"^gpus_per_trial auto: 2 trainers on one card have not answered for 0 s: "):
+        benchmark._wait(["first", "second"])
 
 
 @pytest.mark.study

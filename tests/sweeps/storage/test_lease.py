@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 
 import pytest
 
 from lowrank.errors import InputError
 from sweeps.records.journal import StudyLostError
+from sweeps.storage import mirror as mirror_module, remote
 from sweeps.storage.claims import CLAIMS_FOLDER, DRIVER_FILE, list_claims, stored_sizes
 from sweeps.storage.conditional_put import ConditionalPut
 from sweeps.storage.lease import LEASE_SECONDS, MAX_PUT_SECONDS, SETTLE_SECONDS, Lease
 from sweeps.storage.mirror import StudyMirror
 from sweeps.storage.remote import Storage
 from sweeps.utils.process_ids import process_identity
+from tests.support.waiting import scaled, wait_until
 
 
 class Time:
@@ -340,6 +343,36 @@ def test_an_outage_is_no_loss(storage, study, mirror, monkeypatch):
     mirror._try_round()
     assert (mirror.error, mirror.lost) == (None, None)
     assert mirror.finish() is None
+
+
+def test_a_storage_that_hangs_at_the_end_is_given_up_with_one_line(storage, study, mirror, monkeypatch):
+    """The claim is left as it is: the round that hangs may still write."""
+    monkeypatch.setattr(mirror_module, "HANG_SECONDS", 0.2)
+    put, answers = Storage.put, threading.Event()
+
+    def hangs(self, name, content):
+        if name.startswith("trials/"):
+            assert answers.wait(scaled())
+        put(self, name, content)
+
+    monkeypatch.setattr(Storage, "put", hangs)
+    mirror.start()
+    try:
+        message = mirror.finish()
+        assert message.startswith(f"{storage.uri} lacks what came last (it has taken nothing for 0 s); nothing is lost")
+        assert mirror.error is not None
+        assert storage.names(CLAIMS_FOLDER)
+    finally:
+        answers.set()
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name == "storage"], "the end of the round")
+
+
+def test_a_large_object_is_written_in_pieces_that_count_as_progress(any_storage, monkeypatch):
+    monkeypatch.setattr(remote, "PIECE_BYTES", 3)
+    before = any_storage.progress
+    any_storage.put("large", b"0123456789")
+    assert any_storage.get("large") == b"0123456789"
+    assert any_storage.progress - before == (1 if any_storage.uri.startswith("file:") else 5)
 
 
 def test_a_mirror_that_has_released_its_study_does_it_once(storage, study, mirror):
