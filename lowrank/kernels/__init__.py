@@ -18,11 +18,17 @@ if TYPE_CHECKING:
         load_kernels as load_kernels,
     )
     from lowrank.kernels.fx_rewrite import compile_graph as compile_graph
+    from lowrank.kernels.global_norm import (
+        exchange_is_suspended as exchange_is_suspended,
+        process_count as process_count,
+        suspended_exchange as suspended_exchange,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "dispatch": "compile_obstacle kernel_errors load_kernels",
         "fx_rewrite": "compile_graph",
+        "global_norm": "exchange_is_suspended process_count suspended_exchange",
     },
 )

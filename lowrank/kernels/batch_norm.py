@@ -75,6 +75,23 @@ def _moments_kernel(
 
 
 @triton.jit
+def _join_kernel(parts, mean, variance, C: tl.constexpr, G: tl.constexpr, CH: tl.constexpr):
+    """Join the statistics of G equally large parts, about the joined mean, so that no digits cancel."""
+    channel = tl.program_id(0) * CH + tl.arange(0, CH)
+    valid = channel < C
+    centre = tl.zeros([CH], dtype=tl.float32)
+    for part in range(G):
+        centre += tl.load(parts + part * 2 * C + channel, mask=valid, other=0.0)
+    centre = centre / G
+    spread = tl.zeros([CH], dtype=tl.float32)
+    for part in range(G):
+        distance = tl.load(parts + part * 2 * C + channel, mask=valid, other=0.0) - centre
+        spread += tl.load(parts + (part * 2 + 1) * C + channel, mask=valid, other=0.0) + distance * distance
+    tl.store(mean + channel, centre, mask=valid)
+    tl.store(variance + channel, spread / G, mask=valid)
+
+
+@triton.jit
 def scale_and_shift(weight, bias, mean, variance, channel, valid, eps):
     """Return scale and shift of y = scale * x + shift, the reciprocal deviation and the mean, each (1, CH)."""
     centre = tl.load(mean + channel, mask=valid, other=0.0)
@@ -262,16 +279,29 @@ def empty_result(
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute each channel's mean and biased variance, float32 (C,), of a channels-last x."""
+def batch_statistics(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute each channel's mean and biased variance, float32 (C,), of a channels-last x.
+
+    Args:
+        x: (B, C, H, W).
+        out: (2, C), into which they are written; None for new tensors.
+    """
     channels, rows = x.shape[1], x.numel() // x.shape[1]
-    mean, variance = (torch.empty(channels, device=x.device) for _ in range(2))
+    mean, variance = (torch.empty(channels, device=x.device) for _ in range(2)) if out is None else out
     tile, tiles = _tile(channels, rows, STATISTICS.tile_size)
     programs, turns = _programs(tiles, STATISTICS)
     sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, **STATISTICS.options)
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
+    return mean, variance
+
+
+def join_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Join means and biased variances (G, 2, C) of equally many rows each into those of all rows, both (C,)."""
+    groups, _, channels = parts.shape
+    mean, variance = (torch.empty(channels, device=parts.device) for _ in range(2))
+    _join_kernel[(triton.cdiv(channels, 64),)](parts, mean, variance, C=channels, G=groups, CH=64, num_warps=2)
     return mean, variance
 
 
@@ -307,6 +337,20 @@ def reduce_gradients(
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, grad_bias, grad_weight, programs, **small)
     return grad_weight, grad_bias
+
+
+def input_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, grad_bias: Tensor,
+    grad_weight: Tensor, count: int, eps: float, relu: bool, pool: bool,
+) -> Tensor:  # fmt: skip
+    """Compute the gradient of a channels-last x from those of the bias and weight, each a sum over `count` rows."""
+    channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
+    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
+    _gradient_kernel[tiles](
+        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, rows, count, eps,
+        **tile, W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
+    )  # fmt: skip
+    return grad_x
 
 
 @torch.library.custom_op("lowrank::norm", mutates_args=())
@@ -362,12 +406,10 @@ def norm_backward(
         Those by x, weight and bias.
     """
     x, gradient = to_channels_last(x), to_channels_last(gradient)
-    channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
     grad_weight, grad_bias = reduce_gradients(gradient, x, weight, bias, mean, variance, eps, relu, pool)
-    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
-    _gradient_kernel[tiles](
-        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, rows, x.numel() // channels, eps,
-        **tile, W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
+    count = x.numel() // x.shape[1]
+    grad_x = input_gradient(
+        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, count, eps, relu, pool
     )  # fmt: skip
     return grad_x, grad_weight, grad_bias
 

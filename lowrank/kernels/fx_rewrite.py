@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
+from lowrank.kernels import global_norm  # noqa: F401  # registers its operations
 from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supports_kernels
 
 # Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
@@ -25,7 +27,9 @@ _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
 
 
-def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+def compile_graph(
+    graph_module: GraphModule, inputs: Sequence[Tensor], *, processes: int = 1
+) -> Callable[..., Any]:  # fmt: skip
     """Compile a graph by inductor: a backend for `torch.compile`.
 
     Where the graph runs on a GPU that supports the kernels, `rewrite` changes it first.
@@ -33,9 +37,13 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
     Args:
         graph_module: as Dynamo captured it; changed in place.
         inputs: examples of its inputs.
+        processes: that share each batch; batch norms in training then take its statistics from all of them.
 
     Returns:
         The compiled function.
+
+    Raises:
+        NotImplementedError: the batch of all processes cannot be used by a batch norm of the graph.
     """
     from torch._inductor.compile_fx import compile_fx  # importing it takes long, and only compiling needs it
 
@@ -44,19 +52,26 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
     if devices and supports_kernels(devices[0]):
         from lowrank.kernels.fx_gradient_pass import FuseGradientSums
 
-        rewrite(graph_module, fuse_pointwise=has_enough_shared_memory(devices[0]))
+        rewrite(graph_module, fuse_pointwise=has_enough_shared_memory(devices[0]), processes=processes)
         patches["post_grad_custom_pre_pass"] = FuseGradientSums()
+    elif processes > 1:
+        for node in list(graph_module.graph.nodes):
+            _fuse_norm(graph_module.graph, node, None, processes, extend=False)
+        graph_module.recompile()
+    if processes > 1 and any(_is_training_norm(node) for node in graph_module.graph.nodes):
+        raise NotImplementedError("a batch norm of the network cannot take its statistics from several processes")
     compiled: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
     return cast(Callable[..., Any], compiled)
 
 
-def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True) -> dict[str, int]:
+def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes: int = 1) -> dict[str, int]:
     """Change a graph in place; needs Triton.
 
     Args:
         graph_module: as Dynamo captured it.
         fuse_pointwise: whether pointwise maps may be fused with their norms
             (`lowrank.kernels.dispatch.has_enough_shared_memory`).
+        processes: that share each batch; maps are then not fused with their norms.
 
     Returns:
         How many nodes were changed, for each kind of change.
@@ -68,18 +83,20 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True) -> dict[s
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
 
-    changes = {
+    changes: dict[str, Callable[[Graph, Node], bool]] = {
         "stem": _fuse_stem,
         "joined": _fuse_pointwise,
-        "norm": _replace_norm,
+        "norm": partial(_replace_norm, processes=processes),
         "depthwise": _replace_depthwise,
         "pointwise": _replace_pointwise,
         "narrow": _pad_channels,
         "pool": _remove_idle_pool,
     }
     counts = dict.fromkeys(changes, 0)
-    if not fuse_pointwise:
+    if not fuse_pointwise or processes > 1:
         del changes["joined"]
+    if processes > 1:
+        del changes["stem"]
     for node in list(graph_module.graph.nodes):
         for name, change in changes.items():
             if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
@@ -130,29 +147,39 @@ class FusableMap:
     relu_only: bool = False  # whether only a ReLU may follow the norm
 
 
-def _replace_norm(graph: Graph, node: Node) -> bool:
+def _replace_norm(graph: Graph, node: Node, processes: int = 1) -> bool:
     """Replace a batch norm in training, with the ReLU, 2 x 2 max pooling and sum that follow."""
-    return _fuse_norm(graph, node, None)
+    return _fuse_norm(graph, node, None, processes)
 
 
-def _fuse_norm(graph: Graph, node: Node, fusable: FusableMap | None) -> bool:
-    """Replace a batch norm and what follows; with `fusable` also the map before it."""
-    if node.target is not functional.batch_norm or _argument(node, 5, "training") is not True:
+def _is_training_norm(node: Node) -> bool:
+    return node.target is functional.batch_norm and _argument(node, 5, "training") is True
+
+
+def _fuse_norm(
+    graph: Graph, node: Node, fusable: FusableMap | None, processes: int = 1, *, extend: bool = True
+) -> bool:  # fmt: skip
+    """Replace a batch norm and what follows; with `fusable` also the map before it, without `extend` it alone."""
+    if not _is_training_norm(node):
         return False
     x, mean, variance, weight, bias = (
         _argument(node, index, name)
         for index, name in enumerate(("input", "running_mean", "running_var", "weight", "bias"))
     )
     momentum, eps, value = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5), _example(x)
-    if None in (mean, variance, weight, bias, momentum) or value is None or not _is_countable(value):
+    if None in (mean, variance, weight, bias, momentum) or value is None:
         return False
-    chain = [node]
-    relu = _extend(chain, lambda user: user.target in _RELUS)
-    pool = _extend(chain, lambda user: _is_halving_pool(user, value))
-    last, residual = chain[-1], None
-    if _extend(chain, lambda user: _is_sum(user, last)):
-        residual = next(argument for argument in chain[-1].args if argument is not last)
-    operation: Any = torch.ops.lowrank.norm.default
+    countable = _is_countable(value)
+    if not countable and processes == 1:
+        return False
+    chain, relu, pool, residual = [node], False, False, None
+    if extend and countable:
+        relu = _extend(chain, lambda user: user.target in _RELUS)
+        pool = _extend(chain, lambda user: _is_halving_pool(user, value))
+        last = chain[-1]
+        if _extend(chain, lambda user: _is_sum(user, last)):
+            residual = next(argument for argument in chain[-1].args if argument is not last)
+    operation: Any = torch.ops.lowrank.norm.default if processes == 1 else torch.ops.lowrank.global_norm.default
     inputs: tuple[Any, ...] = (x, weight, bias, residual, float(eps), relu, pool)
     if fusable is not None:
         if fusable.relu_only and (pool or residual is not None):
@@ -162,7 +189,7 @@ def _fuse_norm(graph: Graph, node: Node, fusable: FusableMap | None) -> bool:
         chain.insert(0, fusable.node)
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
-    rows = value.numel() // value.shape[1]
+    rows = processes * value.numel() // value.shape[1]
     output = _get_item(graph, new, 0)
     _update_running(graph, mean, _get_item(graph, new, 1), momentum, 1.0)
     _update_running(graph, variance, _get_item(graph, new, 2), momentum, rows / max(1, rows - 1))

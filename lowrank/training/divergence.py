@@ -267,6 +267,8 @@ class DivergenceMonitor:
         train_step = self._train_step
         meter = TrainMeter(train_step.steps_per_epoch, train_step.objective.names, train_step.device)
         train_step.compute_gradients(step, batch, meter)
+        if train_step.group is not None:
+            meter.sum_over_processes(range(step, step + 1), train_step.group)
         return float(meter.losses[step])
 
     def _fault(self, loss: float) -> str | None:

@@ -66,22 +66,22 @@ class TrainMeter:
         self.wrong[step].add_((logits.argmax(1) != labels).sum())
         self.sizes[step] += len(labels)
 
-    def sum_over_processes(self, step: int, group: DataParallelGroup) -> None:
-        """Replace a step of this process's images by that of all processes' images.
+    def sum_over_processes(self, steps: range, group: DataParallelGroup) -> None:
+        """Replace steps of this process's images by those of all processes' images.
 
         Args:
-            step: counts from 0 within the epoch.
+            steps: consecutive, counted from 0 within the epoch; each once.
             group: every process of it must call this.
         """
-        at = slice(step, step + 1)
-        means = torch.cat([self.losses[at], self.parts[step] if len(self.names) > 1 else self.losses[:0]])
-        total = torch.cat([means.double(), self.wrong[at].double()])
+        at = slice(steps.start, steps.stop)
+        total = torch.cat([self.losses[at, None], self.parts[at], self.wrong[at, None]], dim=1).double()
         group.sum_in_place(total)
-        self.losses[at] = total[:1] / group.count
-        if len(self.names) > 1:
-            self.parts[step] = total[1:-1] / group.count
-        self.wrong[at] = total[-1:].long()
-        self.sizes[step] *= group.count
+        means = total[:, :-1] / group.count
+        self.parts[at] = means[:, 1:]
+        self.losses[at] = means[:, 0]
+        self.wrong[at] = total[:, -1].long()
+        for step in steps:
+            self.sizes[step] *= group.count
 
     def copy_step(self, step: int, other: TrainMeter) -> None:
         """Copy another meter's only step.

@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import AUXILIARY
 from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation import Teacher
 from lowrank.layers import checkpoint_rebuild
@@ -51,6 +50,7 @@ class Trainer:
         step: takes the training steps, and has all the state that a checkpoint holds.
         steps_per_epoch: how many batches an epoch has.
         step_losses: (steps_per_epoch,), the loss of each step of the last epoch, on the device.
+        steps_taken: in the present epoch; None outside of its steps.
         captured_epoch: replays the step as a CUDA graph; None where the recipe's engine records none. Set it to None to
             run the steps without the graph.
         wrong_images: uint8 (images,) by split, 1 where the network was wrong when the split was last evaluated; on the
@@ -98,13 +98,13 @@ class Trainer:
         optimizer = make_optimizer(network, recipe, decay_ratio, head, may_skip_steps=scaler is not None)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         if group is not None:
-            unused_head = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
-            objective.network = group.wrap(network, unused=unused_head)
+            group.share_initial_state(network)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
         ema = ExponentialMovingAverage(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
         self.step_losses: Tensor = torch.zeros(0)
+        self.steps_taken: int | None = None
         self.wrong_images: dict[str, Tensor] = {}
         self.step = TrainStep(
             self.network, objective, optimizer, scaler, ema, steps_per_epoch=self.steps_per_epoch, device=self.device,
@@ -175,10 +175,16 @@ class Trainer:
             torch.manual_seed((self.order_seed * EPOCH_SEED_STRIDE + self.epoch) % 2**63)
             self._monitor.begin()
             self.timers.begin()
+            self.steps_taken = checked = 0
             for step, batch in enumerate(itertools.islice(self.timers.input(self.batches()), steps)):
                 self._take_step(step, batch, meter)
+                self.steps_taken = step + 1
                 if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+                    if self.group is not None:
+                        meter.sum_over_processes(range(checked, step + 1), self.group)
                     self._monitor.check(meter, step + 1)
+                    checked = step + 1
+            self.steps_taken = None
         return meter
 
     def _new_meter(self, steps: int) -> TrainMeter:

@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 
 from lowrank.distillation import Signals, Taps
 from lowrank.kernels import compile_graph, compile_obstacle
 from lowrank.layers import BatchedRebuild, StructuredMap
+from lowrank.training.engine.data_parallel import GlobalBatchNorm
 from lowrank.training.objective import Loss
 from lowrank.utils import LockedError, hold_lock
 
@@ -81,19 +83,27 @@ class CompiledForward:
         loss: of the recipe.
         taps: names of the modules whose attention maps the loss compares with a teacher's.
         autocast: device type and format in which the network runs; None: float32.
+        processes: that share each batch; batch norms then take its statistics from all of them.
 
     Attributes:
         names: the template's parameters and buffers, in the order in which a call takes them.
     """
 
-    def __init__(self, template: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
+    def __init__(
+        self, template: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None,
+        processes: int = 1,
+    ):  # fmt: skip
         self.template, self._loss = template, loss
-        self._key = (type(template).__name__, loss, tuple(taps), autocast)
+        self._key = (type(template).__name__, loss, tuple(taps), autocast, processes)
         self.names = [name for name, _ in _tensors(template)]
         self._taps = Taps(template, taps)
         self._taps.__enter__()  # never left: nothing else uses the template
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
-        self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=compile_graph)
+
+        def backend(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+            return compile_graph(graph_module, inputs, processes=processes)
+
+        self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=backend)
 
     def digest(self, images: Tensor) -> str:
         """Name what is compiled for batches like `images`.
@@ -164,7 +174,10 @@ class CompiledObjective:
     Weights are rebuilt together, then passed to the compiled template.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
+    def __init__(
+        self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None,
+        processes: int = 1,
+    ):  # fmt: skip
         """Find or make the compiled function; nothing is compiled before the first call.
 
         Args:
@@ -172,6 +185,7 @@ class CompiledObjective:
             loss: of the recipe.
             taps: names of the modules whose attention maps the loss compares with a teacher's.
             autocast: device type and format in which the network runs; None: float32.
+            processes: that share each batch.
 
         Raises:
             NotCompilableError: this machine cannot compile, or a module of the network has hooks.
@@ -180,7 +194,7 @@ class CompiledObjective:
         if obstacle is not None:
             raise NotCompilableError(obstacle)
         self._rebuild = BatchedRebuild(network, include_all=True)
-        self.compiled = compiled_forward_of(network, self._rebuild, loss, taps, autocast)
+        self.compiled = compiled_forward_of(network, self._rebuild, loss, taps, autocast, processes)
         tensors = dict(_tensors(network))
         indices = {id(module): index for index, module in enumerate(self._rebuild.maps)}
         rebuilt = {
@@ -216,7 +230,7 @@ class CompiledObjective:
 
 def compiled_forward_of(
     network: nn.Module, rebuild: BatchedRebuild, loss: Loss, taps: Sequence[str],
-    autocast: tuple[str, torch.dtype] | None,
+    autocast: tuple[str, torch.dtype] | None, processes: int = 1,
 ) -> CompiledForward:  # fmt: skip
     """Make the compiled function of a network, or reuse that of an equal template.
 
@@ -226,6 +240,7 @@ def compiled_forward_of(
         loss: of the recipe.
         taps: names of the modules whose attention maps the loss compares with a teacher's.
         autocast: device type and format in which the network runs; None: float32.
+        processes: that share each batch.
 
     Returns:
         The function; the last MAX_COMPILED are kept. A template that cannot be compared gets one of its own.
@@ -236,10 +251,10 @@ def compiled_forward_of(
     template = make_template(network, rebuild)
     described = describe(template)
     if described is None:
-        return CompiledForward(template, loss, taps, autocast)
-    key = (described, loss, tuple(taps), autocast, next(network.parameters()).device)
+        return CompiledForward(template, loss, taps, autocast, processes)
+    key = (described, loss, tuple(taps), autocast, processes, next(network.parameters()).device)
     if key not in _COMPILED:
-        _COMPILED[key] = CompiledForward(template, loss, taps, autocast)
+        _COMPILED[key] = CompiledForward(template, loss, taps, autocast, processes)
     _COMPILED.move_to_end(key)
     while len(_COMPILED) > MAX_COMPILED:
         _COMPILED.popitem(last=False)
@@ -273,6 +288,9 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     with torch.device("meta"):
         memo.update({id(module): WeightInput(module).train(module.training) for module in rebuild.maps})
     template: nn.Module = copy.deepcopy(network, memo)
+    for module in template.modules():
+        if isinstance(module, GlobalBatchNorm):
+            module.in_template = True
     return template
 
 

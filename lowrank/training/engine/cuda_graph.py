@@ -10,6 +10,10 @@ A recipe names one of three engines:
 The eager step of a small student is bound by kernel launches, not by the GPU's arithmetic. A recorded step reads its
 batch, the teacher's signals and the learning rates from buffers that stay at one address; they are copied there before
 each replay. Losses and errors are read from such buffers afterwards.
+
+Of several processes that train together each records its own step, with all that they exchange inside. They compile one
+after another, each alone, so that the first one's code on disk serves the others, and go on without graph or compiled
+code where one of them cannot have it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
 from lowrank.distillation import Signals
-from lowrank.kernels import kernel_errors
+from lowrank.kernels import kernel_errors, suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
 from lowrank.training.engine.precision import keep_float32_products
@@ -35,6 +39,7 @@ from lowrank.training.objective import Forward
 from lowrank.training.optimizer import LR_MULTIPLIER
 from lowrank.training.recipe import Engine, Recipe
 from lowrank.training.timers import COMPILE, PhaseTimers
+from lowrank.utils import first_line
 
 # A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and three such trials of a
 # study, or one of 13,000 steps, save as much time as that takes
@@ -76,12 +81,12 @@ def make_captured_epoch(
         notify: is called with a warning if the step cannot be compiled.
 
     Returns:
-        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded, and for a
-        network that several processes train together. A loss with class weights is recorded, but not compiled.
+        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded. A loss with
+        class weights is recorded, but not compiled.
     """
     on_gpu = train_step.device.type == "cuda"
     engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
-    if engine == "plain" or train_step.scaler is not None or train_step.group is not None:
+    if engine == "plain" or train_step.scaler is not None:
         return None
     compiled = engine == "compiled" and train_step.recipe.class_weights == "none"
     return CapturedEpoch(train_step, timers, record=on_gpu, compiled=compiled, notify=notify)
@@ -176,7 +181,7 @@ class CapturedEpoch:
             self._compile()
         if self._record:
             with self._undone():
-                self._record_step()
+                self._record_together()
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -199,18 +204,32 @@ class CapturedEpoch:
         objective = train_step.objective
         try:
             taps = () if objective.taps is None else objective.taps.names
-            forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
+            processes = 1 if train_step.group is None else train_step.group.count
+            forward = CompiledObjective(train_step.network, objective.loss, taps, dtype, processes)
             self._forward = forward
             digest = forward.compiled.digest(self._images)
-            with compile_once(digest, self._notify), watch_compiler(), self._undone(), keep_float32_products():
+            # While one process compiles the others wait for the lock, so it must not wait for them
+            alone, undone = suspended_exchange(), self._undone()
+            with compile_once(digest, self._notify), watch_compiler(), alone, undone, keep_float32_products():
                 self._run_step()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
-            self.compiled, self._forward = False, objective
+            self.compiled = False
             cause = getattr(error, "inner_exception", error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            if reason not in _WARNED:
-                _WARNED.add(reason)
-                self._notify(f"training is not compiled, and so is slower: {reason}")
+            self._warn_once(f"training is not compiled, and so is slower: {reason}", reason)
+        if train_step.group is not None and not train_step.group.all_agree(self.compiled, train_step.device):
+            # Graphs that differ would exchange in different orders
+            if self.compiled:
+                self._warn_once("training is not compiled, and so is slower: another process cannot compile it")
+            self.compiled = False
+        if not self.compiled:
+            self._forward = objective
+
+    def _warn_once(self, message: str, key: str | None = None) -> None:
+        """Give a warning that this process has not given yet."""
+        if (key or message) not in _WARNED:
+            _WARNED.add(key or message)
+            self._notify(message)
 
     def _make_momentum(self) -> None:
         """Start the momentum of SGD from zeros; AdamW has its slots from the start.
@@ -225,6 +244,22 @@ class CapturedEpoch:
                     buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     optimizer.state[parameter]["momentum_buffer"] = buffer
 
+    def _record_together(self) -> None:
+        """Record the step; where several processes train and one cannot record it, none does."""
+        group = self._train_step.group
+        if group is None:
+            self._record_step()
+            return
+        try:
+            self._record_step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a backend that cannot be recorded
+            self._graph = None
+            self._warn_once(f"training steps are not recorded, and so are slower: {first_line(error)}")
+        if not group.all_agree(self._graph is not None, self._train_step.device):
+            self._graph, self._record = None, False
+
     def _record_step(self) -> None:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
@@ -233,7 +268,9 @@ class CapturedEpoch:
                 self._run_step()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # NCCL has threads that ask the device about earlier exchanges meanwhile
+        mode = "global" if self._train_step.group is None else "thread_local"
+        with torch.cuda.graph(graph, capture_error_mode=mode):
             self._run_step()
         self._graph = graph
 

@@ -1,10 +1,14 @@
 """Data-parallel training: several processes train one network, with the losses of one process at the same batch.
 
 Process i of n takes the i-th of n equal slices of every batch (of every micro-batch, where the recipe accumulates
-gradients), augmented just as one process would augment it. Torch's DistributedDataParallel averages the gradients.
-Modules that look at a whole batch look at the global one: batch norms take their statistics from it, dropout and
-dropped paths draw their random numbers for it. Losses, errors and evaluations are summed over the processes. So the
-numbers are those of one process, up to the order of summation.
+gradients), augmented just as one process would augment it. Gradients are averaged in few large buckets, which travel
+while the backward pass goes on. Modules that look at a whole batch look at the global one: batch norms take their
+statistics from it, dropout and dropped paths draw their random numbers for it. Losses, errors and evaluations are
+summed over the processes. So the numbers are those of one process, up to the order of summation.
+
+All that a step exchanges can be recorded in a CUDA graph: nothing waits for the device or asks it for a size. Torch's
+DistributedDataParallel is not used: its gradient accumulators belong to the stream on which it was made, it wraps the
+module that a compiled step does without, and it must run eleven steps before it can be recorded.
 
 Functions that draw or normalise across images without a module (torch's functional dropout, say) cannot be found here:
 each process then draws for its own images, from the same seed.
@@ -12,18 +16,19 @@ each process then draws for its own images, from the same seed.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, distributed as dist, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from lowrank.data import ProcessShard
 from lowrank.errors import InputError
+from lowrank.kernels import exchange_is_suspended, process_count
 from lowrank.networks import DropPath
+
+BUCKET_BYTES = 32 * 2**20  # of gradients that are summed at once: large enough to use the link between two cards well
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _DropoutNd = nn.modules.dropout._DropoutNd
@@ -86,63 +91,144 @@ class DataParallelGroup:
         elif isinstance(module, _DropoutNd):
             raise InputError(f"{type(module).__name__} draws random numbers for the images of one process alone; "
                              "a network that has it cannot be trained by several")  # fmt: skip
-        elif isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm):
-            on_gpu = next(module.parameters()).is_cuda if module.affine else torch.cuda.is_initialized()
-            return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_gpu else GlobalBatchNorm.of(module)
+        elif isinstance(module, _BatchNorm) and not isinstance(module, GlobalBatchNorm):
+            return GlobalBatchNorm.of(module)
         return module
 
-    def wrap(self, network: nn.Module, *, unused: bool) -> DistributedDataParallel:
-        """Wrap a network so that its gradients are averaged over the processes.
+    def share_initial_state(self, network: nn.Module) -> None:
+        """Give every process the weights and statistics of the first one.
+
+        Each has drawn them from the same seed; a network of the user's own may draw from elsewhere.
 
         Args:
             network: on its device.
-            unused: whether some parameters may take no part in a loss.
+        """
+        with torch.no_grad():
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def all_agree(self, yes: bool, device: torch.device) -> bool:
+        """Ask all processes, so that they go the same way.
+
+        Args:
+            yes: the answer of this process.
+            device: over which they talk.
 
         Returns:
-            The wrapper, which shares the parameters of `network`.
+            Whether every process said yes.
         """
-        device = next(network.parameters()).device
-        return DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
-        )
+        noes = torch.tensor([0 if yes else 1], device=device)
+        dist.all_reduce(noes)
+        return not noes.item()
 
 
-def unsynchronised(network: nn.Module, on: bool) -> AbstractContextManager[Any]:
-    """Keep gradients of a wrapped network local inside `with`.
-
-    The next backward pass outside averages them all.
+class _Bucket:
+    """Gradients that are summed over the processes at once.
 
     Args:
-        network: wrapped or not.
-        on: False does nothing.
-
-    Returns:
-        A context manager.
+        parameters: of one device and dtype.
     """
-    return network.no_sync() if on and isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self._flat = torch.zeros(
+            sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+        )
+        self._views, start = [], 0
+        for parameter in parameters:
+            part = self._flat[start : start + parameter.numel()]
+            self._views.append(part.as_strided(parameter.shape, parameter.stride(), part.storage_offset()))
+            start += parameter.numel()
+        self.missing = len(parameters)
+        self._work: dist.Work | None = None
+        self._present: list[tuple[nn.Parameter, Tensor]] = []
+
+    def send(self) -> None:
+        """Begin to sum the gradients that are there; the others count as zeros."""
+        pairs = list(zip(self.parameters, self._views, strict=True))
+        self._present = [(parameter, view) for parameter, view in pairs if parameter.grad is not None]
+        if len(self._present) < len(pairs):
+            self._flat.zero_()
+        if self._present:
+            gradients = [parameter.grad for parameter, _ in self._present if parameter.grad is not None]
+            torch._foreach_copy_([view for _, view in self._present], gradients)
+        self._work = dist.all_reduce(self._flat, async_op=True)
+
+    def take(self) -> None:
+        """Wait for the sum, and let the parameters have the mean as their gradients."""
+        assert self._work is not None
+        self._work.wait()  # of a GPU the stream waits, not the program
+        self._work, self.missing = None, len(self.parameters)
+        self._flat.div_(dist.get_world_size())
+        for parameter, view in self._present:
+            parameter.grad = view
+        self._present = []
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of their gradients."""
+class GradientBuckets:
+    """Averages gradients over the processes, each bucket as soon as the backward pass has its last gradient.
 
-    @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+    Args:
+        parameters: those that are trained, in the order of the network; gradients come in the reverse order.
+    """
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self._buckets: list[_Bucket] = []
+        self._bucket_of: dict[nn.Parameter, _Bucket] = {}
+        self._collecting = False
+        bucket: list[nn.Parameter] = []
+        for parameter in [*reversed([*parameters])]:
+            size = sum(other.numel() * other.element_size() for other in (*bucket, parameter))
+            if bucket and (size > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+                self._add(bucket)
+                bucket = []
+            bucket.append(parameter)
+        if bucket:
+            self._add(bucket)
+
+    def _add(self, parameters: list[nn.Parameter]) -> None:
+        self._buckets.append(_Bucket(parameters))
+        for parameter in parameters:
+            self._bucket_of[parameter] = self._buckets[-1]
+            parameter.register_post_accumulate_grad_hook(self._count)
+
+    def _count(self, parameter: Tensor) -> None:
+        """Note that a gradient is complete; sends its bucket with the last one."""
+        assert isinstance(parameter, nn.Parameter)
+        bucket = self._bucket_of[parameter]
+        if self._collecting:
+            bucket.missing -= 1
+            if bucket.missing == 0:
+                bucket.send()
+
+    def begin(self) -> None:
+        """Expect the last backward pass of a step; earlier ones (of micro-batches) only add to the gradients."""
+        self._collecting = not exchange_is_suspended()
+
+    def finish(self) -> None:
+        """Wait until every gradient is the mean over the processes.
+
+        A parameter that took no part in the loss, in any process alike, has none.
+        """
+        if not self._collecting:
+            return
+        self._collecting = False
+        for bucket in self._buckets:
+            if bucket.missing > 0:
+                bucket.send()
+        for bucket in self._buckets:
+            bucket.take()
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the images of all processes, for CPUs.
+    """Batch norm over the images of all processes, each of which has equally many.
 
-    Each process has equally many images. On GPUs torch's SyncBatchNorm does this; it does not run on CPUs.
+    Attributes:
+        in_template: whether the module is part of a network that is compiled; it then runs torch's own batch norm, and
+            the compiler's rewrite replaces that by the one over all processes.
     """
+
+    in_template = False
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> GlobalBatchNorm:
@@ -159,21 +245,19 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same."""
-        if not self.training:
+        if not self.training or self.in_template:
             output: Tensor = super().forward(input)
             return output
-        dims = [dim for dim in range(input.dim()) if dim != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        x = input.float()
-        count = dist.get_world_size() * x.numel() // x.shape[1]
-        mean = _Sum.apply(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
-        self._track(mean.detach(), variance.detach() * (count / max(1, count - 1)))
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+        weight, bias = self.weight, self.bias
+        if weight is None or bias is None:
+            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+            weight = torch.ones(self.num_features, dtype=dtype, device=input.device)
+            bias = torch.zeros_like(weight)
+        out: Tensor
+        out, mean, variance = torch.ops.lowrank.global_norm(input, weight, bias, None, self.eps, False, False)
+        rows = process_count() * input.numel() // input.shape[1]
+        self._track(mean, variance * (rows / max(1, rows - 1)))
+        return out
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lowrank.data import Batch
 from lowrank.distillation import Signals
 from lowrank.training.ema import ExponentialMovingAverage
-from lowrank.training.engine.data_parallel import DataParallelGroup, unsynchronised
+from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
 from lowrank.training.metrics import GradientMeter, TrainMeter
 from lowrank.training.objective import Forward, Objective
@@ -58,6 +58,8 @@ class TrainStep:
         self.dtype = working_dtype(self.recipe, device)
         self.penalised = penalised_maps(network, self.recipe)
         self.gradient_meter = GradientMeter(network, steps_per_epoch)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._buckets = None if group is None else GradientBuckets(trained)
         self.epoch = 0
         self.collapsed = torch.zeros(0)
         self._cache_epochs = cache_epochs
@@ -100,7 +102,8 @@ class TrainStep:
     ) -> None:  # fmt: skip
         """Run the forward and backward pass of one batch.
 
-        The batch is cut into as many micro-batches as the recipe says.
+        The batch is cut into as many micro-batches as the recipe says. Several processes then have the mean of their
+        gradients, and each the losses of its own images.
 
         Args:
             step: counts from 0 within the epoch.
@@ -118,13 +121,14 @@ class TrainStep:
         micro_batches = zip(images.tensor_split(parts), labels.tensor_split(parts), signal_parts, strict=True)
         for number, (images_part, labels_part, signals_part) in enumerate(micro_batches, start=1):
             share = len(labels_part) / count
-            with unsynchronised(self.objective.network, number < parts):
-                logits, loss, losses = forward(images_part, labels_part, signals_part, self.autocast)
-                scaled = loss if parts == 1 else loss * share
-                (scaled if self.scaler is None else self.scaler.scaled(scaled)).backward()
+            logits, loss, losses = forward(images_part, labels_part, signals_part, self.autocast)
+            scaled = loss if parts == 1 else loss * share
+            if self._buckets is not None and number == parts:
+                self._buckets.begin()
+            (scaled if self.scaler is None else self.scaler.scaled(scaled)).backward()
             meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
-        if self.group is not None:
-            meter.sum_over_processes(step, self.group)
+        if self._buckets is not None:
+            self._buckets.finish()
 
     def update(self, step: int) -> None:
         """Change the weights by the gradients that `compute_gradients` has left.

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import os
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from lowrank.data import AugmentationSettings, ProcessShard
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
+from lowrank.data import AugmentationSettings, Batch, ProcessShard, default_augmentation
 from lowrank.errors import InputError
 from lowrank.networks.base import DropPath
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm
+from lowrank.training.engine import compiled_forward, data_parallel
+from lowrank.training.engine.compiled_forward import COMPILED_FOLDER, CompiledObjective
+from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm, GradientBuckets
 from lowrank.training.trainer import Trainer
 from tests.support.process_group import run_in_group
 from tests.support.training import (
+    SMALL,
     TAPS,
     copied_state,
     small_data,
@@ -28,12 +38,37 @@ from tests.support.training import (
 
 RUNS: dict[str, dict[str, Any]] = {
     "tensor_train": {},
+    "captured": {"engine": "captured", "momentum": 0.9},
     "everything": {
         "attention_weight": 50.0, "kd_weight": 0.5, "accumulate": 2, "decay": "frobenius", "clip_norm": 1.0,
         "ema_decay": 0.9, "label_smoothing": 0.1,
     },
 }  # fmt: skip
 FIRST = {"batch_size": 48}  # four steps an epoch
+
+
+STEPS = 50  # over which losses are compared
+
+
+class InDouble(nn.Module):
+    """A network that computes in float64."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x.double())
+
+
+class PermutedTrainer(Trainer):
+    """Sees the images of each batch in another order."""
+
+    def batches(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(1)
+        for images, labels, indices in super().batches():
+            order = torch.randperm(len(labels), generator=generator)
+            yield images[order].contiguous(memory_format=torch.channels_last), labels[order], indices[order]
 
 
 class Dropping(nn.Module):
@@ -71,8 +106,26 @@ def train(group: DataParallelGroup | None, names: list[str]) -> dict[str, Any]:
         run = trainer(name, group)
         run.epoch = 1
         metrics = run.train_epoch()
-        outcome[name] = run.step_losses.tolist(), metrics, copied_state(run), run.captured_epoch is None
+        outcome[name] = run.step_losses.tolist(), metrics, copied_state(run)
     return outcome
+
+
+def losses_of_50_steps(group: DataParallelGroup | None, double: bool, kind: type[Trainer] = Trainer) -> torch.Tensor:
+    network = build_student(SMALL, network_plan(SMALL, (1, 8, 8), 10), tensor_train(), (1, 8, 8), 10, 0)
+    recipe = small_recipe(**FIRST, epochs=13)
+    run = kind(
+        InDouble(network) if double else network, small_data(), recipe, order_seed=0, decay_ratio=0.1, group=group,
+        augmentation=default_augmentation("digits", (1, 8, 8)),
+    )  # fmt: skip
+    losses = []
+    for run.epoch in range(recipe.epochs):
+        run.train_steps()
+        losses.append(run.step_losses)
+    return torch.cat(losses)[:STEPS].double()
+
+
+def largest_difference(losses: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((losses - expected) / expected).abs().max())
 
 
 def divergence_message(group: DataParallelGroup | None) -> str:
@@ -82,23 +135,76 @@ def divergence_message(group: DataParallelGroup | None) -> str:
     return str(caught.value)
 
 
-def train_and_diverge(group: DataParallelGroup | None) -> tuple[dict[str, Any], str]:
-    return train(group, [*RUNS, "dropping"]), divergence_message(group)
+class WithUnusedLayer(nn.Module):
+    """The second of its layers takes no part in the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[2](self.layers[0](x))
+
+
+def averaged_gradients(group: DataParallelGroup) -> tuple[list[torch.Tensor | None], list[int]]:
+    """Gradients of the sum of outputs at inputs that differ; two backward passes add up, the last one averages."""
+    torch.manual_seed(0)
+    network = WithUnusedLayer()
+    data_parallel.BUCKET_BYTES = 60  # a bucket for each layer or two
+    buckets = GradientBuckets(network.parameters())
+    sent: list[int] = []
+    real = data_parallel._Bucket.send
+
+    def send(bucket: Any) -> None:
+        sent.append(len(bucket.parameters))
+        real(bucket)
+
+    data_parallel._Bucket.send = send  # type: ignore[method-assign]
+    for last in (False, True):
+        if last:
+            buckets.begin()
+        network(torch.full((5, 4), 1.0 + group.index)).sum().backward()
+    buckets.finish()
+    data_parallel._Bucket.send, data_parallel.BUCKET_BYTES = real, 2**25  # type: ignore[method-assign]
+    return [parameter.grad for parameter in network.parameters()], sent
+
+
+def disagreement(group: DataParallelGroup) -> tuple[bool, list[str]]:
+    """Whether the steps are compiled where the second process cannot compile them, and the notices."""
+    if group.index == 1:
+        compiled_forward.compile_obstacle = lambda device: "there is no C compiler"
+    else:
+        CompiledObjective.__init__ = lambda self, *arguments: None  # type: ignore[method-assign]
+        CompiledObjective.compiled = types.SimpleNamespace(digest=lambda images: f"test-{os.getpid()}")  # type: ignore
+        CompiledObjective.__call__ = lambda self, *arguments: run.step.objective(*arguments)  # type: ignore
+    notices: list[str] = []
+    run = small_trainer(small_recipe(**FIRST, engine="compiled"), group=group, notify=notices.append)
+    run.train_steps(limit=2)
+    assert run.captured_epoch is not None
+    return run.captured_epoch.compiled, notices
+
+
+Outcome = tuple[Any, ...]
+
+
+def train_and_diverge(group: DataParallelGroup | None) -> Outcome:
+    long_runs = {double: losses_of_50_steps(group, double) for double in (False, True)}
+    outcome = train(group, [*RUNS, "dropping"]), divergence_message(group), long_runs
+    return outcome if group is None else (*outcome, averaged_gradients(group), disagreement(group))
 
 
 @pytest.fixture(scope="module")
-def runs() -> tuple[Any, list[Any]]:
+def runs() -> tuple[Outcome, list[Outcome]]:
     """The outcome of one process alone, and that of each of two."""
     return train_and_diverge(None), run_in_group(2, train_and_diverge)
 
 
 @pytest.mark.parametrize("name", [*RUNS, "dropping"])
 def test_two_processes_have_the_losses_of_one(runs, name):
-    (alone, _), shared = runs
-    losses, expected, state, _ = alone[name]
-    for outcome, _ in shared:
-        ours, metrics, weights, not_captured = outcome[name]
-        assert not_captured
+    (alone, *_), shared = runs
+    losses, expected, state = alone[name]
+    for outcome, *_ in shared:
+        ours, metrics, weights = outcome[name]
         assert ours == pytest.approx(losses, rel=5e-6)
         assert metrics.keys() == expected.keys()
         for key in ("train_loss", "val_loss", "grad_norm", "prediction_spread"):
@@ -111,33 +217,108 @@ def test_two_processes_have_the_losses_of_one(runs, name):
 
 
 def test_the_processes_have_the_same_weights_to_the_bit(runs):
-    first, second = (outcome for outcome, _ in runs[1])
+    first, second = (outcome for outcome, *_ in runs[1])
     for name in first:
         for key, tensor in first[name][2].items():
             assert torch.equal(tensor, second[name][2][key]), (name, key)
 
 
+def test_the_losses_of_50_steps_differ_by_rounding_alone(runs):
+    """In float64 the recorded losses, which are float32, differ in their last digit at most."""
+    (_, _, alone), shared = runs
+    for _, _, losses, *_ in shared:
+        assert largest_difference(losses[True], alone[True]) < 2.5e-7
+
+
+def test_in_float32_two_processes_are_as_near_to_one_as_images_in_another_order(runs):
+    (_, _, alone), shared = runs
+    spread = largest_difference(losses_of_50_steps(None, False, PermutedTrainer), alone[False])
+    for _, _, losses, *_ in shared:
+        assert largest_difference(losses[False], alone[False]) < 2 * spread
+
+
+def test_gradients_are_averaged_in_buckets_and_unused_parameters_have_none(runs):
+    torch.manual_seed(0)
+    network = WithUnusedLayer()
+    for value in (1.0, 2.0):
+        network(torch.full((5, 4), value)).sum().backward()
+    for *_, (gradients, sent), _ in runs[1]:
+        assert len(sent) > 1
+        assert sum(sent) == 6
+        for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+            if parameter.grad is None:
+                assert gradient is None
+            else:
+                torch.testing.assert_close(gradient, parameter.grad)  # two passes each of mean (1 + 2) / 2
+
+
+def test_no_process_runs_compiled_steps_where_one_of_them_cannot(runs):
+    (*_, (first, notices)), (*_, (second, reasons)) = runs[1]
+    assert not first
+    assert not second
+    assert notices == ["training is not compiled, and so is slower: another process cannot compile it"]
+    assert reasons == ["training is not compiled, and so is slower: there is no C compiler"]
+
+
+@pytest.mark.slow
+def test_two_processes_compile_one_after_the_other_and_have_the_losses_of_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    losses, *_ = train(None, ["tensor_train"])["tensor_train"]
+    for ours, compiled in run_in_group(2, compiled_losses):
+        assert compiled
+        assert ours == pytest.approx(losses, rel=5e-6)
+    assert len(list((tmp_path / COMPILED_FOLDER).glob("*.lock"))) == 1  # both have compiled the same function
+
+
+def compiled_losses(group: DataParallelGroup) -> tuple[list[float], bool]:
+    run = small_trainer(small_recipe(**FIRST, engine="compiled"), method=tensor_train(), decay_ratio=0.1, group=group)
+    run.epoch = 1
+    run.train_steps()
+    assert run.captured_epoch is not None
+    return run.step_losses.tolist(), run.captured_epoch.compiled
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 3), (6, 3, 5)])
+def test_a_norm_over_one_process_is_torchs_own(shape):
+    torch.manual_seed(0)
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](3)
+    nn.init.normal_(norm.weight)
+    global_norm = GlobalBatchNorm.of(copy.deepcopy(norm))
+    outputs = []
+    for module in (norm, global_norm):
+        x = torch.linspace(-2, 3, math.prod(shape)).sin().view(shape).requires_grad_()
+        out = module(x)
+        (out * torch.arange(out.numel()).view(shape).cos()).sum().backward()
+        outputs.append([out, x.grad, module.weight.grad, module.bias.grad, module.running_mean, module.running_var])
+    for ours, theirs in zip(outputs[1], outputs[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_all_processes_see_a_divergence_at_the_same_step(runs):
-    (_, alone), shared = runs
-    messages = [text for _, text in shared]
+    (_, alone, _), shared = runs
+    messages = [text for _, text, *_ in shared]
     assert "epoch 1, step " in alone
     assert messages[0].partition(";")[0] == messages[1].partition(";")[0]
     assert messages[0].partition("; ")[0].rpartition(" in ")[2] == alone.partition("; ")[0].rpartition(" in ")[2]
 
 
-def losses_on_gpus(group: DataParallelGroup | None, precision: str) -> list[float]:
+def losses_on_gpus(group: DataParallelGroup | None, precision: str, engine: str) -> list[float]:
+    """Without TF32: cuDNN may choose other kernels for half a batch, and TF32 rounds in each to ten bits."""
+    torch.backends.cudnn.allow_tf32 = False
     device = f"cuda:{group.index}" if group else "cuda:0"
-    recipe = small_recipe(**FIRST, precision=precision, engine="plain")
+    recipe = small_recipe(**FIRST, precision=precision, engine=engine)
     run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, group=group, device=device)
     outcome = run.train_epoch()
     return [*run.step_losses.tolist(), outcome["val_loss"]]
 
 
 @pytest.mark.gpu(2)
+@pytest.mark.parametrize("engine", ["plain", "captured", "compiled"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
-def test_two_gpus_have_the_losses_of_one(precision, tolerance):
-    alone = losses_on_gpus(None, precision)
-    for outcome in run_in_group(2, losses_on_gpus, precision, on_gpus=True):
+def test_two_gpus_have_the_losses_of_one(precision, tolerance, engine, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # is set back afterwards
+    alone = losses_on_gpus(None, precision, engine)
+    for outcome in run_in_group(2, losses_on_gpus, precision, engine, on_gpus=True):
         assert outcome == pytest.approx(alone, rel=tolerance)
 
 

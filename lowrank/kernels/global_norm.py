@@ -1,0 +1,237 @@
+"""Batch norm in training whose statistics are those of the batches of all processes that train together.
+
+Each process has a batch of the same size, of the same channels. Forward: the processes exchange each channel's mean and
+variance, in one all-reduce. Backward: likewise the two sums that the gradient by the input needs. The gradients of
+weight and bias are those of this process's own images; whoever averages gradients over processes averages these too.
+
+On GPUs the passes over the images are the kernels of lowrank.kernels.batch_norm; elsewhere, and where those cannot run,
+torch's own functions. The operations can be recorded in a CUDA graph, and stand in a compiled graph as they are.
+
+Letters: P processes, B images of one of them, C channels. Statistics and sums have the rows (2, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, distributed as dist
+
+from lowrank.kernels.dispatch import MAX_ENTRIES, supports_kernels
+
+
+class _Exchange:
+    """Whether this process exchanges anything now; for all its threads, since backward passes have their own."""
+
+    suspended = False
+
+
+@contextmanager
+def suspended_exchange() -> Iterator[None]:
+    """Let this process compute alone inside `with`: nothing is exchanged, and results are those of its own images.
+
+    For a step whose results do not count, such as the one that compiles: the processes take it one after another.
+    """
+    before, _Exchange.suspended = _Exchange.suspended, True
+    try:
+        yield
+    finally:
+        _Exchange.suspended = before
+
+
+def exchange_is_suspended() -> bool:
+    """Say whether this process computes alone now."""
+    return _Exchange.suspended
+
+
+def process_count() -> int:
+    """Count the processes whose batches belong together now; 1 inside `suspended_exchange`."""
+    return 1 if _Exchange.suspended or not dist.is_initialized() else dist.get_world_size()
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Return whether the kernels can work on x."""
+    return (
+        x.is_cuda and x.dtype != torch.float64 and find_spec("triton") is not None and supports_kernels(x.device)
+        and x.numel() <= MAX_ENTRIES
+    )  # fmt: skip
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """View or copy (B, C, ...) as images (B, C, H, W) whose channels lie last."""
+    images = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _shaped(images: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `_as_images`."""
+    return images if len(shape) == 4 else images.reshape(shape).contiguous()
+
+
+def _empty_result(x: Tensor, pool: bool) -> Tensor:
+    if x.dim() != 4:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    size = (x.shape[2] // 2, x.shape[3] // 2) if pool else x.shape[2:]
+    shape = (*x.shape[:2], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _local_statistics(x: Tensor, out: Tensor) -> None:
+    """Write mean and biased variance of each channel of this process's images into `out` (2, C)."""
+    if _has_kernels(x):
+        from lowrank.kernels.batch_norm import batch_statistics  # needs Triton
+
+        batch_statistics(x, out)
+        return
+    variance, mean = torch.var_mean(x.to(out.dtype), (0, 2, 3), correction=0)
+    out[0], out[1] = mean, variance
+
+
+def joined_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the statistics of equally many images of each process.
+
+    About the joined mean, so that no digits cancel.
+
+    Args:
+        parts: mean and biased variance of each process, (P, 2, C).
+
+    Returns:
+        Mean and biased variance over all images, both (C,).
+    """
+    if len(parts) == 1:
+        return parts[0, 0].clone(), parts[0, 1].clone()
+    mean = parts[:, 0].mean(0)
+    return mean, (parts[:, 1] + (parts[:, 0] - mean).square()).mean(0)
+
+
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute each channel's mean and biased variance over the images of all processes."""
+    count = process_count()
+    index = dist.get_rank() if count > 1 else 0
+    # Each process fills its own rows of zeros, so the sum over processes is an exact copy of all rows
+    parts = torch.zeros((count, 2, x.shape[1]), dtype=_work_dtype(x), device=x.device)
+    _local_statistics(x, parts[index])
+    if count > 1:
+        dist.all_reduce(parts)
+    if _has_kernels(x):
+        from lowrank.kernels.batch_norm import join_statistics  # needs Triton
+
+        return join_statistics(parts)
+    return joined_statistics(parts)
+
+
+@torch.library.custom_op("lowrank::global_norm", mutates_args=())
+def global_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise by the statistics of the batches of all processes, then apply ReLU, 2 x 2 max pooling and a residual.
+
+    Args:
+        x: (B, C, ...). Without the kernels nothing may follow the norm.
+        weight: (C,), float32; float64 where x is.
+        bias: (C,), likewise.
+        residual: added to the result, of its shape; None for none.
+        eps: added to the variance.
+        relu: whether negative values become zero.
+        pool: whether only the largest of each 2 x 2 positions stays.
+
+    Returns:
+        The result, in x's dtype, channels-last, and each channel's mean and biased variance over all processes, (C,).
+    """
+    images = _as_images(x)
+    mean, variance = _global_statistics(images)
+    if _has_kernels(images):
+        from lowrank.kernels.batch_norm import normalise  # needs Triton
+
+        return _shaped(normalise(images, weight, bias, mean, variance, residual, eps, relu, pool), x.shape), \
+            mean, variance  # fmt: skip
+    if relu or pool or residual is not None:
+        raise NotImplementedError("without kernels nothing may follow a norm over processes")
+    scale = weight * torch.rsqrt(variance + eps)
+    out = (images.to(mean.dtype) - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    return _shaped(out.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape), mean, variance
+
+
+@global_norm.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = (torch.empty(x.shape[1], dtype=_work_dtype(x), device=x.device) for _ in range(2))
+    return _empty_result(x, pool), mean, variance
+
+
+@torch.library.custom_op("lowrank::global_norm_backward", mutates_args=())
+def global_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Compute the gradients of `global_norm`.
+
+    Args:
+        gradient: of the result.
+        x: as `global_norm` took it, as are weight, bias, eps, relu and pool.
+        weight: (C,).
+        bias: (C,).
+        mean: as `global_norm` returned it, (C,).
+        variance: as `global_norm` returned it, (C,).
+        eps: added to the variance.
+        relu: whether there was a ReLU.
+        pool: whether there was a pooling.
+
+    Returns:
+        Those by x, of the sum of all processes' losses; those by weight and bias, of this process's loss.
+    """
+    images, gradients, count = _as_images(x), _as_images(gradient), process_count()
+    kernels = _has_kernels(images)
+    if kernels:
+        from lowrank.kernels.batch_norm import reduce_gradients  # needs Triton
+
+        grad_weight, grad_bias = reduce_gradients(gradients, images, weight, bias, mean, variance, eps, relu, pool)
+    else:
+        inverse, rows = torch.rsqrt(variance + eps), gradients.to(mean.dtype)
+        normal = (images.to(mean.dtype) - mean[:, None, None]) * inverse[:, None, None]
+        grad_weight, grad_bias = (rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))
+    sums = torch.stack([grad_weight, grad_bias])
+    if count > 1:
+        dist.all_reduce(sums)
+    rows_of_all = count * images.numel() // images.shape[1]
+    if kernels:
+        from lowrank.kernels.batch_norm import input_gradient  # needs Triton
+
+        grad_x = input_gradient(
+            gradients, images, weight, bias, mean, variance, sums[1], sums[0], rows_of_all, eps, relu, pool
+        )  # fmt: skip
+    else:
+        of_weight, of_bias = (total[:, None, None] / rows_of_all for total in sums)
+        grad_x = ((weight * inverse)[:, None, None] * (rows - of_bias - normal * of_weight)).to(x.dtype)
+    return _shaped(grad_x.contiguous(memory_format=torch.channels_last), x.shape), grad_weight, grad_bias
+
+
+@global_norm_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_result(x, False), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, ctx.eps, ctx.relu, ctx.pool = inputs
+    ctx.adds = residual is not None
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs; the statistics only feed the running ones, so they pass none back."""
+    gradients = global_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
+    return *gradients, gradient if ctx.adds else None, None, None, None
+
+
+global_norm.register_autograd(_backward, setup_context=_save_for_backward)
