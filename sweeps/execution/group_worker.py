@@ -2,7 +2,8 @@
 
 `python -m sweeps.execution.group_worker INDEX COUNT DEVICE THREADS PIPE PARENT STORE`: the number of the process and
 how many there are, cpu or cuda, threads of torch, the descriptor of the pipe, the id of the process with which it ends,
-and the file by which the processes find each other.
+and the file by which the processes find each other. On cuda a process sees its own card alone, so that what one process
+compiles is what the others need.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ from lowrank.errors import HungError, LowrankError
 from lowrank.training import DataParallelGroup, DivergedError, Trainer
 from lowrank.utils import exit_with_parent, first_line
 from sweeps.cluster import out_of_memory
+from sweeps.execution.heartbeat import HANG_SECONDS, StepWatch, heartbeat_path, start_heartbeat
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions, make_teacher
@@ -47,10 +50,11 @@ class GroupWorker:
             device: cpu or cuda.
         """
         self.group = group
-        self.device = f"{device}:{group.index}" if device == "cuda" else device
+        self.device = device  # its card is the only one that this process sees
         self.notices: list[str] = []
         self.data: ImageData | None = None
         self._trainer: Trainer | None = None
+        self._watch: StepWatch | None = None
 
     def build(self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions) -> None:
         """Begin a trial at its first epoch; the trainer of the last one is freed."""
@@ -60,7 +64,15 @@ class GroupWorker:
         def find_teacher(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, data, student, self.device, cache, self.notices.append)
 
-        self._trainer = make_trainer(specification, data, self.device, find_teacher, self.group, self.notices.append)
+        group = self.group if self.group.count > 1 else None
+        self._trainer = make_trainer(specification, data, self.device, find_teacher, group, self.notices.append)
+        loader_seconds = 0.0 if data.resident else data.settings.loader_seconds  # within which a loader may come back
+        self._watch = StepWatch(max(HANG_SECONDS, loader_seconds))
+
+    def goes_on(self) -> bool:
+        """Say whether the training goes on; called by another thread."""
+        trainer, watch = self._trainer, self._watch
+        return trainer is None or watch is None or watch.goes_on(trainer.steps_taken)
 
     def free_trainer(self) -> None:
         """Free the trainer and its device memory; raises WorkerLostError if that does not come back."""
@@ -167,15 +179,16 @@ def main(arguments: list[str]) -> None:
     exit_with_parent(int(parent))
     torch.set_num_threads(int(threads))
     group = DataParallelGroup(int(index), int(count))
-    if device == "cuda":
-        torch.cuda.set_device(group.index)
     if sys.platform == "linux":  # all processes are on this machine: nothing must listen on a network
         os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", store=distributed.FileStore(store, group.count), rank=group.index,
         world_size=group.count, timeout=COLLECTIVE_TIMEOUT,
+        device_id=torch.device("cuda", 0) if device == "cuda" else None,  # connects now, not in a recorded step
     )  # fmt: skip
-    serve(GroupWorker(group, device), Connection(int(pipe)))
+    worker = GroupWorker(group, device)
+    start_heartbeat(heartbeat_path(Path(store).parent, group.index), worker.goes_on)
+    serve(worker, Connection(int(pipe)))
 
 
 if __name__ == "__main__":

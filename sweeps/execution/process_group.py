@@ -24,12 +24,14 @@ from torch import Tensor
 from lowrank.errors import InputError
 from lowrank.training import DivergedError
 from lowrank.utils import IdleWatch, module_command, module_environment, processor_times
+from sweeps.execution.heartbeat import HANG_SECONDS, HeartbeatWatch, heartbeat_path
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions
 
-HANG_SECONDS = 600.0  # in which no process of a group uses any processor time, after which it is given up
+IDLE_SECONDS = 600.0  # in which no process of a group uses any processor time, after which it is given up
 POLL_SECONDS = 5.0  # between two looks at it, at most
+VISIBLE_CARDS = "CUDA_VISIBLE_DEVICES"
 END_SECONDS = 10.0  # for a killed process to end
 GRACE_SECONDS = 2.0  # in which the end of one process shows after another has reported an error that it caused
 
@@ -42,7 +44,7 @@ class ProcessGroup:
 
         Args:
             count: of processes.
-            device: cpu or cuda; on cuda each process uses the card of its own number.
+            device: cpu or cuda; on cuda each process has one of the cards that this one sees, and sees no other.
             threads: of torch in each process.
         """
         self.count, self.device, self.threads, self.epoch = count, device, threads, 0
@@ -58,10 +60,20 @@ class ProcessGroup:
         arguments = (index, self.count, self.device, self.threads, worker_end.fileno(), os.getpid(), store)
         self._processes.append(subprocess.Popen(
             module_command("sweeps.execution.group_worker", *arguments),
-            pass_fds=[worker_end.fileno()], env=module_environment(), stdin=subprocess.DEVNULL,
+            pass_fds=[worker_end.fileno()], env=module_environment() | self._card(index), stdin=subprocess.DEVNULL,
         ))  # fmt: skip
         worker_end.close()
         self._pipes.append(our_end)
+
+    def _card(self, index: int) -> dict[str, str]:
+        """Return the environment by which a process sees its own card alone."""
+        if self.device != "cuda":
+            return {}
+        visible = os.environ.get(VISIBLE_CARDS)
+        cards = visible.split(",") if visible else [str(card) for card in range(self.count)]
+        if len(cards) < self.count:
+            raise InputError(f"{self.count} processes need as many cards, but {VISIBLE_CARDS} is {visible}")
+        return {VISIBLE_CARDS: cards[index]}
 
     @property
     def alive(self) -> bool:
@@ -174,10 +186,15 @@ class ProcessGroup:
         try:
             for pipe in pipes:
                 pipe.send_bytes(message)
-            watch = IdleWatch(HANG_SECONDS, self._processor_times)
+            watch = IdleWatch(IDLE_SECONDS, self._processor_times)
+            heartbeats = HeartbeatWatch(
+                [heartbeat_path(Path(self._folder.name), index) for index in range(self.count)], HANG_SECONDS
+            )
             while len(answers) < len(pipes):
-                seconds = min(POLL_SECONDS, watch.poll_seconds * POLL_SECONDS)
+                seconds = min(POLL_SECONDS, watch.poll_seconds * POLL_SECONDS, HANG_SECONDS / 4)
                 readable = wait([pipe for pipe in pipes if pipe not in answers], seconds)
+                if not readable and (silent := heartbeats.silent()) is not None:
+                    raise self._close_after_silence(silent, command)
                 if not readable and watch.is_idle():
                     raise self._close_after_hang(command)
                 for pipe in (pipe for pipe in pipes if pipe in readable):
@@ -202,8 +219,16 @@ class ProcessGroup:
         """End all processes; returns the error that says what was waited for."""
         self.close()
         return WorkerLostError(
-            f"the {self.count} processes of the trial did nothing for {HANG_SECONDS:.0f} s while they were to "
+            f"the {self.count} processes of the trial did nothing for {IDLE_SECONDS:.0f} s while they were to "
             f"{command}; it goes on in new ones"
+        )
+
+    def _close_after_silence(self, index: int, command: str) -> WorkerLostError:
+        """End all processes; returns the error that says which one hangs."""
+        self.close()
+        return WorkerLostError(
+            f"process {index} of {self.count} of the trial hangs: no sign of life for {HANG_SECONDS:.0f} s while it "
+            f"was to {command}; the trial goes on in new ones"
         )
 
     def _make_error(self, description: dict[str, Any]) -> Exception:

@@ -226,7 +226,7 @@ def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, ro
     changed: list[bool] = []
     monkeypatch.setattr(rewriting, "supports_kernels", lambda device: kernels)
     monkeypatch.setattr(rewriting, "has_enough_shared_memory", lambda device: room)
-    monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, fuse_pointwise: changed.append(fuse_pointwise))
+    monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, fuse_pointwise, processes: changed.append(fuse_pointwise))
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *given, config_patches: config_patches)
     graph = torch.fx.symbolic_trace(nn.Identity())
     patches = rewriting.compile_graph(graph, [torch.ones(1).as_subclass(OnGpu)])

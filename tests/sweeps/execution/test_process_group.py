@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -20,10 +21,11 @@ import pytest
 import torch
 
 from lowrank.data import DataSettings, load_data
-from lowrank.errors import LoaderHungError
+from lowrank.errors import InputError, LoaderHungError
 from lowrank.training import DataParallelGroup, DivergedError
 from sweeps.execution import group_worker, process_group
 from sweeps.execution.group_worker import describe_error
+from sweeps.execution.heartbeat import HeartbeatWatch, StepWatch, heartbeat_path
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.trial_config import TrialConfig
@@ -37,7 +39,7 @@ from tests.support.broken_network import MARK
 from tests.support.processes import group_worker_pids
 from tests.support.studies import ROOT
 from tests.support.training import small_recipe, tensor_train
-from tests.support.waiting import wait_until
+from tests.support.waiting import scaled, wait_until
 
 
 def config(folder: Path, processes: int, network: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def group_of(*commands: str) -> tuple[ProcessGroup, list[Connection]]:
 
 
 def test_a_group_that_does_nothing_is_given_up_and_says_what_it_was_to_do(monkeypatch):
-    monkeypatch.setattr(process_group, "HANG_SECONDS", 1.0)
+    monkeypatch.setattr(process_group, "IDLE_SECONDS", 1.0)
     group, answers = group_of("exec sleep 600", "exec sleep 600")
     processes = list(group._processes)
     message = "the 2 processes of the trial did nothing for 1 s while they were to train_epoch; it goes on in new ones"
@@ -148,7 +150,7 @@ def test_a_group_that_does_nothing_is_given_up_and_says_what_it_was_to_do(monkey
 
 def test_a_group_that_computes_is_waited_for(monkeypatch):
     """One process waits for the other, whose child computes for longer than the limit."""
-    monkeypatch.setattr(process_group, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(process_group, "IDLE_SECONDS", 0.5)
     group, answers = group_of("sh -c 'while :; do :; done'; :", "exec sleep 600")
     looks = []
     real = group._processor_times
@@ -168,6 +170,92 @@ def test_a_group_that_computes_is_waited_for(monkeypatch):
         group.close()
         for end in answers:
             end.close()
+
+
+def test_a_process_without_a_sign_of_life_is_named_and_all_are_ended(monkeypatch):
+    """The first one computes and touches its file; the second one is stopped."""
+    monkeypatch.setattr(process_group, "HANG_SECONDS", 1.5)
+    touch = 'while :; do touch "$0/heartbeat-0"; sleep 0.1; done'
+    group, answers = group_of("exec sleep 600", "exec sleep 600")
+    folder = Path(group._folder.name)
+    (folder / "heartbeat-1").touch()
+    beating = subprocess.Popen(["sh", "-c", touch, str(folder)])
+    processes = list(group._processes)
+    try:
+        with pytest.raises(WorkerLostError, match=r"process 1 of 2 of the trial hangs: no sign of life for 2 s while"):
+            group.train_epoch()
+    finally:
+        beating.kill()
+        beating.wait()
+    assert [process.poll() for process in processes] == [-signal.SIGKILL] * 2
+    for end in answers:
+        end.close()
+
+
+def test_a_training_hangs_once_a_step_takes_much_longer_than_any_before():
+    now = [0.0]
+    watch = StepWatch(40.0, clock=lambda: now[0])
+
+    def goes_on(at: float, steps: int | None) -> bool:
+        now[0] = at
+        return watch.goes_on(steps)
+
+    assert goes_on(0, None)
+    assert goes_on(900, 0)  # it compiles
+    assert goes_on(1800, 1)
+    assert goes_on(1805, 2)
+    assert goes_on(1899, 2)  # 20 steps of 5 s have not passed
+    assert not goes_on(1906, 2)
+    assert goes_on(1907, None)
+    assert goes_on(1908, 1)
+    assert goes_on(1909, 2)
+    assert not goes_on(1950, 2)
+
+
+def test_a_stopped_process_is_seen_by_its_file_and_one_that_has_not_begun_is_not_watched(tmp_path):
+    now = [0.0]
+    paths = [heartbeat_path(tmp_path, index) for index in range(2)]
+    paths[0].touch()
+    watch = HeartbeatWatch(paths, 40.0, clock=lambda: now[0])
+    os.utime(paths[0], ns=(1, 1))
+    now[0] = 30
+    assert watch.silent() is None
+    now[0] = 69
+    assert watch.silent() is None
+    now[0] = 71
+    assert watch.silent() == 0
+
+
+def test_a_process_sees_its_own_card_alone(monkeypatch):
+    group = object.__new__(ProcessGroup)
+    group.device, group.count = "cuda", 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [group._card(index) for index in range(2)] == [{"CUDA_VISIBLE_DEVICES": card} for card in ("0", "1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
+    assert [group._card(index) for index in range(2)] == [{"CUDA_VISIBLE_DEVICES": card} for card in ("3", "GPU-7")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(InputError, match="2 processes need as many cards, but CUDA_VISIBLE_DEVICES is 3"):
+        group._card(0)
+
+
+@pytest.mark.slow
+def test_a_stopped_process_costs_less_than_a_minute_and_its_trial_goes_on_from_the_checkpoint(tmp_path):
+    trial = TrialTrainable(config(tmp_path, 2, epochs=400))
+    try:
+        trial.step()
+        trial.save_if_possible()
+        pids = group_worker_pids(os.getpid())
+        began = time.monotonic()
+        os.kill(pids[1], signal.SIGSTOP)
+        with pytest.raises(WorkerLostError, match="hangs: no sign of life for 40 s"):
+            trial.step()
+        assert have_ended(pids)
+        assert trial.reset(config(tmp_path, 2, epochs=400))
+        result = trial.step()
+        assert result["attempt"]["from_epoch"] == 1
+        assert time.monotonic() - began < scaled(60)
+    finally:
+        trial.cleanup()
 
 
 def test_a_loader_that_hangs_in_one_process_is_a_lost_worker():

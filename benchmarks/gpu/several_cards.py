@@ -1,0 +1,476 @@
+"""One trial over two cards: speed beside one card, equal losses, and a profile of the step.
+
+    python -m benchmarks.gpu.several_cards --out DIR [--seconds 520] [--before DIR] [--only PART ...] [--tiny]
+
+Every measurement runs in processes of its own with a time limit, and its row is printed when it ends; those of one card
+run on both cards side by side. The table comes last, also where the time is up or a measurement fails. `--before` names
+a folder with an older `lowrank` package, which is profiled too. `--tiny` shows on a CPU, with two processes that talk
+through gloo, that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import distributed as dist
+
+from benchmarks.measurement import PROJECT, WIDTH, Goal, Measurement, Table, environment, header, load, show
+from benchmarks.training.engine_processes import Case, make_student, random_images
+from lowrank.data import AugmentationSettings, Batch
+from lowrank.training.engine.data_parallel import DataParallelGroup
+from lowrank.training.recipe import Recipe
+from lowrank.training.trainer import Trainer
+
+RESULT = "RESULT "  # before the line with a worker's answer
+WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
+SAME_BATCH_A_CARD, SAME_TOTAL_BATCH = 1.8, 1.5  # goals: times one card
+LEAST_SECONDS = 20.0  # without which a measurement is not begun
+BEFORE = "profile before"
+PARTS = ("link", "wrn", "resnet9", "losses", "profile", "tests")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one measurement runs, in `processes` processes."""
+
+    kind: str
+    processes: int = 1
+    network: str = "wrn_28_10"
+    batch: int = 256
+    engine: str = "captured"
+    device: str = "cuda"
+    width: float = 1.0
+    images: int = 20_480
+    seconds: float = 4.0
+    permutations: tuple[int, ...] = ()  # seeds; 0 leaves the order of images in a batch
+    path: str = ""  # of another `lowrank` package
+
+    @property
+    def title(self) -> str:
+        """How the job is named in messages."""
+        return f"{self.network} {self.engine}, batch {self.batch}, {self.processes} process(es): {self.kind}"
+
+
+class PermutedTrainer(Trainer):
+    """Sees the images of each batch in another order; seed 0 leaves them."""
+
+    seed = 0
+
+    def batches(self) -> Iterator[Batch]:
+        """See Trainer.batches."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for images, labels, indices in super().batches():
+            if not self.seed:
+                yield images, labels, indices
+                continue
+            order = torch.randperm(len(labels), generator=generator).to(labels.device)
+            yield images[order].contiguous(memory_format=torch.channels_last), labels[order], indices[order]
+
+
+class Worker:
+    """One process of a measurement."""
+
+    def __init__(self, job: Job, group: DataParallelGroup | None):
+        self.job, self.group = job, group
+        self.device = "cuda:0" if job.device == "cuda" else "cpu"
+        self.notices: list[str] = []
+
+    def trainer(self, seed: int = 0) -> PermutedTrainer:
+        """The trainer of the job."""
+        job = self.job
+        recipe = Recipe(epochs=1000, batch_size=job.batch, lr=0.02, warmup=0.1, engine=job.engine)
+        case = Case(network=job.network, device=job.device, batch=job.batch, images=job.images, seconds=job.seconds,
+                    width=job.width)  # fmt: skip
+        data = random_images(job.images)
+        trainer = PermutedTrainer(
+            make_student(case, data), data, recipe, augmentation=AugmentationSettings(shift=4, flip=True, cutout=8),
+            order_seed=0, device=self.device, group=self.group, notify=self.notices.append,
+        )  # fmt: skip
+        trainer.seed = seed
+        return trainer
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.job.device == "cuda":
+            torch.cuda.synchronize()
+
+    def goes_on(self, yes: bool) -> bool:
+        """The first process's answer, for all."""
+        if self.group is None:
+            return yes
+        answer = torch.tensor([int(yes)], device=self.device)
+        dist.broadcast(answer, 0)
+        return bool(answer.item())
+
+    def speed(self) -> dict[str, Any]:
+        """Images a second of all processes together."""
+        start = time.perf_counter()
+        trainer = self.trainer()
+        trainer.train_steps(limit=2)
+        self.wait()
+        first = time.perf_counter() - start
+        trainer.train_steps(limit=WARM_UP)
+        self.wait()
+        rounds: list[float] = []
+        steps = min(ROUND, trainer.steps_per_epoch)
+        while self.goes_on(sum(rounds) < self.job.seconds):
+            start = time.perf_counter()
+            trainer.train_steps(limit=steps)
+            self.wait()
+            rounds.append(time.perf_counter() - start)
+        middle = sorted(rounds)[len(rounds) // 2]
+        epoch = trainer.captured_epoch
+        return {
+            "images/s": steps * self.job.batch / middle, "ms a step": 1000 * middle / steps, "first s": first,
+            "recorded": epoch is not None and getattr(epoch, "_graph", None) is not None,
+            "compiled": epoch is not None and epoch.compiled, "notices": self.notices,
+            "MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0,
+        }  # fmt: skip
+
+    def losses(self) -> dict[str, Any]:
+        """The first losses of a run for each order of images."""
+        runs: list[list[float]] = []
+        for seed in self.job.permutations:
+            trainer, losses = self.trainer(seed), torch.zeros(0)
+            while len(losses) < EQUAL_STEPS:
+                limit = min(EQUAL_STEPS - len(losses), trainer.steps_per_epoch)
+                trainer.train_steps(limit=limit)
+                losses = torch.cat([losses, trainer.step_losses[:limit].cpu()])
+                trainer.epoch += 1
+            runs.append(losses.tolist())
+        return {"losses": runs, "notices": self.notices}
+
+    def profile(self) -> dict[str, Any]:
+        """Launches, time of exchanges and idle share of some steps."""
+        trainer = self.trainer()
+        trainer.train_steps(limit=WARM_UP)
+        self.wait()
+        steps = trainer.endless_steps(wait=False)
+        for _ in range(3):
+            next(steps)
+        self.wait()
+        on_card = self.job.device == "cuda"
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        activities += [torch.profiler.ProfilerActivity.CUDA] if on_card else []
+        with torch.profiler.profile(activities=activities) as profiler:
+            start = time.perf_counter()
+            for _ in range(PROFILED):
+                next(steps)
+            self.wait()
+            seconds = time.perf_counter() - start
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            profiler.export_chrome_trace(file.name)
+            events = json.loads(Path(file.name).read_text())["traceEvents"]
+        return {**summary(events, PROFILED), "ms a step": 1000 * seconds / PROFILED, "notices": self.notices}
+
+    def link(self) -> dict[str, Any]:
+        """Microseconds of all-reduces, between the processes."""
+        found = {}
+        for kibibytes in (4, 1024, 65536):
+            tensor = torch.ones(kibibytes * 256, device=self.device)
+            for _ in range(5):
+                dist.all_reduce(tensor)
+            self.wait()
+            start = time.perf_counter()
+            for _ in range(20):
+                dist.all_reduce(tensor)
+            self.wait()
+            found[f"{kibibytes} KiB"] = 1e6 * (time.perf_counter() - start) / 20
+        return found
+
+
+def busy(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for begin, stop in sorted(intervals):
+        total += max(0.0, stop - max(begin, end))
+        end = max(end, stop)
+    return total
+
+
+def summary(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
+    """Sum up a trace of torch's profiler, for each step; times in ms.
+
+    `exchanging alone` is the time in which the card runs exchanges and nothing else; `idle` is the share of the time
+    from the first kernel to the last in which it runs nothing.
+    """
+    kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    spans = [(event["ts"], event["ts"] + event["dur"]) for event in kernels]
+    exchanges = [span for event, span in zip(kernels, spans, strict=True) if "nccl" in event["name"].lower()]
+    others = [span for event, span in zip(kernels, spans, strict=True) if "nccl" not in event["name"].lower()]
+    calls = [event["name"] for event in events if event.get("cat") == "cuda_runtime"]
+    waits = [name for name in calls if "Synchronize" in name]
+    gloo = [event for event in events if "gloo:" in event.get("name", "") and "dur" in event]
+    length = max((stop for _, stop in spans), default=0.0) - min((begin for begin, _ in spans), default=0.0)
+    return {
+        "launches": sum("Launch" in name for name in calls) / steps, "kernels": len(kernels) / steps,
+        "exchanges": (len(exchanges) or len(gloo)) / steps, "waits": len(waits) / steps,
+        "exchange ms": (busy(exchanges) or sum(event["dur"] for event in gloo)) / 1000 / steps,
+        "exchanging alone ms": (busy(spans) - busy(others)) / 1000 / steps,
+        "idle %": 100 * (1 - busy(spans) / length) if length else None,
+    }  # fmt: skip
+
+
+def work(arguments: Sequence[str]) -> None:
+    """Be a worker: a job, its number and the file by which the processes find each other."""
+    fields, index, store = json.loads(arguments[0]), int(arguments[1]), arguments[2]
+    job = Job(**{**fields, "permutations": tuple(fields["permutations"])})
+    torch.set_num_threads(1 if job.device == "cpu" else 4)
+    group = None
+    if job.processes > 1:
+        group = DataParallelGroup(index, job.processes)
+        if job.device == "cuda":
+            torch.cuda.set_device(0)
+        dist.init_process_group(
+            "nccl" if job.device == "cuda" else "gloo", store=dist.FileStore(store, job.processes), rank=index,
+            world_size=job.processes, device_id=torch.device("cuda", 0) if job.device == "cuda" else None,
+        )  # fmt: skip
+    answer = getattr(Worker(job, group), job.kind)()
+    print(f"{RESULT}{json.dumps(answer)}", flush=True)
+    os._exit(0)  # graphs with exchanges inside need not be taken down in any order
+
+
+class Runner:
+    """Runs jobs until the time is up, and prints what comes out."""
+
+    def __init__(self, out: Path, seconds: float):
+        self.out, self.until = out, time.monotonic() + seconds
+        self.record: dict[str, Any] = {}
+
+    def run(self, limit: float, *jobs: tuple[str, Job]) -> list[dict[str, Any] | None]:
+        """Run jobs side by side, each on cards of its own; None for one that fails, takes too long or is not begun."""
+        limit = min(limit, self.until - time.monotonic())
+        if limit < LEAST_SECONDS:
+            print(f"left out, the time is up: {', '.join(name for name, _ in jobs)}", flush=True)
+            return [None] * len(jobs)
+        started, cards = [], 0
+        for name, job in jobs:
+            started.append(self._start(name, job, cards))
+            cards += job.processes
+        deadline, begun = time.monotonic() + limit, time.monotonic()
+        answers = [self._wait(name, processes, deadline) for (name, _), processes in zip(jobs, started, strict=True)]
+        for (name, job), answer in zip(jobs, answers, strict=True):
+            self.record[name] = {"job": asdict(job), "answer": answer, "seconds": time.monotonic() - begun}
+            shown = {key: value for key, value in (answer or {"failed": True}).items() if key != "losses"}
+            print(f"{name} ({time.monotonic() - begun:.0f} s): {json.dumps(shown)}", flush=True)
+        (self.out / "several_cards.json").write_text(json.dumps(self.record, indent=1) + "\n")
+        return answers
+
+    def _start(self, name: str, job: Job, first_card: int) -> list[subprocess.Popen[str]]:
+        store = tempfile.mktemp(prefix="several-cards-")
+        processes = []
+        for index in range(job.processes):
+            environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [job.path, search_path()]))}
+            environment_ |= {"NCCL_NVLS_ENABLE": "0", "PYTHONWARNINGS": "ignore"}
+            environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if job.device == "cuda" else {}
+            log = (self.out / f"{name.replace(' ', '_')}-{index}.log").open("w")
+            processes.append(subprocess.Popen(
+                [sys.executable, "-P", "-m", "benchmarks.gpu.several_cards", "--worker", json.dumps(asdict(job)),
+                 str(index), store], cwd=self.out, env=environment_, stdout=log, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            ))  # fmt: skip
+            log.close()
+        return processes
+
+    def _wait(self, name: str, processes: list[subprocess.Popen[str]], deadline: float) -> dict[str, Any] | None:
+        try:
+            for process in processes:
+                process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            print(f"{name}: not done in time", flush=True)
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        lines = (self.out / f"{name.replace(' ', '_')}-0.log").read_text().splitlines()
+        answers = [line.removeprefix(RESULT) for line in lines if line.startswith(RESULT)]
+        if not answers:
+            for index in range(len(processes)):
+                last = (self.out / f"{name.replace(' ', '_')}-{index}.log").read_text().splitlines()[-6:]
+                print(f"{name}, process {index}, last lines: " + " | ".join(last), flush=True)
+            return None
+        answer: dict[str, Any] = json.loads(answers[-1])
+        return answer
+
+    def tests(self, limit: float, expression: str) -> str:
+        """Run the tests of two cards; returns pytest's last line."""
+        limit = min(limit, self.until - time.monotonic())
+        if limit < LEAST_SECONDS:
+            return "left out, the time is up"
+        log = self.out / "tests.log"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-k", expression,
+                   "tests/lowrank/training/test_data_parallel.py"]  # fmt: skip
+        with log.open("w") as file:
+            process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": search_path(),
+                "NCCL_NVLS_ENABLE": "0"}, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        print(*(line for line in lines if "::" in line or line.startswith("E  ")), sep="\n", flush=True)
+        return lines[-1] if lines else "no output"
+
+
+def search_path() -> str:
+    """Where workers find this project and whatever was beside it."""
+    return os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+
+
+def compare(runner: Runner, part: str, base: Job, batches: Mapping[int, float], limits: Sequence[float]) -> list[
+    dict[str, Any]
+]:  # fmt: skip
+    """Speed of one card beside that of two at several total batches, each with its goal.
+
+    Args:
+        runner: runs the jobs.
+        part: name of the rows.
+        base: at the batch of one card.
+        batches: total batches of two cards, and how many times one card's speed each should have.
+        limits: seconds of one card, of two with recorded and of two with compiled steps.
+    """
+    engines = ("captured", "compiled")
+    one = [(f"{part} one {engine}", replace(base, engine=engine)) for engine in engines]
+    alone = dict(zip(engines, runner.run(limits[0], *one), strict=True))
+    rows = []
+    for engine in engines:
+        answer = alone[engine]
+        rows.append(row(part, engine, 1, base.batch, answer, None, None))
+        for batch, goal in batches.items():
+            job = replace(base, processes=2, batch=batch, engine=engine)
+            (two,) = runner.run(limits[1 + engines.index(engine)], (f"{part} two {engine} {batch}", job))
+            rows.append(row(part, engine, 2, batch, two, answer, goal))
+    return rows
+
+
+def row(
+    part: str, engine: str, cards: int, batch: int, answer: Mapping[str, Any] | None, one: Mapping[str, Any] | None,
+    goal: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of the table of speeds."""
+    speed, alone = ((found or {}).get("images/s") for found in (answer, one))
+    return {
+        "network": part, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
+        "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
+        "goal": goal, "first s": (answer or {}).get("first s"), "recorded": (answer or {}).get("recorded"),
+        "compiled": (answer or {}).get("compiled"),
+    }  # fmt: skip
+
+
+def equal_losses(runner: Runner, base: Job) -> list[dict[str, Any]]:
+    """How far the losses of two cards are from those of one, beside one card's with images in another order."""
+    job = replace(base, kind="losses")
+    first, second = runner.run(
+        100, ("losses one a", replace(job, permutations=(0, 1))), ("losses one b", replace(job, permutations=(2, 3)))
+    )
+    (two,) = runner.run(80, ("losses two", replace(job, processes=2, permutations=(0,))))
+    if first is None or second is None or two is None:
+        return []
+    plain, *permuted = (*first["losses"], *second["losses"])
+    runs = [(f"one card, permuted {number}", losses) for number, losses in enumerate(permuted, start=1)]
+    return [
+        {"run": name, "largest": max(differences), "mean": sum(differences) / len(differences), "last": losses[-1]}
+        for name, losses in (*runs, ("two cards", two["losses"][0]))
+        for differences in [[abs(loss - own) / own for loss, own in zip(losses, plain, strict=True)]]
+    ]
+
+
+def profiles(runner: Runner, base: Job, before: Path | None) -> list[dict[str, Any]]:
+    """Profiles of one card's step, of two cards' and of two cards' with an older package."""
+    job = replace(base, kind="profile")
+    runs: list[tuple[str, Job]] = [("profile two", replace(job, processes=2)), ("profile one", job)]
+    if before is not None:
+        runs.insert(1, (BEFORE, replace(job, processes=2, path=str(before.resolve()))))
+    found = [(name, *runner.run(60, (name, each))) for name, each in runs]
+    return [{"run": name, **answer} for name, answer in found if answer is not None]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
+    parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="folder with an older `lowrank`, to be profiled")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--tiny", action="store_true", help="small, on the CPU, two processes")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts, then print the tables."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--worker"]:
+        work(arguments[1:])
+    args = make_parser().parse_args(arguments)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    around, runner = environment(), Runner(args.out, args.seconds)
+    tiny = {"device": "cpu", "width": 0.05, "images": 640, "seconds": 1.0} if args.tiny else {}
+    wrn = replace(Job("speed"), **{**tiny, "batch": 16 if args.tiny else 256})
+    resnet9 = replace(Job("speed", network="resnet9"), **{**tiny, "batch": 64 if args.tiny else 512})
+    speeds: list[dict[str, Any]] = []
+    notes: list[str] = []
+    tables: dict[str, list[dict[str, Any]]] = {}
+    parts: dict[str, Callable[[], Any]] = {
+        "link": lambda: runner.run(60, ("link", replace(wrn, kind="link", processes=2))),
+        "wrn": lambda: speeds.extend(compare(
+            runner, "wrn_28_10", wrn, {2 * wrn.batch: SAME_BATCH_A_CARD, wrn.batch: SAME_TOTAL_BATCH}, (110, 70, 110)
+        )),
+        "resnet9": lambda: speeds.extend(compare(runner, "resnet9", resnet9, {resnet9.batch: 1.0}, (100, 60, 100))),
+        "losses": lambda: tables.update(losses=equal_losses(runner, wrn)),
+        "profile": lambda: tables.update(profile=profiles(runner, wrn, args.before)),
+        "tests": lambda: notes.append("tests of two cards: " + runner.tests(
+            150, "test_two_processes_have_the_losses_of_one" if args.tiny else "two_gpus and not compiled"
+        )),
+    }  # fmt: skip
+    for part in args.only:
+        parts[part]()
+    return conclude(args, around, speeds, tables, notes)
+
+
+def conclude(
+    args: argparse.Namespace, around: dict[str, Any], speeds: list[dict[str, Any]],
+    tables: Mapping[str, list[dict[str, Any]]], notes: list[str],
+) -> int:  # fmt: skip
+    """Print the tables last, and keep them; returns 1 where nothing was measured."""
+    goals = [
+        Goal(what=f"{row['network']} {row['steps']}, batch {row['batch']}, {row['goal']:g} times as fast as one card:",
+             limit=1 / row["goal"], found=1 / row["times one card"], unit="of its time an image")
+        for row in speeds if row["goal"] is not None and row["times one card"] is not None
+    ]  # fmt: skip
+    titles = {"losses": f"Losses of {EQUAL_STEPS} steps: relative differences from one card's",
+              "profile": f"A step, mean of {PROFILED} on the first card"}  # fmt: skip
+    shown = [Table(title="One trial on one card and on two", columns=tuple(speeds[0]), rows=speeds)] if speeds else []
+    for name, rows in tables.items():
+        columns = tuple(column for column in rows[0] if column != "notices") if rows else ()
+        shown += [Table(title=titles[name], columns=columns, rows=rows)] if rows else []
+    record = Measurement(
+        name="several_cards", settings={"device": "cpu" if args.tiny else "cuda", "tiny": args.tiny}, tables=shown,
+        goals=goals, notes=notes,
+    )  # fmt: skip
+    after = load()
+    content = {**record.to_json(), "environment": {**around, "load_after": after}}
+    (args.out / "several_cards_table.json").write_text(json.dumps(content, indent=1) + "\n")
+    line = header(around, record.settings, after)
+    with (args.out / "several_cards.txt").open("w") as file:
+        show(record, line, Console(file=file, width=WIDTH))
+    show(record, line)
+    return 0 if shown else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
