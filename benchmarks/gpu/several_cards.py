@@ -53,10 +53,12 @@ class Job:
     engine: str = "captured"
     device: str = "cuda"
     width: float = 1.0
+    share: float = 0.1  # of the separable network's parameters
     images: int = 20_480
     seconds: float = 4.0
     permutations: tuple[int, ...] = ()  # seeds; 0 leaves the order of images in a batch
     path: str = ""  # of another `lowrank` package
+    sees_all: bool = False  # whether each process sees all cards, not its own alone
 
     @property
     def title(self) -> str:
@@ -85,7 +87,7 @@ class Worker:
 
     def __init__(self, job: Job, group: DataParallelGroup | None):
         self.job, self.group = job, group
-        self.device = "cuda:0" if job.device == "cuda" else "cpu"
+        self.device = f"cuda:{group.index if group and job.sees_all else 0}" if job.device == "cuda" else "cpu"
         self.notices: list[str] = []
 
     def trainer(self, seed: int = 0) -> PermutedTrainer:
@@ -93,7 +95,7 @@ class Worker:
         job = self.job
         recipe = Recipe(epochs=1000, batch_size=job.batch, lr=0.02, warmup=0.1, engine=job.engine)
         case = Case(network=job.network, device=job.device, batch=job.batch, images=job.images, seconds=job.seconds,
-                    width=job.width)  # fmt: skip
+                    width=job.width, share=job.share)  # fmt: skip
         data = random_images(job.images)
         trainer = PermutedTrainer(
             make_student(case, data), data, recipe, augmentation=AugmentationSettings(shift=4, flip=True, cutout=8),
@@ -232,11 +234,12 @@ def work(arguments: Sequence[str]) -> None:
     group = None
     if job.processes > 1:
         group = DataParallelGroup(index, job.processes)
-        if job.device == "cuda":
-            torch.cuda.set_device(0)
+        card = torch.device("cuda", index if job.sees_all else 0) if job.device == "cuda" else None
+        if card is not None:
+            torch.cuda.set_device(card)
         dist.init_process_group(
             "nccl" if job.device == "cuda" else "gloo", store=dist.FileStore(store, job.processes), rank=index,
-            world_size=job.processes, device_id=torch.device("cuda", 0) if job.device == "cuda" else None,
+            world_size=job.processes, device_id=card,
         )  # fmt: skip
     answer = getattr(Worker(job, group), job.kind)()
     print(f"{RESULT}{json.dumps(answer)}", flush=True)
@@ -275,7 +278,8 @@ class Runner:
         for index in range(job.processes):
             environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [job.path, search_path()]))}
             environment_ |= {"NCCL_NVLS_ENABLE": "0", "PYTHONWARNINGS": "ignore"}
-            environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if job.device == "cuda" else {}
+            own_card = job.device == "cuda" and not job.sees_all
+            environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if own_card else {}
             log = (self.out / f"{name.replace(' ', '_')}-{index}.log").open("w")
             processes.append(subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.gpu.several_cards", "--worker", json.dumps(asdict(job)),
@@ -300,7 +304,7 @@ class Runner:
         if not answers:
             for index in range(len(processes)):
                 last = (self.out / f"{name.replace(' ', '_')}-{index}.log").read_text().splitlines()[-6:]
-                print(f"{name}, process {index}, last lines: " + " | ".join(last), flush=True)
+                print(f"{name}, process {index}, last lines: " + " | ".join(last)[-600:], flush=True)
             return None
         answer: dict[str, Any] = json.loads(answers[-1])
         return answer
@@ -343,28 +347,28 @@ def compare(runner: Runner, part: str, base: Job, batches: Mapping[int, float], 
         batches: total batches of two cards, and how many times one card's speed each should have.
         limits: seconds of one card, of two with recorded and of two with compiled steps.
     """
-    engines = ("captured", "compiled")
+    engines = ("captured", "compiled") if base.device == "cuda" else ("captured",)  # a CPU compiles for minutes
     one = [(f"{part} one {engine}", replace(base, engine=engine)) for engine in engines]
     alone = dict(zip(engines, runner.run(limits[0], *one), strict=True))
     rows = []
     for engine in engines:
         answer = alone[engine]
-        rows.append(row(part, engine, 1, base.batch, answer, None, None))
+        rows.append(row(base.network, engine, 1, base.batch, answer, None, None))
         for batch, goal in batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
             (two,) = runner.run(limits[1 + engines.index(engine)], (f"{part} two {engine} {batch}", job))
-            rows.append(row(part, engine, 2, batch, two, answer, goal))
+            rows.append(row(base.network, engine, 2, batch, two, answer, goal))
     return rows
 
 
 def row(
-    part: str, engine: str, cards: int, batch: int, answer: Mapping[str, Any] | None, one: Mapping[str, Any] | None,
+    network: str, engine: str, cards: int, batch: int, answer: Mapping[str, Any] | None, one: Mapping[str, Any] | None,
     goal: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """A row of the table of speeds."""
     speed, alone = ((found or {}).get("images/s") for found in (answer, one))
     return {
-        "network": part, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
+        "network": network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
         "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
         "goal": goal, "first s": (answer or {}).get("first s"), "recorded": (answer or {}).get("recorded"),
         "compiled": (answer or {}).get("compiled"),
@@ -383,7 +387,13 @@ def equal_losses(runner: Runner, base: Job) -> list[dict[str, Any]]:
     plain, *permuted = (*first["losses"], *second["losses"])
     runs = [(f"one card, permuted {number}", losses) for number, losses in enumerate(permuted, start=1)]
     return [
-        {"run": name, "largest": max(differences), "mean": sum(differences) / len(differences), "last": losses[-1]}
+        {
+            "run": name,
+            "largest ppm": 1e6 * max(differences),
+            "mean ppm": 1e6 * sum(differences) / len(differences),
+            "first 5 ppm": 1e6 * max(differences[:5]),
+            "last": losses[-1],
+        }
         for name, losses in (*runs, ("two cards", two["losses"][0]))
         for differences in [[abs(loss - own) / own for loss, own in zip(losses, plain, strict=True)]]
     ]
@@ -419,14 +429,18 @@ def main(arguments: list[str] | None = None) -> int:
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     around, runner = environment(), Runner(args.out, args.seconds)
-    tiny = {"device": "cpu", "width": 0.05, "images": 640, "seconds": 1.0} if args.tiny else {}
-    wrn = replace(Job("speed"), **{**tiny, "batch": 16 if args.tiny else 256})
-    resnet9 = replace(Job("speed", network="resnet9"), **{**tiny, "batch": 64 if args.tiny else 512})
+    tiny = {"network": "resnet9", "device": "cpu", "width": 0.0625, "share": 0.7, "images": 640, "seconds": 1.0}
+    tiny = tiny if args.tiny else {}
+    wrn = replace(Job("speed", batch=16 if args.tiny else 256), **tiny)
+    resnet9 = replace(Job("speed", network="resnet9", batch=64 if args.tiny else 512), **tiny)
     speeds: list[dict[str, Any]] = []
     notes: list[str] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, Callable[[], Any]] = {
-        "link": lambda: runner.run(60, ("link", replace(wrn, kind="link", processes=2))),
+        "link": lambda: [
+            runner.run(45, (name, replace(wrn, kind="link", processes=2, sees_all=sees_all)))
+            for name, sees_all in (("link", False), ("link, all cards visible", True))
+        ],
         "wrn": lambda: speeds.extend(compare(
             runner, "wrn_28_10", wrn, {2 * wrn.batch: SAME_BATCH_A_CARD, wrn.batch: SAME_TOTAL_BATCH}, (110, 70, 110)
         )),

@@ -103,9 +103,14 @@ class DataParallelGroup:
         Args:
             network: on its device.
         """
-        with torch.no_grad():
-            for tensor in network.state_dict().values():
-                dist.broadcast(tensor, 0)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in network.state_dict().values():
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for tensors in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.broadcast(flat, 0)
+            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def all_agree(self, yes: bool, device: torch.device) -> bool:
         """Ask all processes, so that they go the same way.
