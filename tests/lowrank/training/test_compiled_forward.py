@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -226,7 +227,9 @@ def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, ro
     changed: list[bool] = []
     monkeypatch.setattr(rewriting, "supports_kernels", lambda device: kernels)
     monkeypatch.setattr(rewriting, "has_enough_shared_memory", lambda device: room)
-    monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, fuse_pointwise, processes: changed.append(fuse_pointwise))
+    monkeypatch.setattr(
+        rewriting, "rewrite", lambda graph, *, fuse_pointwise, processes: changed.append(fuse_pointwise)
+    )
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *given, config_patches: config_patches)
     graph = torch.fx.symbolic_trace(nn.Identity())
     patches = rewriting.compile_graph(graph, [torch.ones(1).as_subclass(OnGpu)])
@@ -264,3 +267,31 @@ def test_compiled_code_has_the_losses_of_the_plain_loop_over_fifty_steps(data):
     torch._dynamo.utils.counters.clear()
     losses(trainer(data, "compiled", student({"name": "tucker"})))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
+def test_a_norm_of_several_processes_takes_in_what_follows_and_counts_the_images_of_all():
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.norm(x)) + x
+
+    block, x = Block(), torch.randn(4, 3, 2, 2)
+    torch.compile(block, backend=keep)(x)
+    (graph,) = graphs
+    for node in list(graph.graph.nodes):
+        rewriting._replace_norm(graph.graph, node, processes=2)
+    (norm,) = (node for node in graph.graph.nodes if node.target is torch.ops.lowrank.global_norm.default)
+    _, _, _, residual, eps, relu, pool = norm.args
+    assert (residual.op, eps, relu, pool) == ("placeholder", 1e-5, True, False)
+    factors = [node.args[1] for node in graph.graph.nodes if node.target is operator.mul]
+    assert sorted(factors) == [1.0, 32 / 31]  # of the mean and the variance of 2 x 4 x 2 x 2 positions
+    assert not any(rewriting._is_training_norm(node) for node in graph.graph.nodes)
