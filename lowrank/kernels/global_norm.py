@@ -31,9 +31,13 @@ class _Exchange:
 
 @contextmanager
 def suspended_exchange() -> Iterator[None]:
-    """Let this process compute alone inside `with`: nothing is exchanged, and results are those of its own images.
+    """Let this process compute alone inside `with`: nothing is exchanged.
 
-    For a step whose results do not count, such as the one that compiles: the processes take it one after another.
+    For a step whose results do not count, such as the one that compiles: the processes take it one after another. Its
+    results are those of this process's own images.
+
+    Yields:
+        Nothing.
     """
     before, _Exchange.suspended = _Exchange.suspended, True
     try:
@@ -43,12 +47,20 @@ def suspended_exchange() -> Iterator[None]:
 
 
 def exchange_is_suspended() -> bool:
-    """Say whether this process computes alone now."""
+    """Say whether this process computes alone now.
+
+    Returns:
+        True inside `suspended_exchange`.
+    """
     return _Exchange.suspended
 
 
 def process_count() -> int:
-    """Count the processes whose batches belong together now; 1 inside `suspended_exchange`."""
+    """Count the processes whose batches belong together now.
+
+    Returns:
+        1 inside `suspended_exchange`, and where there is no process group.
+    """
     return 1 if _Exchange.suspended or not dist.is_initialized() else dist.get_world_size()
 
 
