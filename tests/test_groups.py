@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.environment import python_path
 from tests.support.groups import STUDIES, group_of
 from tests.support.studies import ROOT
 
@@ -37,7 +38,7 @@ def test_no_two_studies_run_at_once(tmp_path: Path) -> None:
     for name in ("test_one.py", "test_two.py", "test_three.py"):
         (tmp_path / name).write_text(STUDY.replace("MARKER", "study"))
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "PYTEST_ADDOPTS": ""}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert "6 passed" in run.stdout, run.stdout + run.stderr
     assert len(set((tmp_path / "processes").read_text().split())) == 1

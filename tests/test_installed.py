@@ -17,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.environment import python_path
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lowrank", "sweeps", "analysis")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -75,7 +77,7 @@ def test_a_command_file_runs_the_code_of_its_own_checkout(command: str, tmp_path
     shutil.copy(ROOT / command, tmp_path / command)
     process = subprocess.run(
         [sys.executable, tmp_path / command, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": python_path()}, cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.stderr == "the code of this checkout\n", process.stdout
 
@@ -97,9 +99,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, folder: Path, *words: str) -> str:
-    process = subprocess.run(
-        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "PYTHONPATH": python_path(installed)}
+    process = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 

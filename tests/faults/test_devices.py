@@ -7,6 +7,7 @@ import pytest
 from sweeps.records.events import Status
 from tests.support import studies
 from tests.support.broken_network import MARK
+from tests.support.environment import python_path
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
 
@@ -15,7 +16,7 @@ ONE_AT_A_TIME = ("--set", "resources.max_concurrent=1", "--set", "search.stop=no
 
 def study(tmp_path, monkeypatch, network):
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
-    monkeypatch.setenv("PYTHONPATH", str(studies.ROOT))
+    monkeypatch.setenv("PYTHONPATH", python_path())
     done = studies.run(
         *studies.TINY, *ONE_AT_A_TIME, "--allow-code", "--cpus-per-trial", "0.5", "--trials", "2",
         "--set", f"network.name=tests.support.broken_network:{network}", "--out", str(tmp_path), "--name", "hit",

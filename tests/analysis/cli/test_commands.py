@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import COMMANDS, main
+from tests.support.environment import python_path
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ("report", "compare", "export", "collate")
@@ -71,7 +72,7 @@ class TestScripts:
 
 
 def test_a_script_runs_from_any_folder(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of this checkout, whichever is installed
+    environment = {**os.environ, "PYTHONPATH": python_path()}  # of this checkout, whichever is installed
     command = [sys.executable, str(ROOT / "analysis" / "report.py"), "--help"]
     completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
     assert "usage: python analysis/report.py" in completed.stdout

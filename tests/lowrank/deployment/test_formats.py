@@ -19,6 +19,7 @@ from lowrank.deployment.formats import Export, ExportedFile, check_opset, export
 from lowrank.errors import InputError
 from lowrank.io import ImagePreprocessing, ModelSpecification, find_preprocessing, parse_preprocessing
 from lowrank.layers import Dense
+from tests.support.environment import python_path
 
 OWN = "tests.support.own_teacher:network"
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,7 +80,7 @@ def test_a_network_of_ones_own_loads_by_the_lines_of_its_card(network, tmp_path)
     assert f"trusted_network='{OWN}'" in code
     ran = subprocess.run(
         [sys.executable, "-c", code + "\nprint(tuple(logits.shape))"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        env={**os.environ, "PYTHONPATH": python_path()}, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (0, "(1, 4)\n"), ran.stderr
 

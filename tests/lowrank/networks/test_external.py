@@ -30,6 +30,7 @@ from lowrank.networks import (
 )
 from lowrank.networks.external import torchvision_network
 from lowrank.utils import torchvision
+from tests.support.environment import python_path
 
 OWN = """
 from torch import nn
@@ -198,7 +199,7 @@ def test_modules_of_the_user_may_import_torchvision(tmp_path: Path) -> None:
     code = (
         "from lowrank.networks import *; print(type(make_network(NetworkSettings(name='own:make'), (3,64,64), 1000)))"
     )
-    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "PATH": ""}
+    environment = {"PYTHONPATH": python_path(), "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -36,8 +36,8 @@ from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
 from sweeps.teachers import CacheOptions
 from tests.support.broken_network import MARK
+from tests.support.environment import python_path
 from tests.support.processes import group_worker_pids
-from tests.support.studies import ROOT
 from tests.support.training import small_recipe, tensor_train
 from tests.support.waiting import scaled, wait_until
 
@@ -270,7 +270,7 @@ def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path()},
     )  # fmt: skip
     assert process.stdout is not None
     return process, [int(pid) for pid in process.stdout.readline().split()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ def test_every_value_belongs_to_one_stratum(domain: str):
 
 @pytest.mark.parametrize("low", [1, 1_000_000])
 def test_the_size_of_a_space_is_multiplied(low: int):
-    start = time.process_time()
+    """A count of its points one by one would outlast the time limit of every test."""
     space = read_space(
         "tt_dims",
         [f"budget={{params: {{int: [{low}, 1000000000]}}}}", "train.lr={uniform: [0.1, 0.9, 1e-6]}",
@@ -58,7 +57,6 @@ def test_the_size_of_a_space_is_multiplied(low: int):
     shapes = 2 * 6  # two methods, six numbers of dimensions
     assert Points(space).size() == (1_000_000_001 - low) * 800_001 * 2 * shapes
     assert len(make_strata(space, 1_000_000)) < 32
-    assert time.process_time() - start < 2
 
 
 def test_a_grid_of_too_many_points_is_one_line():

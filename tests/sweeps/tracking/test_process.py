@@ -160,8 +160,7 @@ def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_p
     driver = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from sweeps.tracking.__main__ import LOCK_FILE
-from sweeps.tracking.process import TrackingProcess
+        from sweeps.tracking.process import TrackingProcess
         from sweeps.records.names import RESULTS_FILE
         from tests.support.waiting import wait_until
         from tests.sweeps.tracking.test_process import begin, train
