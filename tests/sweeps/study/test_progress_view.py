@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.study.progress_view import progress, summary_line
+from sweeps.study.progress_view import MIN_SECONDS, ProgressView, describe, progress, summary_line
 from tests.support.specifications import make_specification
 
 
@@ -42,3 +46,81 @@ def test_work_of_earlier_sittings_says_nothing_of_this_ones_pace():
 def test_nothing_is_said_before_the_work_of_a_whole_trial(epochs, left):
     running = [trial(name, Status.RUNNING, epochs) for name in ("a" if left is None else "ab")]
     assert progress(record(*running), 2, 0.0, 0.0, 10.0).remaining == left
+
+
+class Clock:
+    """A monotonic clock that only the test moves."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("sweeps.study.progress_view.time.monotonic", lambda: self.now)
+
+
+def shown(console: Console) -> list[str]:
+    return console.file.getvalue().splitlines()
+
+
+def test_lines_name_each_end_and_each_notice_once_and_none_of_an_earlier_run(monkeypatch):
+    clock, console = Clock(monkeypatch), Console(file=io.StringIO(), width=300)
+    earlier, running = trial("a", Status.COMPLETED, 100), trial("b", Status.RUNNING, 10)
+    earlier.notices = ["of yesterday"]
+    study = record(earlier, running)
+    with ProgressView(study, lambda: 4, console) as view:
+        running.status, running.notices = Status.STOPPED, ["no cache [yet]"]
+        study.trials["c"] = trial("c", Status.INFEASIBLE, 0)
+        study.trials["d"] = trial("d", Status.COMPLETED, 100)
+        study.trials["d"].adopted = {"study": "other"}
+        for _ in range(3):
+            clock.now += 1
+            view.update()
+    assert shown(console) == [
+        "no cache [yet]",
+        "stopped early dense, 1 parameters: 50.00 % validation error [3/4]",
+        "adopted       dense, 1 parameters: 50.00 % validation error [3/4]",
+    ]
+
+
+def test_a_summary_comes_every_fifteen_seconds_where_there_is_no_terminal(monkeypatch):
+    clock, console = Clock(monkeypatch), Console(file=io.StringIO(), width=300)
+    with ProgressView(record(trial("b", Status.RUNNING, 10)), lambda: 2, console) as view:
+        for seconds in (10, 6, 1, 15):
+            clock.now += seconds
+            view.update()
+    assert shown(console) == [
+        "0/2 trials, 1 running; 0:16 gone, ? left",
+        "0/2 trials, 1 running; 0:32 gone, ? left",
+    ]
+
+
+def test_updates_that_follow_each_other_closely_are_left_out_except_the_last(monkeypatch):
+    clock, console = Clock(monkeypatch), Console(file=io.StringIO(), width=300)
+    running = trial("b", Status.RUNNING, 10)
+    with ProgressView(record(running), lambda: 1, console) as view:
+        view.update()
+        running.notices = ["one"]
+        clock.now += MIN_SECONDS / 2
+        view.update()
+        assert shown(console) == []
+    assert shown(console) == ["one"]
+
+
+def test_a_terminal_shows_the_best_of_each_stratum(monkeypatch):
+    Clock(monkeypatch)
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, legacy_windows=False)
+    ends = [trial(name, Status.COMPLETED, 100) for name in "abcd"]
+    for end, stratum, error, params in zip(ends, "ssll", (5.0, 4.0, 3.0, 3.0), (10, 11, 30, 29), strict=True):
+        end.stratum, end.counts, end.epochs[100] = stratum, {"params": params}, {"val_error": error}
+    ends.append(trial("e", Status.COMPLETED, 100))
+    ends[-1].stratum, ends[-1].broken, ends[-1].epochs[100] = "s", "a wrong label", {"val_error": 1.0}
+    with ProgressView(record(*ends), lambda: 5, console):
+        pass
+    text = Text.from_ansi(console.file.getvalue()).plain
+    assert "best so far  s:  dense, 11 parameters: 4.00 % validation error" in text
+    assert "l:  dense, 29 parameters: 3.00 % validation error" in text
+    assert "5/5 trials; 0:00 gone" in text
+
+
+def test_a_trial_is_described_by_its_shape():
+    shaped = trial("a", Status.RUNNING, 0)
+    shaped.specification = make_specification(method={"name": "tensor_train", "dims": 3, "rank_scale": 0.4})
+    assert describe(shaped) == "tensor_train 3 dims rank scale 0.4, 1 parameters"
