@@ -16,7 +16,14 @@ from lowrank.data import ImageData
 from lowrank.distillation import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
-from lowrank.networks import CONVERTING_NETWORKS, ImageShape, NetworkSettings, make_network, without_weights
+from lowrank.networks import (
+    CONVERTING_NETWORKS,
+    ImageShape,
+    NetworkSettings,
+    make_network,
+    takes_width,
+    without_weights,
+)
 from lowrank.utils import file_hash
 from sweeps.records import TrialSpec
 from sweeps.space import NETWORK_WEIGHTS, Space
@@ -223,10 +230,11 @@ def check_start(space: Space, data: ImageData) -> list[str]:
         ]
     path = Path(str(space.start.weights))
     if not path.is_file():
+        width = f" --width {space.network.width:g}" if takes_width(space.network.name) else ""
         raise InputError(
             f"`start.weights`: there is no file {path}; give the weights of your trained {space.network.name} by "
-            f"--weights FILE, or train one: python sweeps/teacher.py --network {shlex.quote(space.network.name)} "
-            f"--width {space.network.width:g} --data {shlex.quote(space.data.name)} --name NAME"
+            f"--weights FILE, or train one: python sweeps/teacher.py --network {shlex.quote(space.network.name)}"
+            f"{width} --data {shlex.quote(space.data.name)} --name NAME"
         )
     try:
         _, report = load_trained_network(space.network, path, data, allow_new_head=True)

@@ -71,8 +71,12 @@ def test_the_file_is_checked_before_the_study_begins(digits, tmp_path):
     with pytest.raises(InputError, match=r"`start.weights`: .* must be a safetensors file or a whole file of torch"):
         check_start(space(path), digits)
     path.unlink()
-    with pytest.raises(InputError, match=r"`start.weights`: there is no file"):
+    with pytest.raises(
+        InputError, match=r"there is no file .* --network resnet9 --width 0\.125 --data digits --name NAME"
+    ):
         check_start(space(path), digits)
+    with pytest.raises(InputError, match=r"there is no file .* --network torchvision:resnet18 --data digits"):
+        check_start(space(path, network={"name": "torchvision:resnet18"}), digits)  # it has no width
 
 
 def test_a_wrong_file_ends_the_command(tmp_path, capsys):
