@@ -7,6 +7,7 @@ word stays below 2**63. They were picked for a low avalanche bias, which the tes
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeVar
 
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor
 
 Word = TypeVar("Word", int, Tensor)
 Purpose = Literal[
-    "augmentation", "order", "test split", "validation split", "training subset", "validation subset", "balanced order"
+    "augmentation",
+    "order",
+    "test split",
+    "validation split",
+    "training subset",
+    "validation subset",
+    "balanced order",
+    "weight noise",
 ]
 
 WORD = 0xFFFFFFFF
@@ -27,6 +35,7 @@ _PURPOSES: dict[Purpose, int] = {
     "training subset": 5,
     "validation subset": 6,
     "balanced order": 7,
+    "weight noise": 8,
 }
 
 
@@ -79,6 +88,26 @@ class Stream:
         """
         base = scramble(indices ^ _absorb(*self._key, 0))
         return [scramble(base ^ _absorb(*self._key, draw + 1)) for draw in range(draws)]
+
+    def normal(self, indices: Tensor, draw: int, count: int) -> Tensor:
+        """Draw independent standard normal numbers for each index (Box and Muller 1958).
+
+        Args:
+            indices: int64 (B,), from 0 to 2**32 - 1.
+            draw: keeps several draws of the same index independent.
+            count: how many numbers each index gets.
+
+        Returns:
+            float32 (B, count), on the device of `indices`. Up to the rounding of logarithm and cosine they are the same
+            on every device.
+        """
+        half = (count + 1) // 2
+        places = torch.arange(2 * half, device=indices.device)
+        keys = scramble(places ^ _absorb(*self._key, draw + 1))
+        words = scramble(scramble(indices ^ _absorb(*self._key, 0))[:, None] ^ keys)
+        uniform = (words.float() + 0.5) * 2.0**-32  # above 0, at most 1
+        radius, angle = (-2 * uniform[:, :half].log()).sqrt(), (2 * math.pi) * uniform[:, half:]
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def uniform_below(words: Tensor, bound: int) -> Tensor:

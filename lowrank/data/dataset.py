@@ -294,6 +294,12 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
             from lowrank.data.reading.csv_table import read_csv
 
             return make_source(read_csv(Path(folder), settings.image, settings.label), settings)
+        if kind == "idx":
+            from lowrank.data.idx_files import read_idx
+
+            _refuse_resizing(settings)
+            _refuse_columns(settings, "parquet:DIR and csv:DIR")
+            return read_idx(Path(folder))
         from lowrank.data.reading.image_folder import read_folder
 
         _refuse_columns(settings, "parquet:DIR and csv:DIR")
@@ -310,6 +316,13 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
     if settings.channels != "auto" and isinstance(source.store, ArrayStore):
         return replace(source, store=source.store.with_channels(settings.channels))
     return source
+
+
+def _refuse_resizing(settings: DataSettings) -> None:
+    if settings.image_size is not None or settings.crop != 1:
+        raise InputError(
+            f"`image_size` is for parquet:DIR, folder:DIR and csv:DIR, but the data set is {settings.name!r}"
+        )
 
 
 def _refuse_columns(settings: DataSettings, kinds: str) -> None:

@@ -12,7 +12,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils import absolute_path
 
 BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
-ON_DISK = ("parquet", "folder", "csv")
+ON_DISK = ("parquet", "folder", "csv", "idx")
 DATA_FOLDER = Path("data")  # in the working directory, unless the user names another
 CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
 
@@ -34,8 +34,8 @@ class DataSettings(BaseModel):
     Frozen, so that it can be the key of a cache.
 
     Attributes:
-        name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR, folder:DIR or csv:DIR (a relative DIR starts at
-            the working directory; csv also takes the file itself).
+        name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR, folder:DIR, csv:DIR or idx:DIR (a relative DIR
+            starts at the working directory; csv also takes the file itself; idx has the files of MNIST's names).
         image: name of the column of images in Parquet files, or of their file names in CSV files; by default one of the
             usual names.
         label: likewise the column of labels.
@@ -157,6 +157,7 @@ _DEFAULT_AUGMENTATION = {
     "parquet": AugmentationSettings(shift=4, flip=True, cutout=8),
     "folder": AugmentationSettings(shift=4, flip=True, cutout=8),
     "csv": AugmentationSettings(shift=4, flip=True, cutout=8),
+    "idx": AugmentationSettings(shift=2, cutout=8),
 }
 _LARGEST_SHARE = 4  # a shift or a cutout that nobody asked for is at most the side over this
 

@@ -28,6 +28,15 @@ if TYPE_CHECKING:
         BatchedRebuild as BatchedRebuild,
         checkpoint_rebuild as checkpoint_rebuild,
     )
+    from lowrank.layers.bayesian.layers import (
+        VariationalConv2d as VariationalConv2d,
+        VariationalLayer as VariationalLayer,
+        VariationalLinear as VariationalLinear,
+        WeightNoise as WeightNoise,
+        posterior_parameters as posterior_parameters,
+        variational_layers as variational_layers,
+    )
+    from lowrank.layers.bayesian.method import Bayesian as Bayesian
     from lowrank.layers.blocks.hashed import Hashed as Hashed, HashedBoth as HashedBoth, HashedFull as HashedFull
     from lowrank.layers.blocks.monarch import Monarch as Monarch
     from lowrank.layers.blocks.shuffle import Shuffle as Shuffle
@@ -65,6 +74,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "base_layer": "SeparableConv2d StructuredMap relative_error",
         "base_method": "ConvShape Method Pair",
         "batched_rebuild": "BatchedRebuild checkpoint_rebuild",
+        "bayesian.layers": "VariationalConv2d VariationalLayer VariationalLinear WeightNoise posterior_parameters "
+        "variational_layers",
+        "bayesian.method": "Bayesian",
         "blocks.hashed": "Hashed HashedBoth HashedFull",
         "blocks.monarch": "Monarch",
         "blocks.shuffle": "Shuffle",

@@ -53,6 +53,7 @@ METHODS: Mapping[str, type[Method]] = _MethodTable(
         "spatial_svd": "lowrank.layers.low_rank.spatial_svd:SpatialSVD",
         "tucker2": "lowrank.layers.low_rank.tucker2:Tucker2",
         "cp_kernel": "lowrank.layers.low_rank.cp_kernel:CPKernel",
+        "bayesian": "lowrank.layers.bayesian.method:Bayesian",
         "tensor_train_kernel": "lowrank.layers.low_rank.tensor_train_kernel:TensorTrainKernel",
     }
 )

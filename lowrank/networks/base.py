@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -63,6 +64,28 @@ class DropPath(nn.Module):
 def scaled(channels: int, width: float) -> int:
     """Multiply a number of channels by `width` and round it; at least 1."""
     return max(1, round(channels * width))
+
+
+def scaled_channels(
+    published: Sequence[int], width: float, channels: Sequence[int] | None, name: str
+) -> list[int]:  # fmt: skip
+    """Give the channels of each convolution of a network.
+
+    Args:
+        published: as the network was published.
+        width: multiple of the channels.
+        channels: other channels than the published ones; None for those.
+        name: of the network, for the message.
+
+    Returns:
+        At least 1 channel for each convolution.
+
+    Raises:
+        InputError: `channels` has another length.
+    """
+    if channels is not None and len(channels) != len(published):
+        raise InputError(f"`channels` of {name} must have {len(published)} numbers, but got {len(channels)}")
+    return [scaled(count, width) for count in (channels or published)]
 
 
 def init_convolutions(network: nn.Module) -> None:

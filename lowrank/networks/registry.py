@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 def _field(default: Any, **limits: Any) -> Any:
     """A field of some networks only, which dumps leave out at its default."""
     return Field(default=default, exclude_if=lambda value: value == default, **limits)
+
+
+Channels = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class NetworkSettings(BaseModel):
@@ -44,10 +47,13 @@ class NetworkSettings(BaseModel):
             the stem, linear maps and those that the network names stay.
         keep: shell-style patterns of the layers that stay as they are.
         only: patterns of the layers that alone are replaced; None for all.
+        hidden: outputs of the hidden layers of mlp.
+        inputs: of mlp, how many pixels it reads; which ones is a buffer of the network; None for all.
+        channels: of vgg16 and resnet9, the outputs of each convolution in the order of the network; None as published.
         transform_input: of torchvision's googlenet and inception_v3, convert images from ImageNet's normalisation to
             the one that their published weights were trained with; always so where `weights` names those.
 
-    The last nine are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    The last twelve are left out of dumps at their defaults, so that trial ids of studies from before they were there
     stay the same. Their defaults must never change.
     """
 
@@ -66,6 +72,9 @@ class NetworkSettings(BaseModel):
     keep: tuple[str, ...] = _field(())
     only: tuple[str, ...] | None = _field(None)
     transform_input: bool = _field(False)
+    hidden: tuple[Channels, ...] = _field((512, 512), min_length=1, max_length=64)
+    inputs: Channels | None = _field(None)
+    channels: tuple[Channels, ...] | None = _field(None, min_length=1, max_length=1000)
 
     @field_validator("keep", "only", mode="before")
     @classmethod
@@ -83,7 +92,7 @@ Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]
 def _resnet9(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     from lowrank.networks.resnet9 import ResNet9
 
-    return ResNet9(image[0], classes, width=settings.width)
+    return ResNet9(image[0], classes, width=settings.width, channels=settings.channels)
 
 
 def _wide_resnet(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
@@ -113,7 +122,7 @@ def _mobilenet_v2(_: re.Match[str], settings: NetworkSettings, image: ImageShape
 def _vgg16(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     from lowrank.networks.vgg16 import VGG16
 
-    return VGG16(image[0], classes, width=settings.width)
+    return VGG16(image[0], classes, width=settings.width, channels=settings.channels)
 
 
 def _resnet18(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
@@ -133,7 +142,7 @@ def _vit(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes
 def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     from lowrank.networks.mlp import MLP
 
-    return MLP(image, classes, width=settings.width)
+    return MLP(image, classes, width=settings.width, hidden=settings.hidden, inputs=settings.inputs)
 
 
 def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
@@ -202,20 +211,20 @@ class _Entry:
 CONVERTING_NETWORKS = ("torchvision:googlenet", "torchvision:inception_v3")
 """Networks whose published weights were trained on images of another normalisation, see `transform_input`."""
 
-NETWORK_FIELDS = ("stem", "patch", "depth", "heads")
+NETWORK_FIELDS = ("stem", "patch", "depth", "heads", "hidden", "inputs", "channels")
 """Fields of the settings that only some networks have."""
 
 # A network is one file and one line here.
 _TABLE = (
-    _Entry(r"resnet9", "resnet9", _resnet9),
+    _Entry(r"resnet9", "resnet9", _resnet9, fields=("channels",)),
     _Entry(r"wrn_50_2", "wrn_50_2", _wrn50_2, IMAGENET_IMAGE, 1000),
     _Entry(r"wrn_(\d{1,6})_(\d{1,6})", "wrn_D_W (such as wrn_28_10)", _wide_resnet),
     _Entry(r"darts", "darts", _darts),
     _Entry(r"mobilenet_v2", "mobilenet_v2", _mobilenet_v2, IMAGENET_IMAGE, 1000),
-    _Entry(r"vgg16", "vgg16", _vgg16),
+    _Entry(r"vgg16", "vgg16", _vgg16, fields=("channels",)),
     _Entry(r"resnet18", "resnet18", _resnet18, IMAGENET_IMAGE, 1000, fields=("stem",)),
     _Entry(r"vit", "vit", _vit, fields=("patch", "depth", "heads")),
-    _Entry(r"mlp", "mlp", _mlp),
+    _Entry(r"mlp", "mlp", _mlp, fields=("hidden", "inputs")),
     _Entry(
         r"torchvision:(.*)", "torchvision:NAME (such as torchvision:resnet18)", _torchvision, IMAGENET_IMAGE, 1000,
         has_width=False, has_weights=True,
@@ -402,7 +411,8 @@ def add_network_options(parser: argparse._ArgumentGroup) -> None:
     """Declare options that name a network and the layers that are replaced.
 
     Args:
-        parser: a group of options; receives --network, --width, --keep, --only, and one for each of NETWORK_FIELDS.
+        parser: a group of options; receives --network, --width, --keep, --only, and one for each of NETWORK_FIELDS but
+            `inputs` and `channels`, which follow from a training.
     """
     parser.add_argument("--network", required=True, metavar="NAME", help="; ".join(NETWORK_NAMES))
     parser.add_argument("--width", type=float, metavar="SHARE", help="inner channels relative to the published ones")
@@ -416,6 +426,9 @@ def add_network_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
     parser.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")
     parser.add_argument("--heads", type=int, metavar="N", help="of vit: heads of attention (default: 3)")
+    parser.add_argument(
+        "--hidden", type=int, nargs="+", metavar="N", help="of mlp: outputs of its hidden layers (default: 512 512)"
+    )
 
 
 def network_from_options(name: str, fields: Mapping[str, object], options: Mapping[str, object]) -> NetworkSettings:
@@ -435,5 +448,5 @@ def network_from_options(name: str, fields: Mapping[str, object], options: Mappi
     """
     from lowrank.networks.external.user_code import absolute_name  # records outlive the working folder
 
-    typed = {field: value for field in ("width", *NETWORK_FIELDS) if (value := options[field]) is not None}
+    typed = {field: value for field in ("width", *NETWORK_FIELDS) if (value := options.get(field)) is not None}
     return validate_model(NetworkSettings, {"name": absolute_name(name), **typed, **fields}, "network")

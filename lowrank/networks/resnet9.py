@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, init_convolutions, scaled
+from lowrank.networks.base import Network, init_convolutions, scaled_channels
 
 OUTPUT_SCALE = 0.125
+# Outputs of the stem, the first stage and inside its pair, the second stage, the third stage and inside its pair
+CHANNELS = (64, 128, 128, 256, 512, 512)
 
 
 class ConvUnit(nn.Sequential):
@@ -24,11 +27,11 @@ class ConvUnit(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two ConvUnits beside an identity."""
+    """Two ConvUnits, with `inner` channels between them, beside an identity."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, inner: int):
         super().__init__()
-        self.first, self.second = ConvUnit(channels, channels), ConvUnit(channels, channels)
+        self.first, self.second = ConvUnit(channels, inner), ConvUnit(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
@@ -36,19 +39,28 @@ class Residual(nn.Module):
 
 
 class ResNet9(Network):
-    """ResNet-9 of base width 64 * `width` for images of at least 8 x 8."""
+    """ResNet-9 of base width 64 * `width` for images of at least 8 x 8.
+
+    Args:
+        in_channels: of the images.
+        classes: number of classes.
+        width: multiple of the channels.
+        channels: in the order of CHANNELS; None as published.
+    """
 
     never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
     min_image_size: int = 8
 
-    def __init__(self, in_channels: int, classes: int, width: float = 1.0):
+    def __init__(
+        self, in_channels: int, classes: int, width: float = 1.0, channels: Sequence[int] | None = None
+    ):  # fmt: skip
         super().__init__()
-        c1, c2, c3, c4 = (scaled(channels, width) for channels in (64, 128, 256, 512))
+        c1, c2, inner2, c3, c4, inner4 = scaled_channels(CHANNELS, width, channels, "resnet9")
         self.stem = ConvUnit(in_channels, c1)
-        self.stage1 = nn.Sequential(ConvUnit(c1, c2, pool=True), Residual(c2))
+        self.stage1 = nn.Sequential(ConvUnit(c1, c2, pool=True), Residual(c2, inner2))
         self.stage2 = ConvUnit(c2, c3, pool=True)
-        self.stage3 = nn.Sequential(ConvUnit(c3, c4, pool=True), Residual(c4))
+        self.stage3 = nn.Sequential(ConvUnit(c3, c4, pool=True), Residual(c4, inner4))
         # As published, the 4x4 that 32 x 32 pixels leave; for other images what then remains
         self.pool = nn.Sequential(nn.MaxPool2d(4, ceil_mode=True), nn.AdaptiveMaxPool2d(1))
         self.classifier = nn.Linear(c4, classes, bias=False)

@@ -1,7 +1,8 @@
 """The training objective: the parts of the loss that a recipe asks for, and their weighted sum.
 
 loss = (1 - kd_weight) * cross-entropy + kd_weight * distillation + attention_weight * attention transfer
-+ auxiliary_weight * the auxiliary head's cross-entropy. Every part is a batch mean, float32, minimised.
++ auxiliary_weight * the auxiliary head's cross-entropy. Every part is a batch mean, float32, minimised. Variational
+layers add their divergence over the number of training examples (lowrank.training.variational).
 Shapes: B images, K classes.
 """
 
@@ -20,9 +21,10 @@ from lowrank.distillation import Signals, Taps, Teacher, attention_loss, default
 from lowrank.errors import InputError
 from lowrank.layers import BatchedRebuild
 from lowrank.training.recipe import Recipe
+from lowrank.training.variational import VariationalTraining
 
 CROSS_ENTROPY, KD, ATTENTION = "loss_cross_entropy", "loss_kd", "loss_attention"
-AUXILIARY_LOSS = "loss_auxiliary"
+AUXILIARY_LOSS, KL = "loss_auxiliary", "loss_kl"
 
 
 class Forward(Protocol):
@@ -121,11 +123,12 @@ class Objective:
         names: the parts of the loss, unweighted, under the names that the records use.
         taps: collect attention maps while the network runs; None where the loss needs none.
         class_weights: (K,), on the network's device; None where all classes weigh 1.
+        variational: of a network with variational layers; None for others.
     """
 
     def __init__(
         self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = (),
-        class_counts: Sequence[int] = (),
+        class_counts: Sequence[int] = (), variational: VariationalTraining | None = None,
     ):  # fmt: skip
         """Take what the recipe needs.
 
@@ -135,6 +138,7 @@ class Objective:
             teacher: needed if the recipe weights its signals.
             taps: names of the modules whose attention maps are compared; without them the ends of the stages.
             class_counts: training images of each class; needed for the recipe's `class_weights: balanced`.
+            variational: adds the divergence of variational layers to the loss; None for a network without them.
 
         Raises:
             InputError: the recipe weights a teacher's signals and there is no teacher, or no module to tap.
@@ -152,7 +156,8 @@ class Objective:
         attends = recipe.attention_weight > 0
         self.taps = Taps(network, tuple(taps) or default_taps(network)) if attends else None
         self.loss = Loss.of(recipe)
-        self.names = self.loss.names
+        self.variational = variational
+        self.names = self.loss.names if variational is None else (*self.loss.names, KL)
 
     def teacher_signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals | None:
         """Get what the teacher says about a batch.
@@ -195,4 +200,8 @@ class Objective:
         with self.taps or nullcontext(), autocast(), self.rebuilt_weights():
             output = self.network(images)
         maps = self.taps.take() if self.taps is not None else ()
-        return self.loss(output, labels, signals, maps, self.class_weights)
+        logits, loss, parts = self.loss(output, labels, signals, maps, self.class_weights)
+        if self.variational is None:
+            return logits, loss, parts
+        weighted, kl = self.variational.loss()
+        return logits, loss + weighted, (*parts, kl)

@@ -16,6 +16,7 @@ from torch import nn
 
 from lowrank.compression import AUXILIARY, factor_parameters, run_order
 from lowrank.errors import InputError, unknown
+from lowrank.layers import posterior_parameters
 from lowrank.networks import ImageShape
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
@@ -159,6 +160,7 @@ def lr_multipliers(network: nn.Module, recipe: Recipe, head: Sequence[str] = ())
     """
     multipliers = {id(parameter): recipe.body_lr for parameter in network.parameters()}
     multipliers.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
+    multipliers.update({id(parameter): recipe.factor_lr for parameter in posterior_parameters(network, means=False)})
     for name in head:
         multipliers.update({id(parameter): recipe.head_lr for parameter in network.get_submodule(name).parameters()})
     return multipliers
@@ -181,10 +183,12 @@ def parameter_groups(
         lowrank.training.weight_decay. Frozen parameters are in no group.
     """
     decays, multipliers = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, head)
+    unregularised = {id(parameter) for parameter in posterior_parameters(network, means=True)}  # they have priors
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in (parameter for parameter in network.parameters() if parameter.requires_grad):
         is_factor = id(parameter) in decays
-        key = (is_factor, decays.get(id(parameter), recipe.weight_decay), multipliers[id(parameter)])
+        decay = 0.0 if id(parameter) in unregularised else decays.get(id(parameter), recipe.weight_decay)
+        key = (is_factor, decay, multipliers[id(parameter)])
         groups.setdefault(key, []).append(parameter)
     ordered = sorted(groups, key=lambda key: key[0])  # factors last; the stable sort keeps the order otherwise
     return [{"params": groups[key], "weight_decay": key[1], LR_MULTIPLIER: key[2]} for key in ordered]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation import Teacher
-from lowrank.layers import checkpoint_rebuild
+from lowrank.layers import Bayesian, checkpoint_rebuild
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.cuda_graph import make_captured_epoch
@@ -32,6 +32,7 @@ from lowrank.training.objective import Objective
 from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, make_optimizer
 from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
+from lowrank.training.variational import VariationalTraining
 
 MIN_EVAL_BATCH = 256  # images: evaluation keeps no gradients, so a larger batch than the recipe's fits
 PREFIXED_METRICS = (
@@ -61,7 +62,7 @@ class Trainer:
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, augmentation: AugmentationSettings,
         order_seed: int, decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
-        notify: Callable[[str], None] = warnings.warn,
+        notify: Callable[[str], None] = warnings.warn, bayesian: Bayesian | None = None,
     ):  # fmt: skip
         """Move `network` to `device` and prepare its training.
 
@@ -80,6 +81,7 @@ class Trainer:
                 they never repeat.
             group: the processes that train the network together. Each must call the same methods in the same order.
             notify: called with each warning for the user.
+            bayesian: settings of the network's variational layers; None for a network without them.
 
         Raises:
             InputError: the network or the teacher lacks what the recipe needs.
@@ -92,7 +94,11 @@ class Trainer:
         head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
-        objective = Objective(network, recipe, teacher, taps, data.class_counts("train"))
+        self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
+        self.variational = None if bayesian is None else VariationalTraining(
+            network, bayesian, seed=order_seed, examples=len(data.train), steps_per_epoch=self.steps_per_epoch
+        )  # fmt: skip
+        objective = Objective(network, recipe, teacher, taps, data.class_counts("train"), self.variational)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
         optimizer = make_optimizer(network, recipe, decay_ratio, head, may_skip_steps=scaler is not None)
@@ -102,7 +108,6 @@ class Trainer:
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
         ema = ExponentialMovingAverage(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
-        self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
         self.step_losses: Tensor = torch.zeros(0)
         self.steps_taken: int | None = None
         self.wrong_images: dict[str, Tensor] = {}

@@ -81,12 +81,15 @@ def make_captured_epoch(
         notify: is called with a warning if the step cannot be compiled.
 
     Returns:
-        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded. A loss with
-        class weights is recorded, but not compiled.
+        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded, and for
+        variational layers, whose noise follows the batch's indices. A loss with class weights is recorded, but not
+        compiled.
     """
     on_gpu = train_step.device.type == "cuda"
     engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
     if engine == "plain" or train_step.scaler is not None:
+        return None
+    if train_step.objective.variational is not None:
         return None
     compiled = engine == "compiled" and train_step.recipe.class_weights == "none"
     return CapturedEpoch(train_step, timers, record=on_gpu, compiled=compiled, notify=notify)

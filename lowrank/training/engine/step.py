@@ -63,6 +63,7 @@ class TrainStep:
         self.epoch = 0
         self.collapsed = torch.zeros(0)
         self._cache_epochs = cache_epochs
+        self._micro_indices: tuple[Tensor, ...] = ()  # of the images of each micro-batch, for variational layers
 
     @property
     def cache_epoch(self) -> int:
@@ -94,6 +95,9 @@ class TrainStep:
             meter: takes in losses and errors as those of `step`.
         """
         images, labels, indices = batch
+        if self.objective.variational is not None:
+            self.objective.variational.begin_step(self.epoch, step)
+            self._micro_indices = indices.tensor_split(min(self.recipe.accumulate, len(indices)))
         self.backward(step, images, labels, self.ask_teacher(images, indices), meter)
 
     def backward(
@@ -121,6 +125,8 @@ class TrainStep:
         micro_batches = zip(images.tensor_split(parts), labels.tensor_split(parts), signal_parts, strict=True)
         for number, (images_part, labels_part, signals_part) in enumerate(micro_batches, start=1):
             share = len(labels_part) / count
+            if self.objective.variational is not None:
+                self.objective.variational.noise.select(self._micro_indices[number - 1])
             logits, loss, losses = forward(images_part, labels_part, signals_part, self.autocast)
             scaled = loss if parts == 1 else loss * share
             if self._buckets is not None and number == parts:
@@ -167,6 +173,8 @@ class TrainStep:
         # Like torch's own weight decay, Frobenius decay is no part of the loss and is never clipped
         add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
         self.optimizer.step()
+        if self.objective.variational is not None:
+            self.objective.variational.clip()
 
     def after_update(self, step: int) -> None:
         """Update the moving average of the weights."""

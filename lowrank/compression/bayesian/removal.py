@@ -1,0 +1,231 @@
+"""Remove the groups of a trained variational network whose score is over a threshold.
+
+A group that falls away is first masked: its weights are 0, and where it is an output channel, what its batch norm adds
+is 0 too, since a batch norm would turn a channel of zeros into a constant. Channels that nothing uses any more are then
+cut out of every layer that has them. So the smaller network has the outputs of the masked one. Letters: G groups.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.bayesian.channels import Channels, Structure, find_structure
+from lowrank.compression.bayesian.variational_network import posterior_mean
+from lowrank.layers import VariationalLinear, variational_layers
+from lowrank.networks import ImageShape, NetworkSettings, make_network
+
+Masks = Mapping[str, Tensor]  # by layer, bool (G,), True for a group that stays
+
+
+def group_scores(network: nn.Module) -> dict[str, Tensor]:
+    """Compute the score of each group: the group with the largest score is removed first.
+
+    Args:
+        network: has variational layers.
+
+    Returns:
+        float32 (G,) on the CPU, by name of the layer.
+    """
+    with torch.no_grad():
+        return {name: layer.scales.scores().float().cpu() for name, layer in variational_layers(network)}
+
+
+def groups_below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Say which groups stay at a threshold.
+
+    Args:
+        scores: from `group_scores`.
+        threshold: groups with a higher score are removed, but never the last one of a layer.
+
+    Returns:
+        The masks.
+    """
+    return {name: (values <= threshold) | (values == values.min()) for name, values in scores.items()}
+
+
+class Remover:
+    """Knows a trained variational network and makes smaller ones of it.
+
+    Attributes:
+        scores: of the groups, by layer.
+        structure: the shared channels; None where groups are only masked.
+    """
+
+    def __init__(self, network: nn.Module, settings: NetworkSettings):
+        """Read the network.
+
+        Args:
+            network: has variational layers; it is not changed.
+            settings: of the dense network.
+        """
+        self.scores = group_scores(network)
+        self.structure = find_structure(network, settings)
+        self._settings, self._network = settings, network
+        self._linear = {name for name, layer in variational_layers(network) if isinstance(layer, VariationalLinear)}
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether groups are only masked, because nobody has worked out this network's channels."""
+        return self.structure is None
+
+    def settings_at(self, threshold: float) -> NetworkSettings:
+        """Describe the network that is left at a threshold; a network that is only masked stays as it is."""
+        if self.structure is None:
+            return self._settings
+        counts = [int(kept.sum()) for kept in self._kept_channels(groups_below(self.scores, threshold))]
+        return self._settings.model_copy(update=self.structure.fields(counts))
+
+    def masked(self, threshold: float) -> nn.Module:
+        """Make the network of full size whose removed groups are masked.
+
+        Args:
+            threshold: of the scores.
+
+        Returns:
+            A plain network in evaluation mode, with the posterior means of all weights that stay.
+        """
+        network, masks = posterior_mean(self._network), groups_below(self.scores, threshold)
+        modules = dict(network.named_modules())
+        with torch.no_grad():
+            for name, mask in masks.items():
+                _mask_layer(modules[name], mask, is_input=name in self._linear)
+            if self.structure is not None:
+                for channels, kept in zip(self.structure.channels, self._kept_channels(masks), strict=True):
+                    for producer in channels.producers:
+                        _mask_outputs(modules[producer], kept)
+                for channels in self.structure.channels:
+                    _mask_norms(modules, channels, masks, self._kept_channels(masks), self.structure, self._linear)
+        return network
+
+    def removed(self, threshold: float, image_shape: ImageShape, classes: int) -> nn.Module:
+        """Make the smaller network.
+
+        Args:
+            threshold: of the scores.
+            image_shape: (C, H, W).
+            classes: number of classes.
+
+        Returns:
+            A plain network in evaluation mode with the outputs of `masked`; where groups are only masked, that one.
+        """
+        masked = self.masked(threshold)
+        if self.structure is None:
+            return masked
+        with torch.random.fork_rng(devices=[]):
+            smaller = make_network(self.settings_at(threshold), image_shape, classes)
+        kept = self._kept_channels(groups_below(self.scores, threshold))
+        device = next(masked.parameters()).device
+        state = _cut(masked, self.structure, [mask.to(device) for mask in kept])
+        smaller.to(device).load_state_dict(state)
+        return smaller.eval()
+
+    def _kept_channels(self, masks: Masks) -> list[Tensor]:
+        """Say which of the shared channels stay: bool, one tensor for each entry of the structure; at least one each.
+
+        A channel falls away if every layer that gives it is a convolution whose group is gone, or if every layer that
+        takes it is a linear map whose group is gone.
+        """
+        assert self.structure is not None
+        kept = []
+        for channels in self.structure.channels:
+            gone = torch.zeros(0, dtype=torch.bool)
+            for names, linear in ((channels.producers, False), (channels.consumers, True)):
+                if names and all(name in masks and (name in self._linear) == linear for name in names):
+                    absent = ~torch.stack([masks[name] for name in names]).any(0)
+                    gone = absent if gone.numel() == 0 else gone | absent
+            if gone.numel() == 0:
+                gone = torch.zeros(self._size(channels), dtype=torch.bool)
+            if bool(gone.all()):  # two layers disagree about every channel
+                gone[0] = False
+            kept.append(~gone)
+        return kept
+
+    def _size(self, channels: Channels) -> int:
+        names = channels.producers or channels.consumers
+        layer = self._network.get_submodule(names[0])
+        count = layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+        assert isinstance(count, int)
+        return count
+
+
+def _mask_layer(layer: nn.Module, mask: Tensor, *, is_input: bool) -> None:
+    """Set the weights of the groups that are gone to 0."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    gone = ~mask.to(layer.weight.device)
+    if is_input:
+        layer.weight[:, gone] = 0
+    else:
+        _mask_outputs(layer, ~gone)
+
+
+def _mask_outputs(layer: nn.Module, kept: Tensor) -> None:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    gone = ~kept.to(layer.weight.device)
+    layer.weight[gone] = 0
+    if layer.bias is not None:
+        layer.bias[gone] = 0
+
+
+def _mask_norms(
+    modules: Mapping[str, nn.Module], channels: Channels, masks: Masks, kept: Sequence[Tensor], structure: Structure,
+    linear: set[str],
+) -> None:  # fmt: skip
+    """Set what batch norms add to 0 in the channels whose group is gone, also where another layer still gives them."""
+    position = structure.channels.index(channels)
+    for producer, norm_name in zip(channels.producers, channels.norms, strict=True):
+        norm = modules[norm_name]
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        present = kept[position] if producer in linear else kept[position] & masks[producer]
+        gone = ~present.to(norm.weight.device)
+        norm.weight[gone] = 0
+        norm.bias[gone] = 0
+
+
+def _cut(network: nn.Module, structure: Structure, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Cut the channels that fall away out of a masked network's tensors."""
+    state = network.state_dict()
+    for channels, mask in zip(structure.channels, kept, strict=True):
+        indices = mask.nonzero().flatten()
+        for name in _tensors_of(state, channels.producers):
+            state[name] = state[name].index_select(0, indices)
+        for name in _tensors_of(state, channels.norms):
+            if state[name].dim() > 0:  # the count of batches has no channels
+                state[name] = state[name].index_select(0, indices)
+        for consumer in channels.consumers:
+            weight = state[f"{consumer}.weight"]
+            state[f"{consumer}.weight"] = weight.index_select(1, indices)
+        if not channels.producers:  # the pixels of an mlp
+            selected = state.get("selected")
+            state["selected"] = indices if selected is None else selected[indices]
+    return state
+
+
+def _tensors_of(state: Mapping[str, Tensor], modules: Sequence[str]) -> Iterator[str]:
+    names = itertools.product(modules, ("weight", "bias", "running_mean", "running_var"))
+    return (f"{module}.{tensor}" for module, tensor in names if f"{module}.{tensor}" in state)
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """How many groups of a layer stay.
+
+    Attributes:
+        name: of the layer.
+        alive: groups that stay.
+        groups: of the layer.
+    """
+
+    name: str
+    alive: int
+    groups: int
+
+
+def alive_groups(scores: Mapping[str, Tensor], threshold: float) -> tuple[LayerGroups, ...]:
+    """Count the groups that stay in each layer at a threshold."""
+    masks = groups_below(scores, threshold)
+    return tuple(LayerGroups(name, int(mask.sum()), len(mask)) for name, mask in masks.items())
