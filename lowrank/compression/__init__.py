@@ -18,6 +18,25 @@ if TYPE_CHECKING:
         SizedMethod as SizedMethod,
         make_allocation as make_allocation,
     )
+    from lowrank.compression.bayesian.bit_widths import (
+        BitWidth as BitWidth,
+        bit_width as bit_width,
+        mixed_bytes as mixed_bytes,
+        round_significand as round_significand,
+    )
+    from lowrank.compression.bayesian.removal import Remover as Remover, groups_below as groups_below
+    from lowrank.compression.bayesian.threshold import (
+        KEEP_ALL as KEEP_ALL,
+        RemovedSizes as RemovedSizes,
+        file_bytes as file_bytes,
+        smallest_sizes as smallest_sizes,
+        solve_threshold as solve_threshold,
+    )
+    from lowrank.compression.bayesian.variational_network import (
+        VariationalSettings as VariationalSettings,
+        make_variational as make_variational,
+        posterior_mean as posterior_mean,
+    )
     from lowrank.compression.budget import (
         Budget as Budget,
         solve as solve,
@@ -43,7 +62,10 @@ if TYPE_CHECKING:
         measured_candidates as measured_candidates,
         probe_places as probe_places,
     )
-    from lowrank.compression.from_trained.batch_norm import find_nearer_batch_norms as find_nearer_batch_norms
+    from lowrank.compression.from_trained.batch_norm import (
+        find_nearer_batch_norms as find_nearer_batch_norms,
+        reestimate_batch_norms as reestimate_batch_norms,
+    )
     from lowrank.compression.from_trained.calibration import (
         batches_of as batches_of,
         fitting_count as fitting_count,
@@ -110,6 +132,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "bayesian.bit_widths": "BitWidth bit_width mixed_bytes round_significand",
+        "bayesian.removal": "Remover groups_below",
+        "bayesian.threshold": "KEEP_ALL RemovedSizes file_bytes smallest_sizes solve_threshold",
+        "bayesian.variational_network": "VariationalSettings make_variational posterior_mean",
         "allocation": "Allocation BY_ERROR SizedMethod make_allocation",
         "budget": "Budget solve solve_allocation solve_width",
         "count_report": "NetworkCount count_network format_count",
@@ -118,7 +144,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.allocation": (
             "Candidate allocate divergence efficient energy_candidates measured_candidates probe_places"
         ),
-        "from_trained.batch_norm": "find_nearer_batch_norms",
+        "from_trained.batch_norm": "find_nearer_batch_norms reestimate_batch_norms",
         "from_trained.calibration": "batches_of fitting_count network_logits",
         "from_trained.fit": "Problem make_problems",
         "from_trained.in_order": ("Choice Layer LayerFit fit_in_order kernel_of merged_layer replace_module"),

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
         variational_layers as variational_layers,
     )
     from lowrank.layers.bayesian.method import Bayesian as Bayesian
+    from lowrank.layers.bayesian.priors import (
+        GroupScales as GroupScales,
+        HorseshoeScales as HorseshoeScales,
+        NormalJeffreysScales as NormalJeffreysScales,
+    )
     from lowrank.layers.blocks.hashed import Hashed as Hashed, HashedBoth as HashedBoth, HashedFull as HashedFull
     from lowrank.layers.blocks.monarch import Monarch as Monarch
     from lowrank.layers.blocks.shuffle import Shuffle as Shuffle
@@ -60,7 +65,12 @@ if TYPE_CHECKING:
         WholeKernelMethod as WholeKernelMethod,
         chain_product as chain_product,
     )
-    from lowrank.layers.registry import METHODS as METHODS, make_method as make_method, method_class as method_class
+    from lowrank.layers.registry import (
+        METHODS as METHODS,
+        VARIATIONAL_METHODS as VARIATIONAL_METHODS,
+        make_method as make_method,
+        method_class as method_class,
+    )
     from lowrank.layers.tensor.cp import CP as CP
     from lowrank.layers.tensor.tensor_train import TensorTrain as TensorTrain
     from lowrank.layers.tensor.tensor_train_ops import best_split as best_split, train_cost as train_cost
@@ -77,6 +87,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "bayesian.layers": "VariationalConv2d VariationalLayer VariationalLinear WeightNoise posterior_parameters "
         "variational_layers",
         "bayesian.method": "Bayesian",
+        "bayesian.priors": "GroupScales HorseshoeScales NormalJeffreysScales",
         "blocks.hashed": "Hashed HashedBoth HashedFull",
         "blocks.monarch": "Monarch",
         "blocks.shuffle": "Shuffle",
@@ -91,7 +102,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "low_rank.tied_bottleneck": "TiedBottleneck",
         "low_rank.tucker2": "Tucker2 leading_columns",
         "low_rank.whole_kernel": "Decomposition KernelChain WholeKernelMethod chain_product",
-        "registry": "METHODS make_method method_class",
+        "registry": "METHODS VARIATIONAL_METHODS make_method method_class",
         "tensor.cp": "CP",
         "tensor.tensor_train": "TensorTrain",
         "tensor.tensor_train_ops": "best_split train_cost",

@@ -53,17 +53,19 @@ METHODS: Mapping[str, type[Method]] = _MethodTable(
         "spatial_svd": "lowrank.layers.low_rank.spatial_svd:SpatialSVD",
         "tucker2": "lowrank.layers.low_rank.tucker2:Tucker2",
         "cp_kernel": "lowrank.layers.low_rank.cp_kernel:CPKernel",
-        "bayesian": "lowrank.layers.bayesian.method:Bayesian",
         "tensor_train_kernel": "lowrank.layers.low_rank.tensor_train_kernel:TensorTrainKernel",
     }
 )
+
+VARIATIONAL_METHODS: Mapping[str, type[Method]] = _MethodTable({"bayesian": "lowrank.layers.bayesian.method:Bayesian"})
+"""Methods whose sizes follow from training: they have no exact size before it, and no structure to fit to a weight."""
 
 
 def method_class(name: str) -> type[Method]:
     """Look a method up by name.
 
     Args:
-        name: a key of `METHODS`.
+        name: a key of `METHODS` or `VARIATIONAL_METHODS`.
 
     Returns:
         The class of its settings.
@@ -71,8 +73,10 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: there is no method of this name; the message lists the names.
     """
+    if name in VARIATIONAL_METHODS:
+        return VARIATIONAL_METHODS[name]
     if name not in METHODS:
-        raise unknown("method", name, METHODS)
+        raise unknown("method", name, (*METHODS, *VARIATIONAL_METHODS))
     return METHODS[name]
 
 

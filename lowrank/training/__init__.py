@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from lowrank.training.bayesian import (
+        RemovedNetwork as RemovedNetwork,
+        compress_posterior as compress_posterior,
+        mixed_precision_error as mixed_precision_error,
+        remove_groups as remove_groups,
+    )
     from lowrank.training.divergence import DivergedError as DivergedError
     from lowrank.training.engine.data_parallel import DataParallelGroup as DataParallelGroup
     from lowrank.training.engine.memory_probe import (
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "bayesian": "RemovedNetwork compress_posterior mixed_precision_error remove_groups",
         "divergence": "DivergedError",
         "engine.data_parallel": "DataParallelGroup",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",

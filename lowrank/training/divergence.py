@@ -2,7 +2,8 @@
 
 A training has diverged when a loss or a gradient is not finite, when gradients overflow though float16's loss scale is
 at its minimum, or when the loss explodes: when the mean cross-entropy of the last CHECK_EVERY steps of the epoch is
-more than EXPLOSION_FACTOR times log K. Guessing evenly among K classes costs log K.
+more than EXPLOSION_FACTOR times log K. Guessing evenly among K classes costs log K. The KL divergence of variational
+layers explodes when it is more than EXPLOSION_FACTOR times what it was at the start.
 
 Every CHECK_EVERY steps, and at the end of an epoch, one check waits for the device. If all is well, the state is
 copied. If not, the steps since the last copy are run again, each of them checked.
@@ -24,6 +25,7 @@ from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
+from lowrank.training.variational import VariationalTraining
 from lowrank.utils import ForwardHooks
 
 CHECK_EVERY = 50  # steps
@@ -191,11 +193,18 @@ class DivergenceMonitor:
             torch.isfinite(losses).all(), all_finite(self._train_step.network.parameters()),
             (self._train_step.collapsed == 0).all(), cross_entropies.mean() <= self._limit,
         ])  # fmt: skip
-        *finite, bounded = checks.tolist()  # the one read that waits for the device
+        variational = self._train_step.objective.variational
+        if variational is not None:
+            mean_kl = meter.parts[self._start : done, -1].mean()
+            checks = torch.cat([checks, (mean_kl <= EXPLOSION_FACTOR * max(1.0, variational.initial_kl))[None]])
+        *finite, bounded, bounded_kl = [*checks.tolist(), True][:5]  # the one read that waits for the device
         if not all(finite):
             raise self._trace(meter, done)
         if not bounded:
             raise self._exploded(cross_entropies, done - len(cross_entropies))
+        if not bounded_kl:
+            assert variational is not None
+            raise self._exploded_kl(variational, done)
         if done < self._train_step.steps_per_epoch:  # the next epoch begins with a copy
             self._copy_state(done)
 
@@ -209,6 +218,15 @@ class DivergenceMonitor:
             f"training loss {losses[offset].item():.3g} in epoch {epoch}, step {step} has exploded: the mean of "
             f"{len(losses)} steps is over {self._limit:.3g}; {quoted(layer)} has moved most, by {movements[layer]:.3g} "
             "times its size", epoch=epoch, step=step, layer=layer,
+        )  # fmt: skip
+
+    def _exploded_kl(self, variational: VariationalTraining, done: int) -> DivergedError:
+        """Name the layer whose divergence from the prior has grown most."""
+        epoch, layer = self._train_step.epoch + 1, variational.grown_most()
+        return DivergedError(
+            f"the divergence from the prior in epoch {epoch}, step {done} has exploded: it is over "
+            f"{EXPLOSION_FACTOR:g} times what it was at the start; that of {quoted(layer)} has grown most",
+            epoch=epoch, step=done, layer=layer,
         )  # fmt: skip
 
     def _relative_movements(self) -> dict[str, float]:
@@ -257,6 +275,9 @@ class DivergenceMonitor:
             with NonFiniteLocator(train_step.network) as locator:
                 self._compute_gradients(step, batch)
             layer, where = locator.first
+            variational = train_step.objective.variational
+            if locator.output is None and variational is not None and (name := variational.not_finite()) is not None:
+                layer, where = name, f"first in the divergence of {quoted(name)} from its prior"
             epoch = train_step.epoch + 1
             return DivergedError(f"{fault} in epoch {epoch}, step {step + 1}; {where}",
                                  epoch=epoch, step=step + 1, layer=layer)  # fmt: skip

@@ -18,9 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression import VariationalSettings
 from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation import Teacher
-from lowrank.layers import Bayesian, checkpoint_rebuild
+from lowrank.layers import checkpoint_rebuild
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.cuda_graph import make_captured_epoch
@@ -52,6 +53,7 @@ class Trainer:
         steps_per_epoch: how many batches an epoch has.
         step_losses: (steps_per_epoch,), the loss of each step of the last epoch, on the device.
         steps_taken: in the present epoch; None outside of its steps.
+        variational: the random numbers and the divergence of variational layers; None for a network without them.
         captured_epoch: replays the step as a CUDA graph; None where the recipe's engine records none. Set it to None to
             run the steps without the graph.
         wrong_images: uint8 (images,) by split, 1 where the network was wrong when the split was last evaluated; on the
@@ -62,7 +64,7 @@ class Trainer:
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, augmentation: AugmentationSettings,
         order_seed: int, decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
-        notify: Callable[[str], None] = warnings.warn, bayesian: Bayesian | None = None,
+        notify: Callable[[str], None] = warnings.warn, variational: VariationalSettings | None = None,
     ):  # fmt: skip
         """Move `network` to `device` and prepare its training.
 
@@ -81,7 +83,7 @@ class Trainer:
                 they never repeat.
             group: the processes that train the network together. Each must call the same methods in the same order.
             notify: called with each warning for the user.
-            bayesian: settings of the network's variational layers; None for a network without them.
+            variational: what a network with variational layers was made from; None for any other.
 
         Raises:
             InputError: the network or the teacher lacks what the recipe needs.
@@ -95,8 +97,9 @@ class Trainer:
         if group is not None:
             group.use_global_batch(network)
         self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
-        self.variational = None if bayesian is None else VariationalTraining(
-            network, bayesian, seed=order_seed, examples=len(data.train), steps_per_epoch=self.steps_per_epoch
+        self.variational = None if variational is None else VariationalTraining(
+            network, variational, seed=order_seed, examples=len(data.train), steps_per_epoch=self.steps_per_epoch,
+            image_shape=data.image_shape, classes=len(data.classes),
         )  # fmt: skip
         objective = Objective(network, recipe, teacher, taps, data.class_counts("train"), self.variational)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
@@ -151,6 +154,8 @@ class Trainer:
             val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
+        if self.variational is not None:
+            metrics |= self.variational.metrics()
         metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._loss_scale_metrics()
         metrics |= self.timers.read()
         metrics |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}

@@ -10,8 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression import Remover, VariationalSettings, groups_below, network_plan
 from lowrank.data import Stream
-from lowrank.layers import Bayesian, variational_layers
+from lowrank.layers import Dense, variational_layers
+from lowrank.networks import ImageShape
+
+KL_OF_LAYER, ALIVE, SIGNAL_TO_NOISE = "kl.", "alive.", "snr."  # prefixes of metrics, a layer's name follows
+SNR_EDGES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)  # of the histogram, as powers of 10
 
 
 class CounterNoise:
@@ -51,23 +56,31 @@ class VariationalTraining:
         noise: their random numbers.
     """
 
-    def __init__(self, network: nn.Module, method: Bayesian, *, seed: int, examples: int, steps_per_epoch: int):
+    def __init__(
+        self, network: nn.Module, settings: VariationalSettings, *, seed: int, examples: int, steps_per_epoch: int,
+        image_shape: ImageShape, classes: int,
+    ):  # fmt: skip
         """Give the layers their random numbers.
 
         Args:
             network: has at least one variational layer.
-            method: weighs the divergence.
+            settings: what it was made from; they weigh the divergence.
             seed: of the random numbers.
             examples: images of the training split.
             steps_per_epoch: how many batches an epoch has.
+            image_shape: (C, H, W).
+            classes: number of classes.
         """
         self.layers = dict(variational_layers(network))
         self.noise = CounterNoise(seed)
         for site, layer in enumerate(self.layers.values()):
             layer.noise, layer.site = self.noise, site
-        self._method, self._examples, self._steps = method, examples, steps_per_epoch
+        self.settings, self._network = settings, network
+        self._method, self._examples, self._steps = settings.method, examples, steps_per_epoch
+        self._image_shape, self._classes = image_shape, classes
         self._weight = 0.0
-        self.initial_kl = self.kl().item()
+        with torch.no_grad():
+            self._initial_kls = {name: layer.kl().item() for name, layer in self.layers.items()}
 
     def begin_step(self, epoch: int, step: int) -> None:
         """Set the weight of the divergence and the epoch of the random numbers.
@@ -98,10 +111,55 @@ class VariationalTraining:
         for layer in self.layers.values():
             layer.clip()
 
+    @torch.no_grad()
     def not_finite(self) -> str | None:
         """Name the first layer whose divergence is not finite; None if all are."""
         return next((name for name, layer in self.layers.items() if not bool(torch.isfinite(layer.kl()))), None)
 
-    def largest(self) -> str:
-        """Name the layer with the largest divergence."""
-        return max(self.layers, key=lambda name: float(self.layers[name].kl()))
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Read what the posterior looks like now, which waits for the device.
+
+        Returns:
+            kl_weight; sparsity, the share of weights in groups over the method's threshold, and compression, the
+            parameters of the network over those that are left at that threshold; and by layer kl.LAYER in nats,
+            alive.LAYER (groups below the threshold) and snr.LAYER.EDGE, the shares of weights whose signal-to-noise
+            ratio is below 10^EDGE and not below the edge before it (`inf` for the rest).
+        """
+        remover = Remover(self._network, self.settings.network)
+        threshold = self._method.threshold
+        masks = groups_below(remover.scores, threshold)
+        metrics: dict[str, float] = {}
+        weights = masked = 0
+        for name, layer in self.layers.items():
+            metrics[KL_OF_LAYER + name] = layer.kl().item()
+            metrics[ALIVE + name] = float(masks[name].sum())
+            weights += layer.weight_mean.numel()
+            masked += layer.weight_mean.numel() // len(masks[name]) * int((~masks[name]).sum())
+            metrics |= {
+                f"{SIGNAL_TO_NOISE}{name}.{edge}": share for edge, share in _snr_shares(layer.signal_to_noise())
+            }
+        shape = (self._image_shape, self._classes)
+        before = network_plan(self.settings.network, *shape).params(Dense())
+        after = network_plan(remover.settings_at(threshold), *shape).params(Dense())
+        if remover.is_masked:
+            after -= remover.masked_parameters(threshold)
+        return metrics | {"kl_weight": self._weight, "sparsity": masked / weights, "compression": before / after}
+
+    @property
+    def initial_kl(self) -> float:
+        """The divergence of all layers before the training, over the number of training examples, in nats."""
+        return sum(self._initial_kls.values()) / self._examples
+
+    @torch.no_grad()
+    def grown_most(self) -> str:
+        """Name the layer whose divergence has grown most since the start."""
+        return max(self.layers, key=lambda name: self.layers[name].kl().item() / max(1.0, self._initial_kls[name]))
+
+
+def _snr_shares(ratios: Tensor) -> list[tuple[str, float]]:
+    """Give the histogram of a layer's signal-to-noise ratios as (upper edge, share of the weights)."""
+    edges = torch.tensor([10.0**edge for edge in SNR_EDGES], device=ratios.device)
+    counts = torch.bucketize(ratios.flatten(), edges, right=True).bincount(minlength=len(SNR_EDGES) + 1)
+    names = [*(f"{edge:g}" for edge in SNR_EDGES), "inf"]
+    return list(zip(names, (counts.double() / ratios.numel()).tolist(), strict=True))

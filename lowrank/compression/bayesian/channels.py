@@ -66,9 +66,7 @@ def _mlp(network: nn.Module) -> Structure:
         Channels((layer,), (norm,), (following,))
         for layer, norm, following in zip(layers, hidden, after, strict=True)
     ]  # fmt: skip
-    return Structure(
-        tuple(channels), lambda counts: {"inputs": counts[0], "hidden": tuple(counts[1:]), "width": 1.0}
-    )
+    return Structure(tuple(channels), lambda counts: {"inputs": counts[0], "hidden": tuple(counts[1:]), "width": 1.0})
 
 
 def _vgg16(network: nn.Module) -> Structure:

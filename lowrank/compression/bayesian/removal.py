@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.bayesian.bit_widths import BitWidth, bit_width
 from lowrank.compression.bayesian.channels import Channels, Structure, find_structure
 from lowrank.compression.bayesian.variational_network import posterior_mean
 from lowrank.layers import VariationalLinear, variational_layers
@@ -73,6 +73,40 @@ class Remover:
         """Whether groups are only masked, because nobody has worked out this network's channels."""
         return self.structure is None
 
+    @property
+    def network_name(self) -> str:
+        """Name of the network, for messages."""
+        return self._settings.name
+
+    def masked_parameters(self, threshold: float) -> int:
+        """Count the parameters that are masked at a threshold, in the layers alone."""
+        masks, total = groups_below(self.scores, threshold), 0
+        for name, layer in variational_layers(self._network):
+            bias = 0 if layer.bias is None or name in self._linear else 1
+            each = layer.weight_mean.numel() // len(masks[name]) + bias
+            total += each * int((~masks[name]).sum())
+        return total
+
+    def bit_widths(self, threshold: float) -> dict[str, BitWidth]:
+        """Find the bits that the weights which stay need, by layer."""
+        masks, widths = groups_below(self.scores, threshold), {}
+        kept = self._kept_channels(masks) if self.structure is not None else []
+        with torch.no_grad():
+            for name, layer in variational_layers(self._network):
+                weight, variance = layer.weight.cpu(), layer.weight_variance().cpu()
+                rows, columns = (
+                    torch.ones(weight.shape[0], dtype=torch.bool),
+                    torch.ones(weight.shape[1], dtype=torch.bool),
+                )
+                if self.structure is None:
+                    rows, columns = (rows, masks[name]) if name in self._linear else (masks[name], columns)
+                else:
+                    for channels, mask in zip(self.structure.channels, kept, strict=True):
+                        rows = mask if name in channels.producers else rows
+                        columns = mask if name in channels.consumers else columns
+                widths[name] = bit_width(weight[rows][:, columns], variance[rows][:, columns])
+        return widths
+
     def settings_at(self, threshold: float) -> NetworkSettings:
         """Describe the network that is left at a threshold; a network that is only masked stays as it is."""
         if self.structure is None:
@@ -98,8 +132,7 @@ class Remover:
                 for channels, kept in zip(self.structure.channels, self._kept_channels(masks), strict=True):
                     for producer in channels.producers:
                         _mask_outputs(modules[producer], kept)
-                for channels in self.structure.channels:
-                    _mask_norms(modules, channels, masks, self._kept_channels(masks), self.structure, self._linear)
+                    self._mask_norms(modules, channels, masks, kept)
         return network
 
     def removed(self, threshold: float, image_shape: ImageShape, classes: int) -> nn.Module:
@@ -123,6 +156,18 @@ class Remover:
         state = _cut(masked, self.structure, [mask.to(device) for mask in kept])
         smaller.to(device).load_state_dict(state)
         return smaller.eval()
+
+    def _mask_norms(
+        self, modules: Mapping[str, nn.Module], channels: Channels, masks: Masks, kept: Tensor
+    ) -> None:  # fmt: skip
+        """Set what batch norms add to 0 in the channels that are gone, also where another layer still gives them."""
+        for producer, norm_name in zip(channels.producers, channels.norms, strict=True):
+            norm = modules[norm_name]
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            present = kept & masks[producer] if producer in masks and producer not in self._linear else kept
+            gone = ~present.to(norm.weight.device)
+            norm.weight[gone] = 0
+            norm.bias[gone] = 0
 
     def _kept_channels(self, masks: Masks) -> list[Tensor]:
         """Say which of the shared channels stay: bool, one tensor for each entry of the structure; at least one each.
@@ -171,21 +216,6 @@ def _mask_outputs(layer: nn.Module, kept: Tensor) -> None:
         layer.bias[gone] = 0
 
 
-def _mask_norms(
-    modules: Mapping[str, nn.Module], channels: Channels, masks: Masks, kept: Sequence[Tensor], structure: Structure,
-    linear: set[str],
-) -> None:  # fmt: skip
-    """Set what batch norms add to 0 in the channels whose group is gone, also where another layer still gives them."""
-    position = structure.channels.index(channels)
-    for producer, norm_name in zip(channels.producers, channels.norms, strict=True):
-        norm = modules[norm_name]
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        present = kept[position] if producer in linear else kept[position] & masks[producer]
-        gone = ~present.to(norm.weight.device)
-        norm.weight[gone] = 0
-        norm.bias[gone] = 0
-
-
 def _cut(network: nn.Module, structure: Structure, kept: Sequence[Tensor]) -> dict[str, Tensor]:
     """Cut the channels that fall away out of a masked network's tensors."""
     state = network.state_dict()
@@ -208,24 +238,3 @@ def _cut(network: nn.Module, structure: Structure, kept: Sequence[Tensor]) -> di
 def _tensors_of(state: Mapping[str, Tensor], modules: Sequence[str]) -> Iterator[str]:
     names = itertools.product(modules, ("weight", "bias", "running_mean", "running_var"))
     return (f"{module}.{tensor}" for module, tensor in names if f"{module}.{tensor}" in state)
-
-
-@dataclass(frozen=True)
-class LayerGroups:
-    """How many groups of a layer stay.
-
-    Attributes:
-        name: of the layer.
-        alive: groups that stay.
-        groups: of the layer.
-    """
-
-    name: str
-    alive: int
-    groups: int
-
-
-def alive_groups(scores: Mapping[str, Tensor], threshold: float) -> tuple[LayerGroups, ...]:
-    """Count the groups that stay in each layer at a threshold."""
-    masks = groups_below(scores, threshold)
-    return tuple(LayerGroups(name, int(mask.sum()), len(mask)) for name, mask in masks.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from lowrank.compression.inspection.plain_layers import ModuleUses
 from lowrank.errors import InputError
-from lowrank.layers import Bayesian, VariationalConv2d, VariationalLayer, VariationalLinear, as_linear
+from lowrank.layers import Bayesian, HorseshoeScales, VariationalConv2d, VariationalLayer, VariationalLinear, as_linear
 from lowrank.networks import NetworkSettings
 
 
@@ -52,9 +53,23 @@ def make_variational(network: nn.Module, method: Bayesian) -> dict[str, str]:
                 layers[name] = module
     if not layers:
         raise InputError(f"bayesian replaces plain Conv2d and Linear layers, but {type(network).__name__} has none")
+    normalised = _before_batch_norms(network)
     for name, module in layers.items():
-        _replace(network, name, method.make_layer(module))
+        layer = method.make_layer(module)
+        if name in normalised and isinstance(layer.scales, HorseshoeScales):
+            layer.scales.is_normalised = True
+        _replace(network, name, layer)
     return reasons
+
+
+def _before_batch_norms(network: nn.Module) -> set[str]:
+    """Name the convolutions whose next module, in the order in which modules were made, is a batch norm."""
+    leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    return {
+        name for (name, module), (_, following) in itertools.pairwise(leaves)
+        if isinstance(module, nn.Conv2d) and isinstance(following, nn.modules.batchnorm._BatchNorm)
+        and following.num_features == module.out_channels
+    }  # fmt: skip
 
 
 def _reason_of_shape(module: nn.Conv2d | nn.Linear) -> str:

@@ -104,16 +104,22 @@ class HorseshoeScales(GroupScales):
     """z = s * t with half-Cauchy priors on the scale s of the layer and the scale t of each group.
 
     The square of a half-Cauchy number is a gamma number times an inverse gamma number; the posteriors of all four are
-    log-normal, so that z is log-normal too. The score of a group is minus the log of the posterior's mode of z.
+    log-normal, so that z is log-normal too. The score of a group is minus the log of the posterior's mode of z. Behind
+    a batch norm the size of z means nothing, since the norm divides by it: the posterior then follows the prior,
+    whatever the channel is worth. There the score is that of the other prior, log of variance over squared mean of z.
 
     Args:
         groups: G.
         scale: of the prior of s.
+
+    Attributes:
+        is_normalised: whether a batch norm divides each group's outputs by their size.
     """
 
     def __init__(self, groups: int, scale: float):
         super().__init__(groups)
         self.log_squared_scale = 2 * math.log(scale)
+        self.is_normalised = False
         self.layer_gamma_location = nn.Parameter(torch.full((1,), self.log_squared_scale))
         self.layer_inverse_gamma_location = nn.Parameter(torch.zeros(1))
         self.gamma_location = nn.Parameter(torch.zeros(groups))
@@ -171,4 +177,6 @@ class HorseshoeScales(GroupScales):
         return layer.sum() + layer_inverse.sum() + groups.sum() + inverse.sum()
 
     def scores(self) -> Tensor:
+        if self.is_normalised:
+            return torch.expm1(self.log_variance_of_z()).log()
         return self.log_variance_of_z() - self.log_mean()

@@ -1,0 +1,178 @@
+"""Trains a network with variational layers, solves a front of sizes from that training, and prints errors and times.
+
+    python -m benchmarks.compression.bayesian --data digits --network mlp --hidden 300 100 --dense
+
+`--dense` also trains the same network by the same recipe without variational layers. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.measurement import environment
+from lowrank.compression import Budget, VariationalSettings, make_variational, network_plan
+from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
+from lowrank.layers import Bayesian, Dense
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
+
+SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", default="digits", help="as a space names it, e.g. parquet:DIR or idx:DIR")
+    parser.add_argument("--train-images", type=int, help="train on so many images")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--network", default="mlp", choices=("mlp", "resnet9", "vgg16"))
+    parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], help="of mlp")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--prior", default="normal_jeffreys", choices=("normal_jeffreys", "horseshoe"))
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--posterior-lr", type=float, default=3.0, help="times lr, of variances and scales")
+    parser.add_argument("--warmup-epochs", type=float, default=10)
+    parser.add_argument("--max-std", type=float, default=0.2)
+    parser.add_argument("--shift", type=int, default=0, help="augmentation: shift in pixels")
+    parser.add_argument("--flip", action="store_true", help="augmentation: mirror left to right")
+    parser.add_argument("--cutout", type=int, default=0, help="augmentation: side of the square in pixels")
+    parser.add_argument("--finetune", type=int, default=0, help="epochs after the removal")
+    parser.add_argument("--finetune-lr", type=float, default=1e-3)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.15, 0.1, 0.05])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--dense", action="store_true", help="train the network without variational layers too")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end each training after so many seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all records, also those of each epoch")
+    return parser
+
+
+def main() -> None:
+    """Run all seeds, print tables, and write the records after each of them."""
+    options = make_parser().parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    data = load_data(DataSettings(name=options.data, train_images=options.train_images))
+    records: dict[str, Any] = {
+        "options": {name: str(value) for name, value in vars(options).items()}, "environment": environment(),
+        "runs": [],
+    }  # fmt: skip
+    for seed in options.seeds:
+        for variational in (False, True) if options.dense else (True,):
+            records["runs"].append(run(options, data, seed, variational))
+            if options.json:
+                options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    print_means(records["runs"])
+
+
+def run(options: argparse.Namespace, data: ImageData, seed: int, variational: bool) -> dict[str, Any]:
+    """Train one network; give its epochs, its times and its front."""
+    trainer = make_trainer(options, data, seed, variational)
+    name = options.prior if variational else "dense"
+    record: dict[str, Any] = {"seed": seed, "method": name, "epochs": [], "front": [], "finite": True}
+    start, cpu = time.perf_counter(), time.process_time()
+    while trainer.epoch < options.epochs and time.perf_counter() - start < options.seconds:
+        try:
+            metrics = trainer.train_epoch()
+        except DivergedError as error:
+            print(f"{name}, seed {seed}: {error}", flush=True)
+            return record | {"finite": False, "reason": str(error)}
+        record["epochs"].append(metrics)
+        shown = " ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+        print(f"{name} seed {seed} epoch {trainer.epoch}: {shown} {metrics['epoch_seconds']:.2f} s", flush=True)
+    record |= {
+        "trained_epochs": trainer.epoch, "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu, "val_error": record["epochs"][-1]["val_error"],
+        "test_error": trainer.evaluate("test")["error"],
+    }  # fmt: skip
+    print(
+        f"{name} seed {seed}: {trainer.epoch} epochs in {record['seconds']:.1f} s ({record['cpu_seconds']:.1f} CPU s), "
+        f"validation error {record['val_error']:.2f} %, test error {record['test_error']:.2f} %", flush=True,
+    )  # fmt: skip
+    if variational:
+        record["front"] = [front_point(options, trainer, share) for share in options.budgets]
+    return record
+
+
+def make_trainer(options: argparse.Namespace, data: ImageData, seed: int, variational: bool) -> Trainer:
+    """Make the trainer of one network at its first epoch."""
+    settings = network_settings(options)
+    method = Bayesian(
+        prior=options.prior, warmup_epochs=options.warmup_epochs, max_std=options.max_std,
+        finetune_epochs=options.finetune, finetune_lr=options.finetune_lr,
+    )  # fmt: skip
+    recipe = Recipe(
+        epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,
+        weight_decay=5e-4, decay="plain", factor_lr=options.posterior_lr if variational else 1.0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    network = make_network(settings, data.image_shape, len(data.classes))
+    if variational:
+        make_variational(network, method)
+    return Trainer(
+        network, data, recipe, order_seed=seed, device=options.device,
+        augmentation=AugmentationSettings(shift=options.shift, flip=options.flip, cutout=options.cutout),
+        variational=VariationalSettings(method=method, network=settings) if variational else None,
+    )  # fmt: skip
+
+
+def network_settings(options: argparse.Namespace) -> NetworkSettings:
+    """Return the settings of the network that the options name."""
+    fields = {"hidden": tuple(options.hidden)} if options.network == "mlp" else {}
+    return NetworkSettings(name=options.network, width=options.width, **fields)
+
+
+def front_point(options: argparse.Namespace, trainer: Trainer, share: float) -> dict[str, Any]:
+    """Solve one budget from the trained posterior and evaluate what is left."""
+    plan = network_plan(network_settings(options), trainer.data.image_shape, len(trainer.data.classes))
+    dense = plan.params(Dense())
+    start = time.perf_counter()
+    removed, plain = compress_posterior(trainer, Budget(params=int(share * dense)))
+    point = {
+        "budget": share, **removed.record(), "share": removed.counts["params"] / dense,
+        "mult_adds_share": removed.counts["mult_adds"] / plan.mult_adds(Dense()),
+        "val_error": plain.evaluate("val")["error"], "test_error": plain.evaluate("test")["error"],
+        "mixed_val_error": mixed_precision_error(plain, removed.widths), "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    left = removed.settings
+    print(
+        f"  {share:.0%} of {dense:,}: {removed.counts['params']:,} parameters ({point['share']:.1%}), "
+        f"{point['mult_adds_share']:.1%} of the mult-adds, {removed.counts['bytes']:,} bytes, "
+        f"{removed.counts['mixed_bytes']:,} in mixed precision ({dense * 4 / removed.counts['mixed_bytes']:.0f} times "
+        f"fewer); validation error {point['val_error']:.2f} %, mixed {point['mixed_val_error']:.2f} %, test error "
+        f"{point['test_error']:.2f} %; threshold {removed.threshold:.2f}; "
+        f"{left.channels or (left.inputs, *left.hidden)}; {point['seconds']:.1f} s", flush=True,
+    )  # fmt: skip
+    return point
+
+
+def print_means(runs: list[dict[str, Any]]) -> None:
+    """Print the mean validation and test errors over the seeds, with their standard deviations."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for record in runs:
+        if record["finite"]:
+            rows.setdefault(record["method"], []).append((record["val_error"], record["test_error"]))
+            for point in record["front"]:
+                name = f"{record['method']}, {point['budget']:.0%} of the parameters"
+                rows.setdefault(name, []).append((point["val_error"], point["test_error"]))
+    for name, errors in rows.items():
+        words = []
+        for kind, values in zip(("validation", "test"), zip(*errors, strict=True), strict=True):
+            spread = f" +- {stdev(values):.2f}" if len(values) > 1 else ""
+            words.append(f"{kind} error {mean(values):.2f}{spread} %")
+        print(f"{name}: {', '.join(words)} ({len(errors)} seeds)")
+    diverged = [record for record in runs if not record["finite"]]
+    print(f"{len(runs) - len(diverged)} of {len(runs)} trainings had finite losses in all epochs")
+
+
+if __name__ == "__main__":
+    main()
