@@ -64,7 +64,9 @@ class RemovedNetwork:
 
 
 def remove_groups(trainer: Trainer, budget: Budget | None) -> RemovedNetwork:
-    """Remove groups of a trained variational network, and estimate its batch norms again.
+    """Remove groups of a trained variational network.
+
+    The batch norms of what is left are estimated again.
 
     The trainer is not changed, so that each of several budgets can be met from the same training.
 

@@ -69,7 +69,7 @@ def round_significand(weight: Tensor, bits: int) -> Tensor:
 
 
 def mixed_bytes(network: nn.Module, widths: Mapping[str, BitWidth]) -> int:
-    """Count the bytes of a network's weights in mixed precision, without any container.
+    """Count the bytes of a network's weights in mixed precision.
 
     Args:
         network: plain, after the removal.

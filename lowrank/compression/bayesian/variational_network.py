@@ -29,7 +29,9 @@ class VariationalSettings:
 
 
 def make_variational(network: nn.Module, method: Bayesian) -> dict[str, str]:
-    """Replace every plain convolution and linear map, in place, by the variational layer that begins at it.
+    """Replace plain convolutions and linear maps by variational ones, in place.
+
+    Each begins near the layer that it replaces.
 
     Args:
         network: any module; also its stem and the layer that gives the classes are replaced.

@@ -142,7 +142,7 @@ class VariationalLinear(VariationalLayer):
 
 
 class VariationalConv2d(VariationalLayer):
-    """A convolution with a group for each output channel; z also scales the bias, so that no group leaves a rest."""
+    """A convolution with a group for each output channel; z also scales the bias."""
 
     group_axis = 0
     groups, padding_mode, transposed = 1, "zeros", False  # what other code reads of an `nn.Conv2d`

@@ -14,7 +14,7 @@ from lowrank.layers.dense import Dense
 
 
 class Bayesian(Method):
-    """Variational layers in training; what is left of them after it is dense, with fewer channels.
+    """Variational layers in training, of which a smaller dense network is left.
 
     It counts as the dense layer: that is the posterior mean before any group is removed.
 

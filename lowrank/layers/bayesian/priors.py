@@ -67,9 +67,12 @@ class GroupScales(nn.Module, ABC):
 
 
 class NormalJeffreysScales(GroupScales):
-    """z ~ N(mean, variance) under the prior p(z) ~ 1 / |z|; the score of a group is log alpha.
+    """z ~ N(mean, variance) under the prior p(z) ~ 1 / |z|.
 
-    alpha is variance over squared mean: the noise of the group over its signal.
+    The score of a group is log alpha, with alpha the variance over the squared mean: its noise over its signal.
+
+    Args:
+        groups: G.
     """
 
     def __init__(self, groups: int):
@@ -101,7 +104,7 @@ class NormalJeffreysScales(GroupScales):
 
 
 class HorseshoeScales(GroupScales):
-    """z = s * t with half-Cauchy priors on the scale s of the layer and the scale t of each group.
+    """z = s * t, half-Cauchy scales of the layer and of each group.
 
     The square of a half-Cauchy number is a gamma number times an inverse gamma number; the posteriors of all four are
     log-normal, so that z is log-normal too. The score of a group is minus the log of the posterior's mode of z. Behind
@@ -111,15 +114,13 @@ class HorseshoeScales(GroupScales):
     Args:
         groups: G.
         scale: of the prior of s.
-
-    Attributes:
         is_normalised: whether a batch norm divides each group's outputs by their size.
     """
 
-    def __init__(self, groups: int, scale: float):
+    def __init__(self, groups: int, scale: float, *, is_normalised: bool = False):
         super().__init__(groups)
         self.log_squared_scale = 2 * math.log(scale)
-        self.is_normalised = False
+        self.is_normalised = is_normalised
         self.layer_gamma_location = nn.Parameter(torch.full((1,), self.log_squared_scale))
         self.layer_inverse_gamma_location = nn.Parameter(torch.zeros(1))
         self.gamma_location = nn.Parameter(torch.zeros(groups))
