@@ -16,13 +16,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import GraphModule
 
 from lowrank.distillation import Signals, Taps
 from lowrank.kernels import compile_graph, compile_obstacle
@@ -99,10 +99,7 @@ class CompiledForward:
         self._taps = Taps(template, taps)
         self._taps.__enter__()  # never left: nothing else uses the template
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
-
-        def backend(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-            return compile_graph(graph_module, inputs, processes=processes)
-
+        backend = compile_graph if processes == 1 else partial(compile_graph, processes=processes)
         self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=backend)
 
     def digest(self, images: Tensor) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -373,7 +374,7 @@ def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(
     """Trials of several processes say too that their training is not compiled, also those that diverge at once."""
 
     class Diverging:
-        epoch = 1
+        epoch, steps_taken = 1, None
 
         def train_epoch(self) -> dict[str, float]:
             raise DivergedError("training loss nan", epoch=1, step=3, layer="x")
@@ -389,12 +390,13 @@ def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(
 
         monkeypatch.setattr(group_worker, "make_trainer", make_trainer)
 
-    monkeypatch.setattr(group_worker, "load_trial_data", lambda *_: None)
+    monkeypatch.setattr(group_worker, "load_trial_data", lambda *_: SimpleNamespace(resident=True))
     ours, theirs = Pipe()
     worker = group_worker.GroupWorker(DataParallelGroup(0, 1), "cpu")
     threading.Thread(target=group_worker.serve, args=(worker, theirs), daemon=True).start()
     group = ProcessGroup.__new__(ProcessGroup)
     group._processes, group._pipes, group.count = [], [ours], 1
+    group._folder = tempfile.TemporaryDirectory()
     notices: list[str] = []
     make(Plain())
     group.build(None, None, CacheOptions(), notices.append)  # type: ignore[arg-type]
