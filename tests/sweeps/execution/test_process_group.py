@@ -370,7 +370,7 @@ def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_train
         check_process_shards(space, 4, 90)
 
 
-def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(monkeypatch):
+def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(tmp_path, monkeypatch):
     """Trials of several processes say too that their training is not compiled, also those that diverge at once."""
 
     class Diverging:
@@ -396,7 +396,7 @@ def test_what_the_user_should_know_of_a_group_comes_with_its_epoch_or_its_error(
     threading.Thread(target=group_worker.serve, args=(worker, theirs), daemon=True).start()
     group = ProcessGroup.__new__(ProcessGroup)
     group._processes, group._pipes, group.count = [], [ours], 1
-    group._folder = tempfile.TemporaryDirectory()
+    group._folder = SimpleNamespace(name=str(tmp_path))  # type: ignore[assignment]
     notices: list[str] = []
     make(Plain())
     group.build(None, None, CacheOptions(), notices.append)  # type: ignore[arg-type]
