@@ -12,7 +12,7 @@ from typing import Any
 
 from lowrank.data import absolute_data_name
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, validate_model, write_bytes, write_text
+from lowrank.utils import ExitCode, redact, validate_model, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
@@ -40,7 +40,7 @@ from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies,
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
 from sweeps.study.start import resume_study, start_study
-from sweeps.utils import dump_yaml, monotonic_time
+from sweeps.utils import dump_yaml, is_plain_name, monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
 _FIELD_OPTIONS = ("set", "data", "network", "keep", "only", "weights", "seed", "trials", "gpus_per_trial",
@@ -48,6 +48,8 @@ _FIELD_OPTIONS = ("set", "data", "network", "keep", "only", "weights", "seed", "
 # Of these the ones that a resume may change, which then holds for the studies that are not finished
 _CHANGEABLE_OPTIONS = ("trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing")
 _LISTS = ("set", "keep", "only")
+# Options that each study keeps by itself once it has begun; kept with the series for those that have not
+_BEGIN_OPTIONS = ("tracking_uri", "note", "tag", "group")
 
 
 def start_series(options: RunOptions) -> int:
@@ -72,6 +74,9 @@ def start_series(options: RunOptions) -> int:
     stored: dict[str, Any] = {
         name: value for name in _FIELD_OPTIONS if (value := getattr(options, name)) not in (None, (), [])
     }
+    stored |= {name: value for name in _BEGIN_OPTIONS if (value := getattr(options, name)) not in (None, (), [])}
+    if options.tracking_uri is not None:
+        stored["tracking_uri"] = redact(options.tracking_uri)  # without a password, which a resume must name again
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
     series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
     _store(folder, series, uri)
@@ -113,6 +118,8 @@ def is_resumable_series(options: RunOptions) -> bool:
     """
     folder = studies_root(options.storage, options.out) / str(options.resume)
     uri = storage_uri(options.storage)
+    if not is_plain_name(options.resume):
+        return False
     return (folder / SERIES_FILE).is_file() or (uri is not None and SERIES_FILE in Storage(uri, folder.name).names())
 
 
@@ -150,17 +157,26 @@ def resume_series(options: RunOptions) -> int:
             f"--resume goes on with the images that the series began with: --data must be {' or '.join(sorted(data))}, "
             f"but got {typed.data}"
         )
+    begin = {
+        name: getattr(typed, name) or stored["options"].get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS
+    }
     if changed:  # for the studies that are not begun in this run either
         stored["options"] |= changed
         _store(folder, stored, uri)
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):
             fetch_study(child_uri(uri, folder.name), name, folder)
-    return _run(members, folder, options, uri)
+    return _run(members, folder, options, uri, begin)
 
 
-def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: str | None) -> int:
-    """Run each study with an equal part of the remaining time; the next ones have what one does not use."""
+def _run(
+    members: list[SeriesMember], folder: Path, options: RunOptions, uri: str | None,
+    begin: Mapping[str, Any] | None = None,
+) -> int:  # fmt: skip
+    """Run each study with an equal part of the remaining time; the next ones have what one does not use.
+
+    `begin` are the options that a study begins with, where they are not those of `options`.
+    """
     limit = parse_time(options.time)
     started, codes = monotonic_time(), []
     for index, member in enumerate(members):
@@ -174,7 +190,10 @@ def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: st
         seconds = None if remaining is None else remaining / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
         storage = uri and child_uri(uri, folder.name)
-        codes.append(_run_member(member, folder, replace(options, out=folder, storage=storage), seconds))
+        member_options = replace(options, out=folder, storage=storage)
+        if not (folder / member.name / SPACE_FILE).is_file():
+            member_options = replace(member_options, **(begin or {}))
+        codes.append(_run_member(member, folder, member_options, seconds))
         if codes[-1] not in (ExitCode.DONE, NOTHING_COMPLETED, ExitCode.NOT_STORED):
             break
     records = {member.name: _record(folder / member.name) for member in members}

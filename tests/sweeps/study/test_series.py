@@ -178,3 +178,22 @@ def test_what_two_studies_share_is_trained_once_and_in_the_tables_and_mlflow_of_
         assert (trial.adopted["study"], trial.val_error) == ("one", one.trials[name].val_error)
         assert trial.attempts == []
     assert load_from_mlflow(f"sqlite:///{out}/both/two/mlflow.db", "two").trials == two.trials
+
+
+def test_a_study_that_begins_at_a_resume_begins_with_the_options_of_the_series(runs, monkeypatch, tmp_path):
+    """Its records do not go to another store, and it is not left out of a group."""
+    begun = []
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_series, "start_study", lambda space, options: begun.append(options) or 130)
+    options = ["--tracking-uri", "http://me:secret@host", "--note", "of the team", "--tag", "a=b", "--group", "chapter"]
+    assert main(["--space", "both.yaml", *options]) == 130
+    assert "secret" not in (tmp_path / "studies" / "both" / "series.yaml").read_text()
+    assert main(["--resume", "both"]) == 130
+    assert main(["--resume", "both", "--tracking-uri", "http://me:secret@host", "--note", "later"]) == 130
+    options_of_studies = [(study.tracking_uri, study.note, list(study.tag), study.group) for study in begun]
+    assert options_of_studies == [
+        ("http://me:secret@host", "of the team", ["a=b"], "chapter"),
+        ("http://me:***@host", "of the team", ["a=b"], "chapter"),  # which a study refuses without the password
+        ("http://me:secret@host", "later", ["a=b"], "chapter"),
+    ]
