@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks import add_network_options, network_from_options
-from lowrank.utils import OneLineParser, redact_arguments, run_command, validate_model
+from lowrank.utils import OneLineParser, absolute_path, redact_arguments, run_command, validate_model
 
 if TYPE_CHECKING:
     from lowrank.deployment import CompressConfig
@@ -156,6 +156,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     if options.weights == PUBLISHED:
         fields["network"].setdefault("weights", PUBLISHED)
     elif options.weights != NETWORK_WEIGHTS:
+        absolute_path(options.weights, "--weights")
         weights = Path(options.weights)
         if not weights.exists():
             raise InputError(

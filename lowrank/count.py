@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from lowrank.compression import CONVENTIONS
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from lowrank.layers import METHODS, make_method, method_class
 from lowrank.networks import (
     ImageShape,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lowrank.compression import NetworkCount
     from lowrank.layers import Method
 
+MAX_CLASSES = 1_000_000
 METHOD_FIELDS = ("dims", "rank_scale", "groups", "layers", "blocks", "share_of", "bias")  # each has an option
 SIZE_OPTIONS = ("rank_scale", "scale", "groups", "layers")  # what a budget solves
 
@@ -109,8 +110,8 @@ def run(options: argparse.Namespace) -> NetworkCount:
     if options.image is not None:
         image = parse_image(options.image)
     if options.classes is not None:
-        if options.classes < 1:
-            raise InputError(f"`--classes` must be at least 1, but got {options.classes}")
+        if not 1 <= options.classes <= MAX_CLASSES:
+            raise InputError(f"`--classes` must be from 1 to {MAX_CLASSES:,}, but got {show_value(options.classes)}")
         classes = options.classes
     only = tuple(options.only) if options.only else None
     network = network_from_options(

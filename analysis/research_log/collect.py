@@ -23,6 +23,7 @@ from analysis.research_log.study_entries import study_entries
 from analysis.sources import load_typed_notes
 from analysis.utils import silent
 from lowrank.errors import InputError
+from lowrank.utils import absolute_path
 from sweeps.records import (
     StudyEvents,
     StudyHeader,
@@ -76,6 +77,7 @@ def find_sources(names: Sequence[str], studies: Path, teachers: Path) -> LogSour
         )
     kinds: dict[str, list[Path]] = {"studies": [], "teachers": [], "compressed": []}
     for name in dict.fromkeys(names):
+        absolute_path(name, "the study")
         folder = Path(name)
         if (folder / TEACHER_FILE).is_file():
             kinds["teachers"].append(folder)

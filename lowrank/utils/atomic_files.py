@@ -24,6 +24,7 @@ from typing import IO, Any
 from lowrank.errors import InputError, show_value
 
 TEMPORARY_SUFFIX = ".tmp"
+MAX_FOLDERS = 200  # of a path, so that making them one within the other stays far below Python's limit of recursion
 MAX_AGE_SECONDS = 3600.0  # an older temporary file of another host is taken for one whose writer was killed
 _MAX_NAME = 120  # characters of the target's name in the temporary one; file systems end at 255
 _TEMPORARY_NAME = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{12}\.tmp")
@@ -296,8 +297,8 @@ def absolute_path(path: str | Path, what: str = "the path") -> Path:
         The absolute path.
 
     Raises:
-        InputError: no file can have this path: it has a NUL or a name that is too long, or begins with the home of a
-            user who is unknown here.
+        InputError: no file can have this path: it has a NUL or a name that is too long, leads through more than
+            MAX_FOLDERS folders, or begins with the home of a user who is unknown here.
     """
     try:
         absolute = Path(path).expanduser().resolve()
@@ -309,4 +310,9 @@ def absolute_path(path: str | Path, what: str = "the path") -> Path:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise InputError(f"{what} {show_value(str(path))} cannot be a path: {error.strerror}") from error
+    if len(absolute.parts) > MAX_FOLDERS:
+        raise InputError(
+            f"{what} must lead through at most {MAX_FOLDERS} folders, but got {len(absolute.parts):,} in "
+            f"{show_value(str(path))}"
+        )
     return absolute

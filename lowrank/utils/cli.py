@@ -9,9 +9,11 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
+from lowrank.utils.atomic_files import absolute_path
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -67,6 +69,11 @@ class OneLineParser(argparse.ArgumentParser):
         # An unset variable: --storage "$BUCKET". A flag whose value may be left out has its constant instead
         if not arg_string and action.option_strings and arg_string != action.const:
             raise argparse.ArgumentError(action, "must not be empty")
+        if action.type is Path:
+            try:
+                absolute_path(arg_string)
+            except InputError as error:
+                raise argparse.ArgumentError(action, str(error)) from error
         return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:

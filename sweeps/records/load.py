@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError, unknown
-from lowrank.utils import first_line
+from lowrank.utils import absolute_path, first_line
 from sweeps.records.annotations import GROUP_TAG
 from sweeps.records.events import Event, Status
 from sweeps.records.fronts import completed_trials
@@ -79,6 +79,7 @@ def find_study(name: str, root: Path = STUDIES_FOLDER) -> Path:
     Raises:
         InputError: there is no such study; the text lists those there are.
     """
+    absolute_path(name, "the study")
     for folder in (Path(name), root / name):
         if is_study(folder):
             return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +16,7 @@ from lowrank.utils import absolute_path, nearest_existing, validate_model, write
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
 from sweeps.space import DEFAULT_OUT, StoredOptions, read_yaml
-from sweeps.utils import NAME_RULE, check_plain_name, dump_yaml, is_uri
+from sweeps.utils import check_plain_name, dump_yaml, is_plain_name, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
 
@@ -215,7 +214,7 @@ def find_study_folder(root: Path, name: str) -> Path:
     Raises:
         InputError: there is no such study; the text lists those there are.
     """
-    if not re.fullmatch(NAME_RULE, name) or not (root / name / SPACE_FILE).is_file():
+    if not is_plain_name(name) or not (root / name / SPACE_FILE).is_file():
         raise InputError(f"no study {name!r} in {root}; choose from: {study_names(root)}")
     return root / name
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowrank.errors import InputError
 from lowrank.utils import OneLineParser, absolute_path
 from sweeps.space import AUTO, DEFAULT_OUT, GPU_SHARING, RunOptions
 from sweeps.utils import PROCESS_START, monotonic_time
@@ -128,7 +129,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _absolute_path(text: str) -> str:
-    return str(absolute_path(text, "--weights"))
+    try:
+        return str(absolute_path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _gpu_share(text: str) -> float | str:

@@ -61,7 +61,7 @@ from sweeps.trials import (
     resolve_teacher,
     with_teacher_name,
 )
-from sweeps.utils import load_yaml, monotonic_time
+from sweeps.utils import is_plain_name, load_yaml, monotonic_time
 
 # What of space.yaml may be changed before a study is resumed: it changes no trial
 CHANGEABLE = ("question", "resources", "answer", "search.trials", "search.time", "search.repeat")
@@ -297,6 +297,8 @@ def _find_study(options: RunOptions) -> tuple[Path, str | None]:
     """Find the study to resume: its folder, which may be missing if it is stored, and the URI of its storage."""
     name = str(options.resume)
     root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
+    if not is_plain_name(name):
+        return find_study_folder(root, name), uri  # which says what studies there are
     if uri is None and (root / name / SPACE_FILE).is_file():
         uri = read_space_file(find_study_folder(root, name))[1].storage
     return stored_study_folder(uri, name, root) if uri is not None else find_study_folder(root, name), uri

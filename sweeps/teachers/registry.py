@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank.distillation import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, read_record, teacher_names
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from lowrank.utils import LockedError, file_hash, first_line, hold_lock, sync, write_text
 from sweeps.records import MLFLOW_FILE
 from sweeps.tracking import MESSAGE_LENGTH, make_client, milliseconds, outages, quiet_mlflow
+from sweeps.utils import is_plain_name
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -119,9 +120,11 @@ def read_teacher(root: Path, name: str) -> TeacherRecord:
     Raises:
         InputError: there is no such teacher; the message lists those there are.
     """
-    record = read_record(root / name / RECORD_FILE)
+    record = read_record(root / name / RECORD_FILE) if is_plain_name(name) else None
     if record is None:
-        raise InputError(f"no teacher {name!r} in {root}; there are: {', '.join(teacher_names(root)) or 'none yet'}")
+        raise InputError(
+            f"no teacher {show_value(name)} in {root}; there are: {', '.join(teacher_names(root)) or 'none yet'}"
+        )
     return record
 
 

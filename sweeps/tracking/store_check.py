@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
 from lowrank.utils import first_line, redact
-from sweeps.records import JOURNAL_FILE, Event, JournalReader, mlflow_names as names
+from sweeps.records import JOURNAL_FILE, Event, JournalReader, StudyHeader, mlflow_names as names
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, is_denial, outages, quiet_mlflow, sqlite_path
 
 if TYPE_CHECKING:
@@ -78,4 +78,4 @@ def _own_key(study_dir: Path) -> str:
     if not path.exists():
         return ""
     header = next((line.event for line in JournalReader(path).scan() if line.event.get("event") == Event.STUDY), None)
-    return "" if header is None else names.study_key(header)
+    return "" if header is None else names.study_key(StudyHeader.parse(header))

@@ -12,7 +12,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from sweeps.utils.clock import PROCESS_START as PROCESS_START, Clock as Clock, monotonic_time as monotonic_time
     from sweeps.utils.duration import format_duration as format_duration
-    from sweeps.utils.plain_names import NAME_RULE as NAME_RULE, check_plain_name as check_plain_name
+    from sweeps.utils.plain_names import check_plain_name as check_plain_name, is_plain_name as is_plain_name
     from sweeps.utils.plain_yaml import (
         MAX_BYTES as MAX_BYTES,
         YamlError as YamlError,
@@ -35,7 +35,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "clock": "Clock PROCESS_START monotonic_time",
         "duration": "format_duration",
-        "plain_names": "NAME_RULE check_plain_name",
+        "plain_names": "check_plain_name is_plain_name",
         "plain_yaml": "MAX_BYTES YamlError dump_yaml load_yaml",
         "process_ids": "has_ended process_identity",
         "provenance": "command hardware versions",
