@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from lowrank.compression.file_size import (
         FileSizeCalculator as FileSizeCalculator,
         measure_file_size as measure_file_size,
+        safetensors_size as safetensors_size,
     )
     from lowrank.compression.from_trained.allocation import (
         Candidate as Candidate,
@@ -140,7 +141,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "budget": "Budget solve solve_allocation solve_width",
         "count_report": "NetworkCount count_network format_count",
         "counting_conventions": "CONVENTIONS",
-        "file_size": "FileSizeCalculator measure_file_size",
+        "file_size": "FileSizeCalculator measure_file_size safetensors_size",
         "from_trained.allocation": (
             "Candidate allocate divergence efficient energy_candidates measured_candidates probe_places"
         ),

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import check_classifier, find_trained_weights, list_layers
+from lowrank.compression import check_classifier, find_trained_weights, list_layers, safetensors_size
 from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data
 from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
@@ -431,15 +431,21 @@ def _write_one(
     failed += export.problems
     latencies = measure_latency({"given": dense.cpu().eval(), "compressed": network}, data.image_shape, step=steps)
     done = replace(outcome, network=network, latencies=tuple(latencies), files=export.files)
+    sizes = {"given": _file_bytes(dense), "compressed": _file_bytes(network)}
     write_text(folder / REPORT_FILE, json.dumps(done.as_dict(), indent=1) + "\n")
     write_text(folder / PREPROCESSING_FILE, expected.model_dump_json(indent=1) + "\n")
-    write_text(folder / CARD_FILE, render_card(_card(done, config, data, specification, expected, export)))
+    write_text(folder / CARD_FILE, render_card(_card(done, config, data, specification, expected, export, sizes)))
     return done
+
+
+def _file_bytes(network: nn.Module) -> int:
+    """The size of a network's weights as a safetensors file without metadata."""
+    return safetensors_size({name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()})
 
 
 def _card(
     outcome: Outcome, config: CompressConfig, data: ImageData, specification: ModelSpecification,
-    preprocessing: ImagePreprocessing, export: Export,
+    preprocessing: ImagePreprocessing, export: Export, sizes: dict[str, int],
 ) -> CardContent:  # fmt: skip
     """What the card says: the files' own error, then the tables that are printed too."""
     small, part = outcome.compressed, {"val": "validation", "test": "test"}[config.report_on]
@@ -455,7 +461,8 @@ def _card(
             f"{config.weights_name} by python -m lowrank.compress."
         ],
         images=f"the {images}", specification=specification, preprocessing=preprocessing, export=export,
-        latencies=outcome.latencies, machine=describe_machine(), date=today(),
+        latencies=outcome.latencies, sizes=sizes, machine=describe_machine(), date=today(),
+        mult_adds={"given": small.dense_mult_adds, "compressed": small.mult_adds},
         sections={"Before and after": escape("\n".join(table).strip(), quote=False)},
     )  # fmt: skip
 

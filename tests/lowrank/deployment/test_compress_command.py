@@ -90,6 +90,11 @@ def test_every_file_gives_the_same_network(folder) -> None:
     assert card.splitlines()[2].startswith("Error of these files: ")
     for part in ("| parameters", "opset 20 and IR version 9", "then the mean is subtracted", '["0", "1", "2"'):
         assert part in card
+    row = next(line for line in card.splitlines() if line.startswith("| compressed | "))
+    size, mult_adds = (int(cell.replace(",", "")) for cell in row.split(" | ")[1:3])
+    metadata = (folder / "factorised.safetensors").stat().st_size - size
+    assert 0 < metadata < 8_000  # of the specification, beside the tensors
+    assert mult_adds == report["mult_adds"]
 
 
 def test_the_run_leaves_a_record_for_the_log(folder) -> None:
