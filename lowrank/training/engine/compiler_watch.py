@@ -72,7 +72,7 @@ class _Watch:
         return int(processor_times([os.getpid()])[os.getpid()] / self._step)
 
     def _kill(self) -> None:
-        others = {process.pid for process in multiprocessing.active_children()}
+        others = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
         for pid in child_processes(os.getpid(), without=others):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
