@@ -13,6 +13,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from sweeps.execution.callbacks import ExecutionConfig as ExecutionConfig
     from sweeps.execution.initial_weights import set_initial_weights as set_initial_weights
+    from sweeps.execution.spread_benchmark import measure_on_cards as measure_on_cards
     from sweeps.execution.tuner import run_search as run_search
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "callbacks": "ExecutionConfig",
         "initial_weights": "set_initial_weights",
+        "spread_benchmark": "measure_on_cards",
         "tuner": "run_search",
     },
 )

@@ -12,6 +12,7 @@ import gc
 import os
 import pickle
 import sys
+import time
 import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -33,6 +34,7 @@ from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer
 
+MEASURED_STEPS, MEASURED_ROUNDS = 50, 3  # of a trial whose speed is asked for
 # For another process, which may compile for minutes before the step in which this one waits for it
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Kinds of errors
@@ -68,6 +70,23 @@ class GroupWorker:
         self._trainer = make_trainer(specification, data, self.device, find_teacher, group, self.notices.append)
         loader_seconds = 0.0 if data.resident else data.settings.loader_seconds  # within which a loader may come back
         self._watch = StepWatch(max(HANG_SECONDS, loader_seconds))
+
+    def measure(self, specification: TrialSpec, data_dir: str | None) -> float:
+        """Train some steps of a trial, whose teacher answers at once; returns images per second of all processes."""
+        from sweeps.resources import LEARNING_RATE, WARM_UP_STEPS, trainer_maker  # training needs no Optuna
+
+        self.free_trainer()
+        specification = specification.with_train(lr=LEARNING_RATE)
+        data = self.data = load_trial_data(specification, data_dir)
+        group = self.group if self.group.count > 1 else None
+        trainer = trainer_maker(specification, data, torch.device(self.device), group)(specification.train.batch_size)
+        trainer.train_steps(limit=WARM_UP_STEPS)
+        steps, seconds = min(MEASURED_STEPS, trainer.steps_per_epoch), []
+        for _ in range(MEASURED_ROUNDS):
+            began = time.perf_counter()
+            trainer.train_steps(limit=steps)  # ends with a read that waits for the device
+            seconds.append(time.perf_counter() - began)
+        return steps * min(trainer.recipe.batch_size, len(data.train)) / min(seconds)
 
     def goes_on(self) -> bool:
         """Say whether the training goes on; called by another thread."""

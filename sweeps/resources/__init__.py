@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from sweeps.resources.configurations import (
+        LEARNING_RATE as LEARNING_RATE,
+        WARM_UP_STEPS as WARM_UP_STEPS,
+        trainer_maker as trainer_maker,
+    )
     from sweeps.resources.memory_probe import probe_space as probe_space
     from sweeps.resources.mps import PROCESSES as PROCESSES, set_mps_environment as set_mps_environment
+    from sweeps.resources.packing_benchmark import ANSWER_SECONDS as ANSWER_SECONDS, POLL_SECONDS as POLL_SECONDS
     from sweeps.resources.shares import Cluster as Cluster, Share as Share, share_for as share_for
     from sweeps.resources.slots import ResourcePlanner as ResourcePlanner, TrialResources as TrialResources
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "configurations": "LEARNING_RATE WARM_UP_STEPS trainer_maker",
         "memory_probe": "probe_space",
         "mps": "PROCESSES set_mps_environment",
+        "packing_benchmark": "ANSWER_SECONDS POLL_SECONDS",
         "shares": "Cluster Share share_for",
         "slots": "ResourcePlanner TrialResources",
     },

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from lowrank.data import ImageData
 from lowrank.distillation import Signals, Sizes, Teacher, common_sizes, tap_sizes
 from lowrank.errors import InfeasibleError
-from lowrank.training import MakeTrainer, Trainer
+from lowrank.training import DataParallelGroup, MakeTrainer, Trainer
 from sweeps.records import Trial, TrialSpec
 from sweeps.space import TEACHER_SECTION, Space, Value
 from sweeps.trials import Resolver, make_trainer, reachable_strata
 
+WARM_UP_STEPS = 10  # of a trial whose speed is measured
+LEARNING_RATE = 1e-6  # its first steps are repeated more often than the recipe means: nothing may diverge
 SAMPLES = 3  # of each stratum, where the space is no grid
 STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")
 
@@ -41,6 +43,22 @@ def distinct_trials(space: Space, resolver: Resolver) -> list[Trial]:
     for trial in resolver.references()[0]:
         trials.setdefault(configuration(trial.specification), trial)
     return sorted(trials.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
+
+
+def typical_and_largest(space: Space, resolver: Resolver) -> tuple[Trial, Trial]:
+    """Choose the trials that stand for a study in measurements.
+
+    Args:
+        space: the study's space.
+        resolver: makes its trials.
+
+    Returns:
+        The searched trial of the middle size, and the largest trial of all.
+    """
+    trials = distinct_trials(space, resolver)
+    references = {trial.trial_id for trial in resolver.references()[0]}
+    searched = [trial for trial in trials if trial.trial_id not in references] or trials
+    return searched[len(searched) // 2], trials[-1]
 
 
 def configuration(specification: TrialSpec) -> str:
@@ -90,13 +108,16 @@ class SilentTeacher:
         return Signals(torch.zeros(count, self._classes, device=images.device), maps)
 
 
-def trainer_maker(specification: TrialSpec, data: ImageData, device: torch.device) -> MakeTrainer:
+def trainer_maker(
+    specification: TrialSpec, data: ImageData, device: torch.device, group: DataParallelGroup | None = None
+) -> MakeTrainer:  # fmt: skip
     """Return what makes a specification's trainer at any batch size, with a teacher that answers at once.
 
     Args:
         specification: of a trial.
         data: its data set.
         device: where it trains.
+        group: the processes that share each batch; None for this process alone.
 
     Returns:
         A function of the batch size, which is cut to the training split.
@@ -111,7 +132,7 @@ def trainer_maker(specification: TrialSpec, data: ImageData, device: torch.devic
 
     def make(batch_size: int) -> Trainer:
         cut = specification.with_train(batch_size=min(batch_size, len(data.train)))
-        return make_trainer(cut, data, device.type, find_teacher)
+        return make_trainer(cut, data, device.type, find_teacher, group)
 
     return make
 

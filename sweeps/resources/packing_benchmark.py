@@ -26,7 +26,15 @@ from lowrank.training import MakeTrainer, Trainer, measure_step
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
 from sweeps.records import FIT_FOLDER, FITS, Event, Journal, StudyRecord, Trial, TrialSpec, apply_event
-from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
+from sweeps.resources.configurations import (
+    LEARNING_RATE,
+    WARM_UP_STEPS,
+    configuration,
+    device_name,
+    distinct_trials,
+    trainer_maker,
+    typical_and_largest,
+)
 from sweeps.resources.gpu_packing import (
     COUNTS,
     Limit,
@@ -45,9 +53,7 @@ from sweeps.trials import Resolver, load_trial_data
 from sweeps.utils import raise_if_interrupted
 
 MEASURE_SECONDS = 3.0  # of training, for each number of trials
-WARM_UP_STEPS = 10
 STEPS_PER_CHECK = 50  # between two looks at the clock
-LEARNING_RATE = 1e-6  # the first steps are repeated more often than the recipe means: nothing may diverge
 POLL_SECONDS = 0.3
 ANSWER_SECONDS = 1800.0  # for a card to come, or for trainers to compile and to train
 NOTICE_SECONDS = 10.0  # without a card, after which a line is printed
@@ -330,10 +336,7 @@ def measure_packing(
     Returns:
         The best packing; and the fields of the event that say with which trial, card and memory peak.
     """
-    trials = distinct_trials(space, resolver)
-    references = {trial.trial_id for trial in resolver.references()[0]}
-    searched = [trial for trial in trials if trial.trial_id not in references] or trials
-    typical, largest = searched[len(searched) // 2], trials[-1]
+    typical, largest = typical_and_largest(space, resolver)
     max_trainers = max(count for count in COUNTS if count <= limit.trials)
     packings: list[Packing] = []
     details: dict[str, Any] = {"measured": typical.trial_id}
@@ -346,7 +349,7 @@ def measure_packing(
             if not packings:
                 question = f"how many trials a card? Tried with {_describe(typical)} on {card}"
                 print(f"gpus_per_trial auto: {question}", flush=True)
-                peak_mb = probed_peak(folder.parent, (folder.name, space.name), trials, card)
+                peak_mb = probed_peak(folder.parent, (folder.name, space.name), distinct_trials(space, resolver), card)
                 # The journal's words stay as the first studies wrote them
                 source = "dry run" if peak_mb is None else "--fit"
                 details |= {"card": card, "card_mb": card_mb, "peak_from": source}

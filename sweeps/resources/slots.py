@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.records import Journal, StudyRecord
+from lowrank.errors import InputError
+from sweeps.records import Journal, StudyRecord, Trial
+from sweeps.resources.configurations import typical_and_largest
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
-from sweeps.resources.shares import Share, larger_share, read_cluster, share_for
-from sweeps.space import AUTO, Space
+from sweeps.resources.shares import Share, choose_share, larger_share, read_cluster, share_for
+from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
+from sweeps.space import AUTO, Space, check_process_shards
 from sweeps.trials import Resolver
 
 SharingModes = Mapping[str, Mapping[str, str]]  # from the name of a mode to the environment that it needs
+# From a trial, the folder of data sets, CPUs of a trial and the most cards
+MeasureTrialOnCards = Callable[[Trial, Path | None, float, int], MeasureCards]
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,20 @@ class TrialResources:
     """What each trial of a study holds.
 
     `share` is that of a first attempt, `larger` that of a second one after memory ran out (None: there is no larger
-    one), `sharing` the name of the sharing mode and the environment that it needs.
+    one), `sharing` the name of the sharing mode and the environment that it needs, `spreading` what was measured before
+    a trial was given several cards.
     """
 
     share: Share
     larger: Share | None
     sharing: tuple[str, Mapping[str, str]]
+    spreading: Spreading | None = None
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the journal's event."""
         share = self.share
-        return {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}
+        event = {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}
+        return event if self.spreading is None else {**event, "spreading": self.spreading.to_event()}
 
 
 class ResourcePlanner:
@@ -72,9 +80,12 @@ class ResourcePlanner:
         )
 
     def resolve(
-        self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, modes: SharingModes
-    ) -> TrialResources:
-        """Decide what each trial holds; measured if the space says `auto`.
+        self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, modes: SharingModes,
+        measure_on_cards: MeasureTrialOnCards,
+    ) -> TrialResources:  # fmt: skip
+        """Decide what each trial holds; measured if the space says `auto`, or asks for several cards a trial.
+
+        Prints what was measured.
 
         Args:
             resolver: makes the trials to measure with.
@@ -82,6 +93,7 @@ class ResourcePlanner:
             record: of the study; an earlier measurement on such cards is used again.
             data_dir: folder of data sets.
             modes: the modes of sharing a card to choose from.
+            measure_on_cards: returns what measures a trial on one card and on several.
 
         Returns:
             The resources of each trial.
@@ -93,4 +105,37 @@ class ResourcePlanner:
             )  # fmt: skip
             share = share_for(self._space.resources, self._cluster, self._trials, self._require_gpus, packing.gpus)
             mode = packing.sharing
-        return TrialResources(share, larger_share(share, self._cluster, self._trials), (mode, modes[mode]))
+        share, spreading = self._spread(share, resolver, data_dir, measure_on_cards)
+        larger = larger_share(share, self._cluster, self._trials)
+        return TrialResources(share, larger, (mode, modes[mode]), spreading)
+
+    def _spread(
+        self, share: Share, resolver: Resolver, data_dir: Path | None, measure_on_cards: MeasureTrialOnCards
+    ) -> tuple[Share, Spreading | None]:  # fmt: skip
+        """Give each trial several cards if that is worth it: as asked or, by `auto`, where each can have several."""
+        cards = self._spare_cards(share, resolver) if self.measured else int(share.gpus)
+        if cards < 2:
+            return share, None
+        settings = self._space.resources
+        typical, _ = typical_and_largest(self._space, resolver)
+        print(f"{cards} cards for each trial: measured with one trial on one card and on {cards}", flush=True)
+        spreading = choose_cards(measure_on_cards(typical, data_dir, settings.cpus_per_trial, cards), cards)
+        print(spreading, flush=True)
+        share = choose_share(
+            self._cluster, cpus=settings.cpus_per_trial, gpus=spreading.cards, trials=self._trials,
+            max_concurrent=settings.max_concurrent,
+        )  # fmt: skip
+        return share, spreading
+
+    def _spare_cards(self, share: Share, resolver: Resolver) -> int:
+        """Count the cards of one machine that each trial could have, if all trials run at once."""
+        if share.gpus < 1 or share.concurrent < self._trials:
+            return 1
+        most = int(min(self._cluster.max_gpus, self._cluster.gpus // self._trials))
+        for cards in range(most, 1, -1):
+            try:
+                check_process_shards(self._space, cards, len(resolver.data.train))
+            except InputError:  # a batch that so many processes cannot share evenly
+                continue
+            return cards
+        return 1

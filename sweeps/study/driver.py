@@ -118,6 +118,7 @@ def run_study(
     """
     # Ray takes seconds to import: only after the input has been checked
     from sweeps.cluster import connect
+    from sweeps.execution import measure_on_cards
     from sweeps.resources import ResourcePlanner
 
     resolver.use_folder(config.folder)
@@ -160,7 +161,7 @@ def run_study(
                 if count := proposer.restore(record.trials.values(), strata):
                     print(f"{count} proposals added to Optuna's record from the journal", flush=True)
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            resources = planner.resolve(resolver, journal, record, config.data_dir, modes)
+            resources = planner.resolve(resolver, journal, record, config.data_dir, modes, measure_on_cards)
             event = journal.append(
                 Event.RESOURCES, sync=True, since=monotonic_time() - config.began, **resources.as_event()
             )

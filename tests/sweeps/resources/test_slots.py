@@ -13,6 +13,7 @@ from sweeps.resources.gpu_packing import Limit, Throughput, choose_count
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.shares import Cluster, Share
 from sweeps.resources.slots import ResourcePlanner
+from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
 from sweeps.space.parse import parse_space
 
 NO_CARDS = Cluster(cpus=4, gpus=0, max_cpus=4, max_gpus=0)
@@ -20,13 +21,17 @@ CARDS = Cluster(cpus=32, gpus=2, max_cpus=16, max_gpus=1)
 Planners = Callable[..., ResourcePlanner]
 
 
+def measure_nothing(*arguments: Any) -> MeasureCards:
+    pytest.fail("there is nothing to measure")
+
+
 @pytest.fixture
 def planner(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Planners:
     """Plans for 24 trials of a space on a cluster, without Ray."""
 
-    def make(cluster: Cluster, **resources: Any) -> ResourcePlanner:
+    def make(cluster: Cluster, trials: int = 24, **resources: Any) -> ResourcePlanner:
         monkeypatch.setattr(slots, "read_cluster", lambda: cluster)
-        return ResourcePlanner(parse_space("small", {**content, "resources": resources}), 24, require_gpus=False)
+        return ResourcePlanner(parse_space("small", {**content, "resources": resources}), trials, require_gpus=False)
 
     return make
 
@@ -36,7 +41,7 @@ def test_where_there_is_no_card_auto_says_so_and_measures_nothing(planner, resol
     assert capsys.readouterr().out == "gpus_per_trial auto: there is no GPU here, so trials run on CPUs\n"
     monkeypatch.setattr(slots, "choose_packing", lambda *_: pytest.fail("there is nothing to measure"))
     with planned.sharing_modes(None) as modes:
-        resources = planned.resolve(resolver, None, StudyRecord(), None, modes)
+        resources = planned.resolve(resolver, None, StudyRecord(), None, modes, measure_nothing)
     assert (resources.share, resources.larger) == (Share(1, 0, 4), Share(2, 0, 2))
     assert resources.sharing == (PROCESSES, {})
     assert resources.as_event() == {"slots": 4, "cpus": 1, "gpus": 0, "sharing": "processes"}
@@ -47,7 +52,8 @@ def test_auto_gives_each_trial_the_share_and_the_mode_that_were_measured(planner
     monkeypatch.setattr(slots, "choose_packing", lambda *_: packing)
     planned = planner(CARDS, gpus_per_trial="auto")
     assert planned.share.gpus == 1  # a whole card until it is measured
-    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}, MPS: {"PIPE": "here"}})
+    modes = {PROCESSES: {}, MPS: {"PIPE": "here"}}
+    resources = planned.resolve(resolver, None, StudyRecord(), None, modes, measure_nothing)
     assert (resources.share, resources.larger) == (Share(1, 0.25, 8), Share(1, 0.5, 4))
     assert resources.sharing == (MPS, {"PIPE": "here"})
     assert resources.as_event() == {"slots": 8, "cpus": 1, "gpus": 0.25, "sharing": "mps"}
@@ -69,3 +75,49 @@ def test_the_service_is_only_asked_for_where_trials_share_a_card(planner, capsys
     with planner(cluster, **resources).sharing_modes("head:6379") as modes:
         assert modes == {PROCESSES: {}}
     assert capsys.readouterr().out.count("no multi-process service (it is started on this machine alone") == lines
+
+
+FOUR_CARDS = Cluster(cpus=32, gpus=4, max_cpus=32, max_gpus=4)
+
+
+def speeds(**by_count: float) -> Callable[..., MeasureCards]:
+    """What measures a trial: images per second by the number of cards."""
+
+    def measure_on_cards(trial: Any, data_dir: Any, cpus: float, cards: int) -> MeasureCards:
+        return lambda count: by_count[f"on_{count}"]
+
+    return measure_on_cards
+
+
+def test_a_trial_has_the_cards_it_asks_for_where_they_are_faster_than_one(planner, resolver, capsys):
+    planned = planner(FOUR_CARDS, gpus_per_trial=2)
+    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, speeds(on_1=100.0, on_2=160.0))
+    assert resources.share == Share(1, 2, 2, 2)
+    assert resources.as_event()["spreading"] == {"cards": 2, "tried": 2, "one": 100.0, "several": 160.0}
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "each trial gets 2 cards: 2 cards train 160 images/s, one card trains 100"
+    )
+
+
+def test_a_trial_that_would_be_slower_on_several_cards_gets_one(planner, resolver, capsys):
+    planned = planner(FOUR_CARDS, gpus_per_trial=2)
+    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, speeds(on_1=100.0, on_2=90.0))
+    assert resources.share == Share(1, 1, 4)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "each trial gets one card, not 2: 2 cards train 90 images/s, one card trains 100"
+    )
+
+
+def test_a_trial_that_does_not_fit_on_one_card_gets_several():
+    assert choose_cards(lambda count: 0.0 if count == 1 else 50.0, 2) == Spreading(2, 2, 0.0, 50.0)
+
+
+@pytest.mark.parametrize(("trials", "cards"), [(1, 4), (2, 2), (3, 1), (24, 1)])
+def test_auto_spreads_trials_over_the_cards_that_would_have_none(planner, resolver, monkeypatch, trials, cards):
+    packing = choose_count(lambda count: Throughput(count, 100.0), Limit(1, "1"), None, None)
+    monkeypatch.setattr(slots, "choose_packing", lambda *_: packing)
+    planned = planner(FOUR_CARDS, trials, gpus_per_trial="auto")
+    measure = measure_nothing if cards == 1 else speeds(on_1=100.0, on_2=180.0, on_4=300.0)
+    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure)
+    assert (resources.share.gpus, resources.share.processes) == (cards, cards)
+    assert resources.share.concurrent == min(trials, 4)
