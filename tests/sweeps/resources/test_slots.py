@@ -29,9 +29,10 @@ def measure_nothing(*arguments: Any) -> MeasureCards:
 def planner(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Planners:
     """Plans for 24 trials of a space on a cluster, without Ray."""
 
-    def make(cluster: Cluster, trials: int = 24, **resources: Any) -> ResourcePlanner:
-        monkeypatch.setattr(slots, "read_cluster", lambda: cluster)
-        return ResourcePlanner(parse_space("small", {**content, "resources": resources}), trials, require_gpus=False)
+    def make(cluster: Cluster, trials: int = 24, address: str | None = None, **resources: Any) -> ResourcePlanner:
+        monkeypatch.setattr(slots, "read_cluster", lambda autoscaled: cluster)
+        space = parse_space("small", {**content, "resources": resources})
+        return ResourcePlanner(space, trials, require_gpus=False, address=address)
 
     return make
 
@@ -40,7 +41,7 @@ def test_where_there_is_no_card_auto_says_so_and_measures_nothing(planner, resol
     planned = planner(NO_CARDS, gpus_per_trial="auto")
     assert capsys.readouterr().out == "gpus_per_trial auto: there is no GPU here, so trials run on CPUs\n"
     monkeypatch.setattr(slots, "choose_packing", lambda *_: pytest.fail("there is nothing to measure"))
-    with planned.sharing_modes(None) as modes:
+    with planned.sharing_modes() as modes:
         resources = planned.resolve(resolver, None, StudyRecord(), None, modes, measure_nothing)
     assert (resources.share, resources.larger) == (Share(1, 0, 4), Share(2, 0, 2))
     assert resources.sharing == (PROCESSES, {})
@@ -72,7 +73,7 @@ def test_auto_gives_each_trial_the_share_and_the_mode_that_were_measured(planner
 )
 def test_the_service_is_only_asked_for_where_trials_share_a_card(planner, capsys, cluster, resources, lines):
     """On a cluster of several machines it is never started, which is said."""
-    with planner(cluster, **resources).sharing_modes("head:6379") as modes:
+    with planner(cluster, address="head:6379", **resources).sharing_modes() as modes:
         assert modes == {PROCESSES: {}}
     assert capsys.readouterr().out.count("no multi-process service (it is started on this machine alone") == lines
 
