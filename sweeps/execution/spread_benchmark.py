@@ -58,7 +58,7 @@ class _Measurer:
 
 
 def measure_on_cards(trial: Trial, data_dir: Path | None, cpus: float, cards: int) -> Callable[[int], float]:
-    """Return what measures a trial on one card or on `cards` of one machine of the cluster.
+    """Return what measures a trial on one card or on several of one machine.
 
     Args:
         trial: a trial of the study.

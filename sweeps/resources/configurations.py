@@ -111,7 +111,9 @@ class SilentTeacher:
 def trainer_maker(
     specification: TrialSpec, data: ImageData, device: torch.device, group: DataParallelGroup | None = None
 ) -> MakeTrainer:  # fmt: skip
-    """Return what makes a specification's trainer at any batch size, with a teacher that answers at once.
+    """Return what makes a specification's trainer at any batch size.
+
+    Its teacher, where it has one, answers at once.
 
     Args:
         specification: of a trial.

@@ -30,7 +30,7 @@ from sweeps.execution.heartbeat import HeartbeatWatch, StepWatch, heartbeat_path
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.spread_benchmark import measure_group
 from sweeps.execution.trainable import TrialTrainable
-from sweeps.execution.trial_config import TrialConfig
+from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.specification import TrialSpec
@@ -129,7 +129,7 @@ def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_
 
 @pytest.mark.slow
 def test_the_speed_of_a_trial_is_measured_in_one_process_and_in_two_and_none_is_left(tmp_path):
-    specification = TrialConfig.from_tune(config(tmp_path, 2)).specification
+    specification = trial_config(config(tmp_path, 2)).specification
     for count in (1, 2):
         assert measure_group(specification, None, count, "cpu", 1) > 0
     assert group_worker_pids(os.getpid()) == []
