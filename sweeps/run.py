@@ -44,20 +44,19 @@ def _report_end(options: RunOptions) -> int:
     try:
         return dispatch(options)
     except StudyLostError as error:
-        message = (
-            f"error: {error}; its trials were stopped and nothing more is written. What this driver recorded since is "
-            "in its folder alone: move that away before the study is resumed on this machine"
+        way_on = (
+            "; its trials were stopped and nothing more is written. What this driver recorded since is in its folder "
+            "alone: move that away before the study is resumed on this machine"
         )
-        return report_error(ExitCode.STUDY_LOST, message)
+        return report_error(ExitCode.STUDY_LOST, f"error: {error}", way_on)
     except FullDiskError as error:
-        command = resume_command(error.study)
-        message = f"error: {error}; make room and go on with: {command}"
-        return report_error(ExitCode.DISK_FULL, message)
+        way_on = f"; make room and go on with: {resume_command(error.study)}"
+        return report_error(ExitCode.DISK_FULL, f"error: {error}", way_on)
     except OSError as error:  # before the journal was open, or after
         if not is_study_disk_full(error, studies_root(options.storage, options.out)):
             raise
-        message = f"error: {error}; make room and give the command again, or --resume the study if it had begun"
-        return report_error(ExitCode.DISK_FULL, message)
+        way_on = "; make room and give the command again, or --resume the study if it had begun"
+        return report_error(ExitCode.DISK_FULL, f"error: {error}", way_on)
 
 
 def dispatch(options: RunOptions) -> int:

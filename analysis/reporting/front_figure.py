@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Where the home cannot be written matplotlib caches in a temporary folder, and warns of that in every command
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 

@@ -17,6 +17,7 @@ from lowrank.utils.atomic_files import absolute_path
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
+MIN_CHARACTERS = 80  # of what went wrong, however long the way on is
 RERUN_MESSAGE = "interrupted; the same command begins again"
 
 
@@ -127,15 +128,17 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         return report_error(ExitCode.FAILED, f"error: {error}")
 
 
-def report_error(code: int, message: str) -> int:
+def report_error(code: int, message: str, way_on: str = "") -> int:
     """Print a message on standard error as one line of MESSAGE_CHARACTERS at most.
 
     Args:
         code: the exit code that belongs to the message.
         message: what went wrong, and what to do.
+        way_on: ends the line; a command in it must be whole, so only `message` is shortened.
 
     Returns:
         `code`.
     """
-    print(shorten(" ".join(message.splitlines()), MESSAGE_CHARACTERS), file=sys.stderr)
+    limit = max(MESSAGE_CHARACTERS - len(way_on), MIN_CHARACTERS)
+    print(shorten(" ".join(message.splitlines()), limit) + way_on, file=sys.stderr)
     return code

@@ -69,6 +69,7 @@ def test_a_user_whom_nobody_knows_runs_a_study_in_an_odd_folder(bare_environment
     assert done.returncode == 0, done.stdout + done.stderr
     output = done.stdout + done.stderr
     assert "Traceback" not in output
+    assert "atplotlib" not in output
     assert ("this user has no home; Ray's files go to /tmp/lowrank-54321" in output) == (home is None)
     folder = out / "odd"
     assert record(folder).header["question"] == question

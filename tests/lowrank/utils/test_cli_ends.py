@@ -57,3 +57,12 @@ def test_values_and_choices_in_messages_are_short():
 def test_a_path_that_cannot_be_is_an_input_error(path: str):
     with pytest.raises(LowrankError, match="--weights"):
         absolute_path(path, "--weights")
+
+
+def test_a_command_at_the_end_of_a_message_is_whole(capsys: pytest.CaptureFixture[str]):
+    way_on = "; go on with: python sweeps/run.py --resume a --out " + "x" * 150
+    assert report_error(3, "error: " + "y" * 400, way_on) == 3
+    message = capsys.readouterr().err
+    assert message.startswith("error: yyy")
+    assert message.endswith(f"...{'y' * 32}{way_on}\n")
+    assert len(message) == 301

@@ -7,9 +7,10 @@ import shutil
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.records.journal import BusyError, study_lock
-from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
-from sweeps.records.study_folders import hold_new_study_folder, hold_study_folder
+from sweeps.records.journal import BusyError, FullDiskError, study_lock
+from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE
+from sweeps.records.study_folders import hold_new_study_folder, hold_study_folder, resume_command
+from sweeps.run import main
 
 
 def test_two_commands_at_once_begin_two_studies(tmp_path):
@@ -72,3 +73,21 @@ def test_a_lock_that_its_last_holder_has_removed_is_taken_again(tmp_path, monkey
         assert removed == [folder]
         with pytest.raises(BusyError):
             study_lock(folder).__enter__()
+
+
+def test_the_command_that_goes_on_names_the_series_with_its_folder_and_storage(tmp_path, monkeypatch, capsys):
+    """The member of a series is no study that --resume finds."""
+    member = tmp_path / "both" / "plain"
+    member.mkdir(parents=True)
+    assert resume_command(member).split()[2:] == ["--resume", "plain", "--out", str(tmp_path / "both")]
+    (tmp_path / "both" / SERIES_FILE).write_text("")
+    command = f"python sweeps/run.py --resume both --out {tmp_path}"
+    assert resume_command(member) == command
+    assert resume_command(member, "s3://bucket/both") == f"{command} --storage s3://bucket"
+
+    def fill(options: object) -> int:
+        raise FullDiskError(member / JOURNAL_FILE)
+
+    monkeypatch.setattr("sweeps.run.dispatch", fill)
+    assert main(["--space", "tt_dims"]) == 3
+    assert capsys.readouterr().err.endswith(f"make room and go on with: {command}\n")
