@@ -41,7 +41,9 @@ if TYPE_CHECKING:
         available_mb as available_mb,
         child_processes as child_processes,
         commit as commit,
+        ensure_home as ensure_home,
         exit_with_parent as exit_with_parent,
+        make_private as make_private,
         module_command as module_command,
         module_environment as module_environment,
         processor_times as processor_times,
@@ -84,8 +86,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
         "processes": (
-            "available_mb child_processes commit exit_with_parent module_command module_environment processor_times "
-            "usable_cores"
+            "available_mb child_processes commit ensure_home exit_with_parent make_private module_command "
+            "module_environment processor_times usable_cores"
         ),
         "templates": "Markdown read_resource render_template",
         "text": (

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
 from lowrank.utils.atomic_files import absolute_path
+from lowrank.utils.processes import ensure_home
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -112,6 +113,9 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not have must end nothing
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     try:
+        home = ensure_home()
+        if home is not None:
+            print(f"this user has no home; what belongs there goes to {home}", file=sys.stderr)
         return command()
     except (InputError, UncountableError) as error:
         return report_error(ExitCode.BAD_INPUT, f"error: {error}")

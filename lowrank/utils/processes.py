@@ -1,4 +1,4 @@
-"""Processes: this code's commands and commit, the machine that one may use, children that end with their parent."""
+"""Processes: commands and commit of this code, what of the machine one may use, a home, children and their end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import ctypes
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
+
+from lowrank.errors import InputError
 
 POLL_SECONDS = 0.5
 DISTRIBUTION = "lowrank-sweeps"
@@ -240,3 +244,47 @@ def _watch(parent: int) -> None:
 
 def _kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_private(path: Path, mode: int) -> bool:
+    """Take the rights of others on a file or folder away.
+
+    Args:
+        path: the file or folder.
+        mode: the rights that it then has, of its owner alone.
+
+    Returns:
+        Whether others had any rights.
+
+    Raises:
+        InputError: it belongs to another user, or is a link.
+    """
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+        raise InputError(f"{path} must be this user's own, but it belongs to another or is a link; remove it")
+    if not stat.S_IMODE(status.st_mode) & 0o077:
+        return False
+    path.chmod(mode)
+    return True
+
+
+def ensure_home() -> Path | None:
+    """Give this process and its children a home where the user has none, as in a container with an unknown user id.
+
+    Ray and MLflow cannot be imported without one. A home that there is stays, even if it cannot be written.
+
+    Returns:
+        The home that was made, in the system's temporary folder; None where the user has one.
+
+    Raises:
+        InputError: the folder that would be the home belongs to another user, or is none.
+    """
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry of this user
+        home = Path(tempfile.gettempdir()) / f"home-{os.geteuid()}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        make_private(home, 0o700)
+        os.environ["HOME"] = str(home)
+        return home
+    return None

@@ -13,27 +13,12 @@ import tempfile
 from pathlib import Path
 
 from lowrank.errors import InputError
+from lowrank.utils import make_private
 from sweeps.cluster.ray_adapter import MODE_VARIABLE, enable_token, token_is_enabled
 
 TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks for it
 LONGEST_BASE = 30  # characters: paths of Ray's sockets in it must stay below 104
-
-
-def ensure_home() -> None:
-    """Give this process and Ray's a home where the user has none, as in a container with an unknown user id.
-
-    Ray cannot be imported whole without one. A home that there is stays, even if it cannot be written.
-
-    Raises:
-        InputError: the folder that would be the home belongs to another user, or is none.
-    """
-    try:
-        Path.home()
-    except RuntimeError:  # neither HOME nor an entry of this user
-        home = private_folder()
-        os.environ["HOME"] = str(home)
-        print(f"this user has no home; Ray's files go to {home}", flush=True)
 
 
 def require_token(*, allow_open_ports: bool = False) -> None:
@@ -84,7 +69,7 @@ def _ensure_token() -> None:
     except OSError:
         os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
         return
-    if _make_private(path, 0o600):
+    if make_private(path, 0o600):
         print(f"Ray's token {path} could be read by other users of this machine; now it cannot", flush=True)
 
 
@@ -101,19 +86,8 @@ def private_folder() -> Path:
     base = next(Path(name) for name in bases if name and (len(name) <= LONGEST_BASE or name == "/tmp"))
     folder = base / f"lowrank-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    _make_private(folder, 0o700)
+    make_private(folder, 0o700)
     return folder
-
-
-def _make_private(path: Path, mode: int) -> bool:
-    """Take the rights of others on a file or folder away; returns whether they had any."""
-    status = path.lstat()
-    if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
-        raise InputError(f"{path} must be this user's own, but it belongs to another or is a link; remove it")
-    if not stat.S_IMODE(status.st_mode) & 0o077:
-        return False
-    path.chmod(mode)
-    return True
 
 
 def check_private(folder: Path) -> None:

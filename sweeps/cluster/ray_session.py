@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
 from lowrank.utils import first_line, usable_cores
-from sweeps.cluster.local_ray import check_private, ensure_home, private_folder, require_token
+from sweeps.cluster.local_ray import check_private, private_folder, require_token
 from sweeps.cluster.ray_adapter import (
     ENVIRONMENT,
     is_startup_timeout,
@@ -60,7 +60,6 @@ def connect(
                 "use it; run this study by itself"
             )
         return
-    ensure_home()
     if not address:
         require_token(allow_open_ports=allow_open_ports)
     os.environ.update(ENVIRONMENT)

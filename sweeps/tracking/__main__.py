@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lowrank.errors import InputError
-from lowrank.utils import HIDDEN, ExitCode, LockedError, OneLineParser, first_line, hold_lock, redact
+from lowrank.utils import HIDDEN, ExitCode, LockedError, OneLineParser, ensure_home, first_line, hold_lock, redact
 from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE
 from sweeps.tracking.follower import POLL_SECONDS, Follower, ProgressCallback, catch_up, follow
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, quiet_mlflow
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.follow:
         signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
+        ensure_home()
         if options.check:
             _check_address(uri)
             print(*check_store(uri, options.study_dir.resolve()), sep="\n", end="")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pwd
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +70,27 @@ def test_a_command_at_the_end_of_a_message_is_whole(capsys: pytest.CaptureFixtur
     assert message.startswith("error: yyy")
     assert message.endswith(f"...{'y' * 32}{way_on}\n")
     assert len(message) == 301
+
+
+def test_a_user_without_a_home_gets_a_folder_of_his_own(tmp_path, monkeypatch, capsys):
+    """Ray and MLflow ask for the home when they are imported, and end in a traceback without one."""
+    assert run_command(lambda: 0) == 0
+    assert capsys.readouterr().err == ""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    assert run_command(lambda: 0) == 0
+    home = tmp_path / f"home-{os.geteuid()}"
+    assert Path.home() == home
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == f"this user has no home; what belongs there goes to {home}\n"
+    home.rmdir()
+    home.symlink_to(tmp_path)
+    monkeypatch.delenv("HOME")
+    assert run_command(lambda: 0) == 2
+    assert "must be this user's own, but it belongs to another or is a link" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import tempfile
 from pathlib import Path
 
@@ -55,24 +54,6 @@ def test_a_home_that_cannot_be_written_needs_no_file_for_the_token(place, monkey
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     local_ray.require_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-
-
-def test_a_user_without_a_home_gets_a_folder_of_his_own(place, monkeypatch, capsys):
-    """Ray reads the home when it is imported: `ray.train` does not import without one."""
-    home = os.environ.get("HOME", "")
-    local_ray.ensure_home()
-    assert os.environ.get("HOME", "") == home
-
-    def unknown(uid):
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setenv("HOME", "")
-    monkeypatch.delenv("HOME")
-    local_ray.ensure_home()
-    assert Path.home() == place / f"lowrank-{os.geteuid()}"
-    assert mode(Path.home()) == 0o700
-    assert capsys.readouterr().out == f"this user has no home; Ray's files go to {Path.home()}\n"
 
 
 @pytest.mark.parametrize("value", ["disabled", "DISABLED", "k8s"])
