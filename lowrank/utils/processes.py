@@ -269,9 +269,10 @@ def make_private(path: Path, mode: int) -> bool:
 
 
 def ensure_home() -> Path | None:
-    """Give this process and its children a home where the user has none, as in a container with an unknown user id.
+    """Give this process and its children a home where the user has none.
 
-    Ray and MLflow cannot be imported without one. A home that there is stays, even if it cannot be written.
+    In a container the user id may be unknown. Ray and MLflow cannot be imported without a home. A home that there is
+    stays, even if it cannot be written.
 
     Returns:
         The home that was made, in the system's temporary folder; None where the user has one.
