@@ -72,7 +72,7 @@ class ImageClassifier:
         self.classes = classes
 
     @torch.no_grad()
-    def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], params: dict[str, object] | None = None) -> NDArray[np.float32]:
         """Compute logits.
 
         Args:

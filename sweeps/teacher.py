@@ -164,7 +164,7 @@ def space_of_teacher(config: TeacherConfig) -> Space:
     """
     from sweeps.space import apply_overrides, parse_teacher_space, with_absolute_data, with_absolute_network
 
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "question": "A teacher", "data": {"name": config.data}, "network": {"name": config.network},
         "method": {"name": "dense"}, "search": {"seed": config.seed, "stop": "none"},
     }  # fmt: skip

@@ -175,7 +175,7 @@ def _may_be_there(uri: str) -> bool:
     return path == uri or Path(path.partition("?")[0]).is_file()
 
 
-def _progress(path: Path) -> dict[str, Any]:
+def _progress(path: Path) -> dict[str, object]:
     """What the tracker recorded; nothing for a damaged file, which costs the link alone."""
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))

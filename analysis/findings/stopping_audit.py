@@ -80,12 +80,12 @@ def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
     ]
 
 
-def _recorded_settings(study: StudyRecord) -> dict[str, Any]:
+def _recorded_settings(study: StudyRecord) -> dict[str, object]:
     search = study.header.section("search")
     return {name: search[name] for name in DEFAULTS if name in search}
 
 
-def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, Any]) -> RuleVerdict:
+def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, object]) -> RuleVerdict:
     stopped = replay_rule(rule, trials, settings)
     winner = min(trials, key=lambda trial: (trial.val_error or 0.0, trial.counts.get("params", 0)))
     remaining = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
@@ -97,7 +97,7 @@ def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[
     )  # fmt: skip
 
 
-def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -> dict[str, int]:
+def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, object]) -> dict[str, int]:
     """Replay one rule on whole curves, in the order in which their epochs were reported.
 
     A trial that is stopped reports nothing more. Trials that ran beside it stay as they were: a free slot is not

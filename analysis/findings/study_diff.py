@@ -62,14 +62,14 @@ def field_differences(studies: Sequence[StudyRecord]) -> list[FieldDifference]:
     return differences
 
 
-def _described(study: StudyRecord) -> dict[str, Any]:
+def _described(study: StudyRecord) -> dict[str, object]:
     sections = ("space", "data", "seed", "commit", "versions", "hardware")
     content = study.header.to_json()
     return {name: content[name] for name in sections if name in content}
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    fields: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
             fields |= _flat(value, f"{prefix}{key}.")

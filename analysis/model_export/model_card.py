@@ -77,7 +77,7 @@ class Proof:
             f"its weights are not those that were measured"
         ]
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, object]:
         """Return what `proof.json` holds."""
         forms = [
             {

@@ -133,7 +133,7 @@ def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module
 def _latencies(
     network: nn.Module, specification: ModelSpecification, export: Export, folder: Path, step: Callable[[str], None]
 ) -> list[Latency]:
-    networks: dict[str, Any] = {FACTORISED: network}
+    networks: dict[str, object] = {FACTORISED: network}
     if any(file.network == MERGED for file in export.files):
         networks[MERGED] = merged_network(network)
     networks |= _baseline_networks(specification)

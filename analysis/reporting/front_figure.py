@@ -247,7 +247,7 @@ def _draw_label(axes: Axes, text: str, xy: tuple[float, float], weight: str, lab
     points = 72 / 100  # pixels are hundredths of an inch; offsets in points hold at any resolution
     offset = ((centre[0] - label.x) * points, (centre[1] - label.y) * points)
     joined = distance(label, box) > LEADER_DISTANCE
-    arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 6}
+    arrow: dict[str, object] | None = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 6}
     axes.annotate(
         text, xy, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8.5,
         fontweight=weight, color="0.1", zorder=5, arrowprops=arrow if joined else None,

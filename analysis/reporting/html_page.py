@@ -29,8 +29,8 @@ class Page:
 
     def __init__(self, title: str, folder: Path, executor: Executor, subtitle: str = ""):
         self.title, self.subtitle, self._folder, self._executor = title, subtitle, folder, executor
-        self._head: list[dict[str, Any]] = []
-        self._blocks: list[dict[str, Any]] = []
+        self._head: list[dict[str, object]] = []
+        self._blocks: list[dict[str, object]] = []
         self._pictures: list[Future[Picture]] = []
 
     def _add(self, kind: str, **values: Any) -> None:

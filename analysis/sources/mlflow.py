@@ -305,7 +305,7 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
     return study_from_fields(study, {trial.trial_id: trial for trial in trials})
 
 
-def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialRecord:
+def _trial(client: MlflowClient, run: Run, content: dict[str, object]) -> TrialRecord:
     """A trial from its run. Tags are written before artifacts: where the two differ, the tags are right."""
     tags = run.data.tags
     try:

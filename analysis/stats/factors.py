@@ -39,7 +39,7 @@ def factor_values(trial: TrialRecord) -> FactorValues:
     """
     spec, solved = trial.specification, SOLVED_COUNT in trial.counts
     sections = spec.to_json() if spec else {}
-    values: dict[str, Any] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
+    values: dict[str, object] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
     values |= _section("network", sections) | _section("train", sections) | _method(trial, sections, solved)
     if solved and not any(name.startswith(BUDGET) for name in trial.parameters):
         values["budget"] = trial.stratum
@@ -58,12 +58,12 @@ def _is_seed(name: str) -> bool:
     return name in SEEDS or name == "alternative"
 
 
-def _section(name: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+def _section(name: str, sections: Mapping[str, Any]) -> dict[str, object]:
     fields = {f"{name}.{key}": value for key, value in sections.get(name, {}).items()}
     return {key: value for key, value in fields.items() if not _is_seed(key)}
 
 
-def _method(trial: TrialRecord, sections: Mapping[str, Any], solved: bool) -> dict[str, Any]:
+def _method(trial: TrialRecord, sections: Mapping[str, Any], solved: bool) -> dict[str, object]:
     """The method under the name that the space uses; the numbers that are the size of a solved one are left out.
 
     Shared fields that the method does not have, and that so changed nothing, are unset.

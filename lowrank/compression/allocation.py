@@ -97,7 +97,7 @@ class Allocation:
             for shape, times in group.shapes:
                 yield method, shape, times
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self) -> dict[str, dict[str, object]]:
         """Return the settings of each group's method, as `make_allocation` takes them."""
         pairs = zip(self.groups, self.methods, strict=True)
         return {group.name: method.model_dump(mode="json") for group, method in pairs}

@@ -45,7 +45,7 @@ class NetworkCount:
     file_size: FileSize
     real_costs: tuple[RealCost | None, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all counts as plain data.
 
         Returns:
@@ -112,10 +112,10 @@ def count_network(
     return NetworkCount(network, method, image, classes, plan, file_size, real_costs)
 
 
-def _layer_row(plan: NetworkPlan, site: Site, method: Method, cost: RealCost | None) -> dict[str, Any]:
+def _layer_row(plan: NetworkPlan, site: Site, method: Method, cost: RealCost | None) -> dict[str, object]:
     """Return one site as plain data; `kept` is the reason why it is not substituted, or empty."""
     shape, dense, keep = site.shape, Dense(), bool(site.keep_reason)
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "name": site.name, "linear": site.linear, "in_channels": shape.in_channels,
         "out_channels": shape.out_channels, "kernel": list(shape.kernel), "stride": list(shape.stride),
         "in_area": shape.in_area, "out_area": shape.out_area, "kept": site.keep_reason,
@@ -148,7 +148,7 @@ def format_count(count: NetworkCount) -> list[str]:
     ]  # fmt: skip
 
 
-def _totals(values: dict[str, Any]) -> list[str]:
+def _totals(values: dict[str, object]) -> list[str]:
     share = values["params"] / values["dense_params"]
     lines = [
         f"parameters     {values['params']:>16,}   {share:.2%} of dense {values['dense_params']:,}; "
@@ -168,7 +168,7 @@ def _totals(values: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _table(layers: Iterable[dict[str, Any]]) -> list[str]:
+def _table(layers: Iterable[dict[str, object]]) -> list[str]:
     headers = ("layer", "shape", "positions", "parameters", "mult-adds", "dense parameters", "not replaced because")
     rows = [headers, *(_cells(layer) for layer in layers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(headers))]
@@ -181,7 +181,7 @@ def _table(layers: Iterable[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
+def _cells(layer: dict[str, object]) -> tuple[str, ...]:
     kernel = "linear" if layer["linear"] else "{}x{}".format(*layer["kernel"])
     return (
         layer["name"], f"{kernel} {layer['in_channels']}-{layer['out_channels']}", f"{layer['out_area']:,}",

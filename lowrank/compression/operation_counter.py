@@ -75,7 +75,7 @@ def pooling_cost(module: nn.Module, image: Tensor, output: Tensor) -> int:
     return (kernel**2 if isinstance(kernel, int) else math.prod(kernel)) * output.numel()
 
 
-def _call_with_meta_weights(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+def _call_with_meta_weights(function: Any, arguments: tuple[Any, ...], keywords: dict[str, object]) -> Any:
     """Call an operation that may mix real activations and meta weights.
 
     Args:

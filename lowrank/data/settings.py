@@ -97,7 +97,7 @@ class DataSettings(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _leave_out_defaults(self, serialise: Callable[[DataSettings], dict[str, Any]]) -> dict[str, Any]:
+    def _leave_out_defaults(self, serialise: Callable[[DataSettings], dict[str, object]]) -> dict[str, object]:
         """Leave out what is the default of fields that came later, as records did before there were such fields."""
         fields = type(self).model_fields
         return {
@@ -106,7 +106,7 @@ class DataSettings(BaseModel):
             if name not in (*_PREPROCESSING_FIELDS, *_READING_FIELDS) or getattr(self, name) != fields[name].default
         }
 
-    def preprocessing(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, object]:
         """Return what the pixels are subjected to beyond the default; it belongs to the fingerprint.
 
         Returns:

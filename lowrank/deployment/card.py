@@ -184,7 +184,7 @@ def _usage(content: CardContent) -> str:
     return "\n".join(lines)
 
 
-def _speeds(content: CardContent, batches: Sequence[int]) -> list[dict[str, Any]]:
+def _speeds(content: CardContent, batches: Sequence[int]) -> list[dict[str, object]]:
     """A row for each network: its name, size, mult-adds, and the median latency at each of `batches`."""
     medians = {(latency.name, latency.batch): latency.median_ms for latency in content.latencies}
     return [

@@ -121,7 +121,7 @@ class Outcome:
     latencies: tuple[Latency, ...] = ()
     files: tuple[ExportedFile, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The fields of `--json`."""
         small = self.compressed
         return {
@@ -396,7 +396,7 @@ def _write(
 def _run_record(
     outcomes: Sequence[Outcome], config: CompressConfig, data: ImageData, images: _Images, failed: Sequence[str],
     began: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, object]:  # fmt: skip
     """What a log needs to know of this run; times are in seconds since the epoch, errors in percent."""
     networks = []
     for outcome in outcomes:

@@ -42,14 +42,14 @@ class TeacherRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = VERSION
     name: str
-    network: dict[str, Any]
-    method: dict[str, Any]
+    network: dict[str, object]
+    method: dict[str, object]
     params: int = Field(ge=1)
     image_shape: tuple[int, int, int]  # (C, H, W)
     classes: int = Field(ge=1)
-    data: dict[str, Any]  # settings, and the fingerprint of images and splits
-    train: dict[str, Any]
-    views: dict[str, Any]
+    data: dict[str, object]  # settings, and the fingerprint of images and splits
+    train: dict[str, object]
+    views: dict[str, object]
     seed: int
     specification_id: str
     val_error: float
@@ -61,7 +61,7 @@ class TeacherRecord(BaseModel):
     command: str
     commit: str
     versions: dict[str, str]
-    hardware: dict[str, Any]
+    hardware: dict[str, object]
 
     @property
     def fingerprint(self) -> str:

@@ -65,7 +65,7 @@ class ImagePreprocessing(BaseModel):
             raise ValueError(f"`value_range` must rise, but got {self.value_range[0]:g} and {self.value_range[1]:g}")
         return self
 
-    def data_fields(self) -> dict[str, Any]:
+    def data_fields(self) -> dict[str, object]:
         """Express the preprocessing as fields of `lowrank.data.DataSettings`.
 
         Returns:
@@ -80,7 +80,7 @@ class ImagePreprocessing(BaseModel):
                 f"images are read as rgb, but {self.source} says {self.channel_order}; reverse the input channels of "
                 f"the first layer's weights, and the mean and deviation"
             )
-        fields: dict[str, Any] = {}
+        fields: dict[str, object] = {}
         if self.mean is not None and self.std is not None:
             fields["mean"], fields["std"] = self._unit_statistics(self.mean, self.std)
         if self.image_size is not None:

@@ -60,7 +60,7 @@ class _Allocation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     by: Literal["stage", "layer", "energy", "sensitivity"]
-    methods: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, object]]
 
 
 class _Layer(BaseModel):
@@ -77,8 +77,8 @@ class _Metadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     version: int
-    network: dict[str, Any]
-    method: dict[str, Any]
+    network: dict[str, object]
+    method: dict[str, object]
     allocation: _Allocation | None = None  # of a budget that is not shared evenly: see lowrank.compression.allocation
     layers: dict[str, _Layer] | None = None  # of a compressed network: see lowrank.deployment.compressor
     projected_attention: bool = False
@@ -105,8 +105,8 @@ class ModelSpecification(BaseModel):
     method: Method
     image_shape: tuple[Size, Size, Size]
     classes: Size
-    allocation: dict[str, Any] | None = None
-    layers: dict[str, dict[str, Any]] | None = None
+    allocation: dict[str, object] | None = None
+    layers: dict[str, dict[str, object]] | None = None
     projected_attention: bool = False
 
     def plan(self) -> NetworkPlan:

@@ -306,7 +306,7 @@ def _parse_json(text: str, where: str) -> Any:
         raise InputError(f"{where} must be JSON, but {error}") from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, object]:
     try:
         content = _parse_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -47,7 +47,7 @@ def compile_graph(
     """
     from torch._inductor.compile_fx import compile_fx  # importing it takes long, and only compiling needs it
 
-    patches: dict[str, Any] = {"fallback_random": True}  # draw random numbers as the plain network does
+    patches: dict[str, object] = {"fallback_random": True}  # draw random numbers as the plain network does
     devices = [value.device for value in inputs if isinstance(value, Tensor) and value.is_cuda]
     if devices and supports_kernels(devices[0]):
         from lowrank.kernels.fx_gradient_pass import FuseGradientSums
@@ -245,7 +245,7 @@ def _update_running(graph: Graph, running: Any, statistic: Node, momentum: float
         graph.call_method("lerp_", (running, unbiased, float(momentum)))
 
 
-def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
+def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, object]] | None:
     """Return input, weight, bias and the other options of a 2-d convolution; None for another node."""
     if node.target not in (torch.conv2d, functional.conv2d):
         return None

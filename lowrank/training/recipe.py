@@ -83,7 +83,7 @@ class Recipe(BaseModel):
             raise ValueError("`decay: frobenius` needs `optimizer: sgd`: AdamW would rescale its gradient")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Collect the fields that a training's numbers depend on.
 
         Equal trainings have equal identities. Left out are fields that change no number, fields that another field

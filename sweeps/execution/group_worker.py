@@ -144,7 +144,7 @@ class GroupWorker:
         return {name: tensor.cpu() for name, tensor in self.trainer.weights().items()}
 
 
-def describe_error(error: Exception) -> dict[str, Any]:
+def describe_error(error: Exception) -> dict[str, object]:
     """Return an error as plain data, of which `ProcessGroup` makes an exception again.
 
     Args:

@@ -19,7 +19,7 @@ MEASURED = 256  # images over which outputs are compared where a start needs non
 
 def set_initial_weights(
     student: nn.Module, specification: TrialSpec, data: ImageData, study_dir: str, relay: str | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Set the weights that a student starts from, in place.
 
     Without a `start` in its specification they stay as drawn.
@@ -70,6 +70,6 @@ def set_initial_weights(
     ]  # fmt: skip
 
 
-def _describe(name: str, layer: nn.Module, weight_error: float, output_error: float) -> dict[str, Any]:
+def _describe(name: str, layer: nn.Module, weight_error: float, output_error: float) -> dict[str, object]:
     factors = {"method": layer.method.name, "ranks": list(layer.ranks)} if isinstance(layer, KernelChain) else {}
     return {"name": name, **factors, "weight_error": weight_error, "output_error": output_error}

@@ -231,7 +231,7 @@ class ProcessGroup:
             f"was to {command}; the trial goes on in new ones"
         )
 
-    def _make_error(self, description: dict[str, Any]) -> Exception:
+    def _make_error(self, description: dict[str, object]) -> Exception:
         """Return the exception that `describe_error` described."""
         kind, text = description["kind"], description["text"]
         if kind == "diverged":

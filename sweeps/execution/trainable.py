@@ -41,11 +41,11 @@ class TrialTrainable(tune.Trainable):
     """Trains one specification, an epoch a step."""
 
     failure: Exception | None = None  # of the set-up; the first step raises it
-    attempt: dict[str, Any] | None = None  # for the first result
+    attempt: dict[str, object] | None = None  # for the first result
     process_group: ProcessGroup | None = None  # of a trial of several processes; the next trial uses it again
     trainer: Trainer | ProcessGroup
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, object]) -> None:
         """Begin a trial; an exception is stored, and the first `step` raises it.
 
         Ray Tune does not retry a trial whose `reset_config` fails, but does retry one whose `step` fails.
@@ -58,7 +58,7 @@ class TrialTrainable(tune.Trainable):
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
-        self.initial: dict[str, Any] = {}  # of a start from trained weights: error and layers before any training
+        self.initial: dict[str, object] = {}  # of a start from trained weights: error and layers before any training
         try:
             self._begin()
         except Exception as error:
@@ -141,7 +141,7 @@ class TrialTrainable(tune.Trainable):
         self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append)
         return self.process_group
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, object]) -> bool:
         """Begin another trial in the same process.
 
         Args:
@@ -159,7 +159,7 @@ class TrialTrainable(tune.Trainable):
         self.setup(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Train one epoch.
 
         Returns:
@@ -169,7 +169,7 @@ class TrialTrainable(tune.Trainable):
             WorkerLostError: this process cannot be used any more.
             Exception: anything else that failed, in the set-up too.
         """
-        report: dict[str, Any] = {"trial": self.trial.trial_id, "attempt": self.attempt}
+        report: dict[str, object] = {"trial": self.trial.trial_id, "attempt": self.attempt}
         if self.attempt is not None:
             report["history"], self.attempt = list(self.history), None
         try:
@@ -209,7 +209,7 @@ class TrialTrainable(tune.Trainable):
         self.notices.clear()
         return notices
 
-    def _end_untrained(self, report: dict[str, Any]) -> dict[str, Any]:
+    def _end_untrained(self, report: dict[str, object]) -> dict[str, object]:
         """End a trial that is only evaluated."""
         if not self.wrong_images:
             self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
@@ -316,5 +316,5 @@ class TrialTrainable(tune.Trainable):
         """Do nothing: Ray's own checkpoints are not used."""
 
 
-def _ended(status: Status, reason: str) -> dict[str, Any]:
+def _ended(status: Status, reason: str) -> dict[str, object]:
     return {"done": True, "outcome": str(status), "reason": reason}

@@ -159,7 +159,7 @@ def _ended_seeds(trials: Iterable[TrialRecord]) -> Counter[str]:
     return Counter(point_key(trial) for trial in trials if trial.ended and trial.status is not Status.INFEASIBLE)
 
 
-def front_settings(study: StudyRecord, seeds: int = 1, limit: int = 0) -> list[dict[str, Any]]:
+def front_settings(study: StudyRecord, seeds: int = 1, limit: int = 0) -> list[dict[str, object]]:
     """Find the settings of the search's own front, which get further seeds.
 
     They are those of the front of the first seed. When all of them have had their seeds, their means are higher than

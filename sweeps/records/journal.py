@@ -148,7 +148,7 @@ class Journal:
         self._synced = time.monotonic()
         self._refusal: Exception | None = None
 
-    def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
+    def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, object]:
         """Write one event.
 
         Args:
@@ -290,7 +290,7 @@ def seal_line(record: Mapping[str, Any], number: int) -> bytes:
     return content + f',"{CHECKSUM_FIELD}":"{zlib.crc32(content):08x}"}}\n'.encode()
 
 
-def parse_line(line: bytes) -> tuple[dict[str, Any], int | None]:
+def parse_line(line: bytes) -> tuple[dict[str, object], int | None]:
     """Read a line and check it against its checksum.
 
     Args:

@@ -308,7 +308,7 @@ def read_step_times(path: Path) -> dict[str, float]:
     return times
 
 
-def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, object]]]]:
     """Read what ranks were measured to cost the layers of a study's trained network.
 
     Args:
@@ -322,7 +322,7 @@ def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
         InputError: the file is damaged. Which ranks are proposed depends on it, so it is not measured again unless the
             user says so.
     """
-    costs: dict[str, dict[str, list[dict[str, Any]]]] = _read_measured(
+    costs: dict[str, dict[str, list[dict[str, object]]]] = _read_measured(
         path, _are_rank_costs, "it must list the costs of each layer", "what ranks cost is measured again"
     )
     return costs

@@ -118,8 +118,8 @@ def run_params(trial: TrialRecord) -> dict[str, str]:
     return {name: _spelled(value) for name, value in sorted(named.items()) if value not in (None, "")}
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    fields: dict[str, object] = {}
     for name, value in section.items():
         fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return fields

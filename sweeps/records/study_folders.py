@@ -233,7 +233,7 @@ def write_space_file(folder: Path, source: Mapping[str, Any], options: StoredOpt
     write_text(folder / SPACE_FILE, dump_yaml({**source, OPTIONS: options.to_json()}))
 
 
-def read_space_file(folder: Path) -> tuple[dict[str, Any], StoredOptions]:
+def read_space_file(folder: Path) -> tuple[dict[str, object], StoredOptions]:
     """Read space.yaml.
 
     Args:

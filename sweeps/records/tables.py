@@ -87,7 +87,7 @@ EPOCHS_SCHEMA = pa.schema(
 )
 
 
-def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
+def trial_to_row(study: str, trial: TrialRecord) -> dict[str, object]:
     """Write a trial as a row of RESULTS_SCHEMA; host and device are the last attempt's.
 
     Args:
@@ -100,7 +100,7 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     spec = trial.specification
     last = trial.epochs.get(trial.last_epoch, {})
     speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "study": study, **{name: getattr(trial, name) for name in COPIED_COLUMNS}, "role": str(trial.role),
         "status": str(trial.status), "method": trial.method, "epochs": trial.last_epoch,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
@@ -204,7 +204,7 @@ def results_to_table(study: StudyRecord) -> pa.Table:
     return table.replace_schema_metadata({STUDY_KEY: json.dumps(study_fields(study)).encode()})
 
 
-def study_fields(study: StudyRecord) -> dict[str, Any]:
+def study_fields(study: StudyRecord) -> dict[str, object]:
     """Give a study without its trials as plain data (inverse: `study_from_fields`).
 
     Args:
@@ -236,7 +236,7 @@ def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]
     return StudyRecord(**{**attributes, "header": StudyHeader.parse(content.get("header", {}))}, trials=trials)
 
 
-def trial_fields(trial: TrialRecord) -> dict[str, Any]:
+def trial_fields(trial: TrialRecord) -> dict[str, object]:
     """Give a trial without its epochs as plain data (inverse: `trial_from_fields`).
 
     Args:
@@ -267,12 +267,12 @@ def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
     return TrialRecord(**{**fields_of_trial, "role": Role(content["role"]), "status": Status(content["status"])})
 
 
-def _plain_to_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_to_fields(content: Mapping[str, Any]) -> dict[str, object]:
     """Read the typed parts of a record's plain fields."""
     return {**content, "specification": parse_record_specification(content.get("specification", {}))}
 
 
-def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, object]:
     """Write one epoch as a row of EPOCHS_SCHEMA; a metric that is missing is None."""
     stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC_PREFIX)]
     columns = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
@@ -358,7 +358,7 @@ def read_tables(folder: Path) -> StudyRecord:
         ) from error
 
 
-def read_study_fields(folder: Path) -> dict[str, Any]:
+def read_study_fields(folder: Path) -> dict[str, object]:
     """Read what results.parquet says of the study itself.
 
     Args:

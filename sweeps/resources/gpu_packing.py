@@ -58,7 +58,7 @@ class Packing:
         """The share of a card that a trial gets."""
         return 1 / self.per_card
 
-    def to_event(self) -> dict[str, Any]:
+    def to_event(self) -> dict[str, object]:
         """Return the fields of the journal's event."""
         return {
             "per_card": self.per_card, "tried": [asdict(measurement) for measurement in self.measurements],
@@ -66,7 +66,7 @@ class Packing:
         }  # fmt: skip
 
     @staticmethod
-    def from_event(event: dict[str, Any]) -> Packing:
+    def from_event(event: dict[str, object]) -> Packing:
         """Read what `to_event` made.
 
         Args:

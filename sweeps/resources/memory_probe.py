@@ -78,7 +78,7 @@ def probe_trials(
     outline: DataOutline | None = None,
     *,
     quiet: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Measure trials one after the other in a worker that holds a trial's share.
 
     Args:
@@ -91,7 +91,7 @@ def probe_trials(
     Returns:
         Rows of `FIT_SCHEMA`, one a trial.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
     for trial in _with_progress(trials, Console(stderr=quiet)):
@@ -119,7 +119,7 @@ def _with_progress(trials: Sequence[Trial], console: Console) -> Iterator[Trial]
             yield trial
 
 
-def make_row(trial: Trial, share: Share, measured: dict[str, Any]) -> dict[str, Any]:
+def make_row(trial: Trial, share: Share, measured: dict[str, object]) -> dict[str, object]:
     """Join what is known of a trial and what `probe` has measured.
 
     Args:
@@ -142,7 +142,7 @@ def make_row(trial: Trial, share: Share, measured: dict[str, Any]) -> dict[str, 
     return dict.fromkeys(FIT_SCHEMA.names) | described | measured
 
 
-def write_rows(rows: list[dict[str, Any]], path: Path) -> Path:
+def write_rows(rows: list[dict[str, object]], path: Path) -> Path:
     """Write rows as one Parquet file.
 
     Args:
@@ -158,7 +158,7 @@ def write_rows(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def print_rows(rows: Sequence[dict[str, Any]], share: Share) -> None:
+def print_rows(rows: Sequence[dict[str, object]], share: Share) -> None:
     """Print a table of what fits, then a line for each configuration that does not.
 
     Args:
@@ -184,7 +184,7 @@ def print_rows(rows: Sequence[dict[str, Any]], share: Share) -> None:
             print(f"does not fit: {model} ({reason}){largest}")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, object]) -> list[str]:
     """Return the table's cells for a row of what fits."""
     peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
     speed = [f"{1000 * row['step_seconds']:.1f}", f"{row['images_per_second']:,.0f}"]
@@ -199,7 +199,7 @@ class _Prober:
     def __init__(self) -> None:
         self._warm = False
 
-    def probe(self, task: ProbeTask) -> dict[str, Any]:
+    def probe(self, task: ProbeTask) -> dict[str, object]:
         """See the function `probe`; the first configuration warms up, for libraries take some memory only once."""
         measured = probe(task, warm_up=not self._warm)
         self._warm = True
@@ -223,7 +223,7 @@ class ProbeTask:
     outline: DataOutline | None = None
 
 
-def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, Any]:
+def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, object]:
     """Measure one specification in this process.
 
     Args:
@@ -244,7 +244,7 @@ def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, Any]:
         with suppress_out_of_memory():
             measure_step(make, batch_size, device)
     probed = probe_memory(make, batch_size, device, out_of_memory)
-    measured: dict[str, Any] = {
+    measured: dict[str, object] = {
         "host": platform.node(), "device": device_name(device), "status": FITS if probed.step else OUT_OF_MEMORY,
         "reason": probed.reason, "largest_batch": probed.largest_batch, "limited": probed.limited,
     }  # fmt: skip

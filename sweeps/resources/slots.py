@@ -37,7 +37,7 @@ class TrialResources:
     sharing: tuple[str, Mapping[str, str]]
     spreading: Spreading | None = None
 
-    def as_event(self) -> dict[str, Any]:
+    def as_event(self) -> dict[str, object]:
         """Return the fields of the journal's event."""
         share = self.share
         event = {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}

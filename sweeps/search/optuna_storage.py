@@ -42,7 +42,7 @@ class CrashSafeJournalBackend(JournalFileBackend):
         super().__init__(str(path))
         self._path = path
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         """Append entries, all or none.
 
         Args:

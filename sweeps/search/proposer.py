@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sweeps.space import Points, Space, Stratum, Value
 
-Handle = dict[str, Any]  # goes into the journal: {"study": ..., "number": ...} or {"index": ...}
+Handle = dict[str, object]  # goes into the journal: {"study": ..., "number": ...} or {"index": ...}
 
 
 @dataclass(frozen=True)

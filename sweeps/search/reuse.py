@@ -55,7 +55,7 @@ class ReusableTrial:
             return False
         return self.trial.status is Status.DIVERGED or self.weights.is_file()
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, object]:
         """Return the study that trained it and the machine, for the journal."""
         machine = {name: value for name in MACHINE if (value := self.trial.last_attempt(name)) is not None}
         return {"study": self.origin_study, **machine}

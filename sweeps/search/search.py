@@ -43,7 +43,7 @@ _OUTCOME_KINDS = {
     Status.FAILED: OutcomeKind.LOST,
 }  # fmt: skip
 _LOST = Outcome(OutcomeKind.LOST)
-Events = list[tuple[Event, dict[str, Any]]]  # kind and fields of events that are not in the journal yet
+Events = list[tuple[Event, dict[str, object]]]  # kind and fields of events that are not in the journal yet
 
 
 @dataclass

@@ -53,7 +53,7 @@ def find_space(name: str) -> Path:
     return spaces[name]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     """Read a YAML file that holds a mapping of plain data, never objects.
 
     Args:

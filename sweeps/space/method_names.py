@@ -19,7 +19,7 @@ THIN_BASELINES = {"thin_dense": "dense", "thin_separable": "separable"}
 UNCHANGED = "unchanged"  # the reference that is the trained network as it is, only evaluated; also in records
 # Drawn beside every front. Besides these, any method may be a reference, which is then trained in each stratum
 REFERENCES = (UNCHANGED, "dense", "separable", *THIN_BASELINES)
-Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` section
+Alternative = tuple[dict[str, object], dict[str, Domain]]  # literals and domains of one `method` section
 
 
 def resolve_method(name: str) -> type[Method]:

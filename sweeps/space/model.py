@@ -34,7 +34,7 @@ class Space:
     question: str
     data: DataSettings
     network: NetworkSettings
-    train: dict[str, Any]  # literals, which override the recipe that suits data set and network
+    train: dict[str, object]  # literals, which override the recipe that suits data set and network
     alternatives: tuple[Alternative, ...]
     budget: BudgetSettings
     references: tuple[str, ...]
@@ -44,7 +44,7 @@ class Space:
     teacher: TeacherSettings | None = None
     answer: AnswerSettings = field(default_factory=AnswerSettings)
     domains: dict[str, Domain] = field(default_factory=dict)  # of all sections but `method`
-    source: dict[str, Any] = field(default_factory=dict)  # file and overrides, as space.yaml keeps them
+    source: dict[str, object] = field(default_factory=dict)  # file and overrides, as space.yaml keeps them
 
     @property
     def epochs(self) -> int:

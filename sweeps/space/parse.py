@@ -56,7 +56,7 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     return space_from_content(path.stem, resolve_content(read_yaml(path), [], (overrides, options)))
 
 
-def space_from_content(name: str, content: dict[str, Any]) -> Space:
+def space_from_content(name: str, content: dict[str, object]) -> Space:
     """Check a space whose relative paths start at the working directory.
 
     Args:
@@ -72,7 +72,7 @@ def space_from_content(name: str, content: dict[str, Any]) -> Space:
     return parse_space(name, _with_absolute_paths(content))
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
+def apply_overrides(content: dict[str, object], overrides: Sequence[str]) -> None:
     """Apply overrides of the command line to a space in place.
 
     Args:
@@ -87,8 +87,8 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def resolve_content(
-    content: dict[str, Any], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
-) -> dict[str, Any]:
+    content: dict[str, object], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
+) -> dict[str, object]:
     """Apply the changes of a series, then `by_data`, then those of the command line.
 
     Args:
@@ -119,7 +119,7 @@ def resolve_content(
     return content
 
 
-def _leave_out_width(content: dict[str, Any], typed: Mapping[str, Any]) -> None:
+def _leave_out_width(content: dict[str, object], typed: Mapping[str, Any]) -> None:
     """Take the width of the space's own network out, in place, where the user has typed a network without one."""
     name, network = typed.get("network.name"), content.get("network")
     width = network.get("width") if isinstance(network, dict) else None
@@ -142,7 +142,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {show_value(key)}: the value is not YAML of plain values: {error}") from error
 
 
-def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
+def _with_absolute_paths(content: dict[str, object]) -> dict[str, object]:
     """Resolve all paths now: workers and later resumes may have another working directory."""
     start = content.get("start")
     if isinstance(start, dict) and isinstance(start.get("weights"), str) and start["weights"] != NETWORK_WEIGHTS:
@@ -151,7 +151,7 @@ def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
     return _with_absolute_teacher(with_absolute_network(with_absolute_data(content)))
 
 
-def with_absolute_network(content: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_network(content: dict[str, object]) -> dict[str, object]:
     """Resolve the paths within names of networks.
 
     Such names are path/to/file.py:function and hf:FOLDER.
@@ -184,7 +184,7 @@ def with_absolute_network(content: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_data(content: dict[str, object]) -> dict[str, object]:
     """Resolve the path of a folder of images.
 
     Workers and later resumes may have another working directory.
@@ -317,7 +317,7 @@ def _check_sections(content: Mapping[str, Any]) -> None:
             raise InputError(f"unknown section `{key[:60]}`{hint}; choose from: {', '.join(SECTIONS)}")
 
 
-def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, object]:
     """The fields of a section, still with domains; {} for a section that is left out."""
     fields = content.get(section)
     if fields is None:  # left out, or taken out by `by_data` or --set
@@ -334,7 +334,7 @@ def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
     """Separate the literals of a section from its domains."""
-    literals: dict[str, Any] = {}
+    literals: dict[str, object] = {}
     domains: dict[str, Domain] = {}
     for key, value in fields.items():
         if is_domain(value):
@@ -349,7 +349,7 @@ def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
     return literals, domains
 
 
-def _literals(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
+def _literals(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, object]:
     """The literals of a section; its domains are added to `domains` under dotted names."""
     fields = _section_fields(content, section)
     mappings = {key: fields.pop(key) for key in LITERAL_FIELDS.get(section, ()) if key in fields}
@@ -390,7 +390,7 @@ def _references(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
+def _with_absolute_teacher(content: dict[str, object]) -> dict[str, object]:
     """Resolve the path of a teacher's file; a name in the folder of teachers stays."""
     section = content.get(TEACHER_SECTION)
     if isinstance(section, dict) and isinstance(weights := section.get("weights"), str) and weights != START:

@@ -134,7 +134,7 @@ class RunOptions:
     tracking_uri: str | None = None
     began: float = 0.0  # by sweeps.utils.clock.monotonic_time: when the command was given
 
-    def field_updates(self) -> dict[str, Any]:
+    def field_updates(self) -> dict[str, object]:
         """Return the fields of a space that options set, by dotted name.
 
         `search.time` is not among them.
@@ -185,7 +185,7 @@ class RunOptions:
         Returns:
             The options with these folders.
         """
-        folders: dict[str, Any] = {
+        folders: dict[str, object] = {
             name: getattr(self, name) or (Path(folder) if (folder := getattr(stored, name)) else None)
             for name in FOLDER_OPTIONS
         }

@@ -16,7 +16,7 @@ WINDOW_KEYS = {"min", "max"}
 DEFAULT_SHARES = {"log_uniform": [0.5, 2.0]}  # of an allocation by stage or layer that names none
 
 
-def expand_shorthand(content: Mapping[str, Any]) -> dict[str, Any]:
+def expand_shorthand(content: Mapping[str, Any]) -> dict[str, object]:
     """Write the windows of a budget and the section `start` in their long form.
 
     Args:
@@ -41,7 +41,7 @@ def _is_short_start(start: Any) -> bool:
     return isinstance(start, str) or is_domain(start)
 
 
-def set_start_weights(content: dict[str, Any], path: str) -> None:
+def set_start_weights(content: dict[str, object], path: str) -> None:
     """Let trials start from the weights of a file, in place; where the space searches how to start, it still does.
 
     Args:
@@ -60,9 +60,9 @@ def set_start_weights(content: dict[str, Any], path: str) -> None:
     content["start"] = {**start, "how": "dense" if how == "scratch" else how, "weights": path}
 
 
-def _expand_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
+def _expand_budget(budget: Mapping[str, Any]) -> dict[str, object]:
     """`params: {min: A, max: B}` as `params: B, params_min: A`; an uneven allocation with its default shares."""
-    expanded: dict[str, Any] = {}
+    expanded: dict[str, object] = {}
     for key, value in budget.items():
         if key in LIMITS and isinstance(value, Mapping) and not is_domain(value):
             if not value or not value.keys() <= WINDOW_KEYS or (key == "step_ms" and "min" in value):
@@ -86,7 +86,7 @@ def _is_in_ratios(allocation: Any) -> bool:
     return not isinstance(choices, list) or any(value not in ("even", *ALLOCATIONS_BY_ERROR) for value in choices)
 
 
-def apply_data_overrides(content: dict[str, Any]) -> dict[str, Any]:
+def apply_data_overrides(content: dict[str, object]) -> dict[str, object]:
     """Replace the section `by_data` by its fields for the space's own data set.
 
     With `by_data: {digits: {network.width: 0.5}}` a question about a large data set can be tried on a small one in
@@ -115,7 +115,7 @@ def apply_data_overrides(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_field(
-    content: dict[str, Any], dotted: str, value: Any, named: tuple[str, ...] = ("data", "network", "teacher")
+    content: dict[str, object], dotted: str, value: Any, named: tuple[str, ...] = ("data", "network", "teacher")
 ) -> None:
     """Set a field by its dotted name, in place.
 

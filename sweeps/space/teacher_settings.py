@@ -23,7 +23,7 @@ class TeacherSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(default=None, min_length=1)  # a name in the folder of teachers, a file, torchvision:...
     weights: str | None = None  # any file of trained weights of `network` or of the space's own network, or START
-    train: dict[str, Any] | None = None  # fields of the recipe that trains it where no teacher has its name
+    train: dict[str, object] | None = None  # fields of the recipe that trains it where no teacher has its name
     width: float | None = Field(default=None, gt=0, le=16)  # of the network of `weights`; None: the space's own
     network: str | None = None  # the network that it must be; needed where that is the user's own code
     views: int | None = Field(default=None, ge=1)  # augmented views of each image; None: new ones in every epoch

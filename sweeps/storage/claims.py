@@ -55,7 +55,7 @@ def _newest_first(claim: tuple[int, str]) -> tuple[int, str]:
     return -claim[0], claim[1]
 
 
-def read_claim(storage: Storage, name: str) -> dict[str, Any]:
+def read_claim(storage: Storage, name: str) -> dict[str, object]:
     """Read a claim.
 
     Args:
@@ -96,7 +96,7 @@ def stored_sizes(storage: Storage) -> dict[str, tuple[int, int]]:
     }
 
 
-def read_driver_file(storage: Storage) -> dict[str, Any] | None:
+def read_driver_file(storage: Storage) -> dict[str, object] | None:
     """Read `driver.json`.
 
     Args:

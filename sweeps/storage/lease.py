@@ -48,7 +48,7 @@ class Lease:
         self.number = 0  # of this driver; 0 before `acquire`
         self._name = ""  # of the claim
         self._driver = {"token": uuid.uuid4().hex, **process_identity()}
-        self._stored: dict[str, Any] = {}
+        self._stored: dict[str, object] = {}
         self._checked = float("-inf")
         self._lock = threading.Lock()
 

@@ -316,7 +316,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     )  # fmt: skip
     if config.origin is not None:
         header = header.model_copy(update={"origin": config.origin})
-    fields: dict[str, Any] = header.to_json()
+    fields: dict[str, object] = header.to_json()
     apply_event(record, journal.append(Event.STUDY, sync=True, **fields))
 
 

@@ -68,7 +68,7 @@ class Plan:
     notes: list[str]  # on the data: what is not used, what is done to images
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as plain data, for --json."""
         return dict(vars(self))
 

@@ -158,7 +158,7 @@ class Retrain:
         sources = (recorded.source for recorded in self.trials if recorded.source is not None)
         return [*(recorded.specification for recorded in self.trials), *(trial.specification for trial in sources)]
 
-    def content(self, resources: Mapping[str, Any]) -> dict[str, Any]:
+    def content(self, resources: Mapping[str, Any]) -> dict[str, object]:
         """Make the content of a space file around the trials.
 
         Nothing is drawn from that space: the specifications on record are trained.
@@ -335,7 +335,7 @@ def _lost_source(folder: Path, study: StudyRecord, specification: TrialSpec) -> 
     return None
 
 
-def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str, Any]:
+def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str, object]:
     """The content of a space file around one trial."""
     spec = recorded.specification
     sections: Mapping[str, Any] = spec.to_json()
@@ -344,7 +344,7 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
         spec.allocation is not None
     ):  # each group of layers has a method of its own; the space needs one, and trains none
         method = next(iter(spec.allocation.methods.values()))
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "question": f"Trial {recorded.trial.trial_id} of {recorded.study.name} once more: does it come out the same?",
         "data": {key: value for key, value in sections["data"].items() if key != "fingerprint"},
         "network": sections["network"],
@@ -361,7 +361,7 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
     return content
 
 
-def _resources(recorded: RecordedTrial) -> dict[str, Any]:
+def _resources(recorded: RecordedTrial) -> dict[str, object]:
     """The resources on record: the number of threads decides in which order sums are taken."""
     trial, resources = recorded.trial, dict(recorded.study.header.section("resources"))
     if trial.last_attempt("cpus") is not None:
@@ -371,7 +371,7 @@ def _resources(recorded: RecordedTrial) -> dict[str, Any]:
     return {key: value for key, value in resources.items() if value is not None}
 
 
-def _teacher(section: TeacherSection) -> dict[str, Any]:
+def _teacher(section: TeacherSection) -> dict[str, object]:
     """The teacher by its path, or by its name where that path is gone.
 
     It may be unverified: what it was trained on was checked when the recorded study began.

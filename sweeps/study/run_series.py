@@ -71,7 +71,7 @@ def start_series(options: RunOptions) -> int:
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
     folder = _make_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else [])
-    stored: dict[str, Any] = {
+    stored: dict[str, object] = {
         name: value for name in _FIELD_OPTIONS if (value := getattr(options, name)) not in (None, (), [])
     }
     stored |= {name: value for name in _BEGIN_OPTIONS if (value := getattr(options, name)) not in (None, (), [])}
@@ -145,7 +145,7 @@ def resume_series(options: RunOptions) -> int:
     uri = uri or stored.get("storage")
     options = options.with_folders(validate_model(StoredOptions, stored["options"], "options"))
     changed = {name: value for name in _CHANGEABLE_OPTIONS if (value := getattr(typed, name)) is not None}
-    fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS} | changed
+    fields: dict[str, object] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS} | changed
     fields |= {name: fields[name] or () for name in _LISTS}
     base = Path(str(stored.get("base", "")))  # older series have none; on another machine it may not be there
     members = parse_series(

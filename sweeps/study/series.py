@@ -60,7 +60,7 @@ def parse_series(
 
 
 def _parse_member(
-    entry: Mapping[str, Any], rest: dict[str, Any], series: str, options: RunOptions, typed: RunOptions, base: Path
+    entry: Mapping[str, Any], rest: dict[str, object], series: str, options: RunOptions, typed: RunOptions, base: Path
 ) -> SeriesMember:  # fmt: skip
     for key in entry:
         if key not in ENTRY_FIELDS:

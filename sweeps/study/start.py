@@ -250,7 +250,7 @@ def _run_mirrored(
     return code if stored or code != ExitCode.DONE else ExitCode.NOT_STORED
 
 
-def _add_repeats(content: dict[str, Any], more: int) -> None:
+def _add_repeats(content: dict[str, object], more: int) -> None:
     """Raise the number of seeds of a space in place; a whole grid stays whole.
 
     Raises:
@@ -266,7 +266,7 @@ def _add_repeats(content: dict[str, Any], more: int) -> None:
         search["trials"] = -(-trials * (before + more) // before)
 
 
-def _check_same_question(content: dict[str, Any], record: StudyRecord, folder: Path) -> None:
+def _check_same_question(content: dict[str, object], record: StudyRecord, folder: Path) -> None:
     """Check that nobody has changed space.yaml: a sampler cannot go on in another space than it began with."""
     began = record.header.space
     if not began:  # the driver was killed before it had written it
@@ -277,10 +277,10 @@ def _check_same_question(content: dict[str, Any], record: StudyRecord, folder: P
             raise InputError(f"{folder / SPACE_FILE}: `{name}` was changed since the study began; {FIXED_QUESTION}")
 
 
-def _fixed_fields(content: dict[str, Any]) -> dict[str, Any]:
+def _fixed_fields(content: dict[str, object]) -> dict[str, object]:
     """The fields of a space that a resume may not change, by dotted name, as space.yaml would hold them."""
     content = load_yaml(yaml.safe_dump(content))  # journals from before have texts such as 5e-4
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     for section, value in content.items():
         if isinstance(value, dict):
             fields |= {f"{section}.{key}": entry for key, entry in value.items()}
@@ -304,12 +304,12 @@ def _find_study(options: RunOptions) -> tuple[Path, str | None]:
     return stored_study_folder(uri, name, root) if uri is not None else find_study_folder(root, name), uri
 
 
-def _given_options(options: RunOptions, *names: str) -> dict[str, Any]:
+def _given_options(options: RunOptions, *names: str) -> dict[str, object]:
     """Return those of the named options that the user gave."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
-def _set_fields(content: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
+def _set_fields(content: dict[str, object], section: str, fields: dict[str, object]) -> None:
     """Set fields of a space's section, except those that are None."""
     content.setdefault(section, {}).update({key: value for key, value in fields.items() if value is not None})
 

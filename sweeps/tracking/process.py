@@ -189,7 +189,7 @@ def catch_up_command(study_dir: Path, uri: str, *, again: bool = False) -> str:
     return shlex.join(command)
 
 
-def read_progress(study_dir: Path) -> dict[str, Any]:
+def read_progress(study_dir: Path) -> dict[str, object]:
     """Read what the tracking process wrote last.
 
     Args:

@@ -244,8 +244,8 @@ def _method_of(candidate: Candidate) -> Method | None:
     return None if candidate.choice is None else candidate.choice.method
 
 
-def _table_to_json(table: RankCosts) -> dict[str, Any]:
-    def entry(cost: RankCost) -> dict[str, Any]:
+def _table_to_json(table: RankCosts) -> dict[str, object]:
+    def entry(cost: RankCost) -> dict[str, object]:
         method = _method_of(cost.candidate)
         return {
             "method": None if method is None else method.model_dump(mode="json"),

@@ -262,7 +262,7 @@ class Resolver:
                 lower[f"{name}_min"] = max(lower[f"{name}_min"] or 0, int(values["window"] * value))
         return Budget(**upper, **lower)
 
-    def _limits(self, point: Point) -> dict[str, Any]:
+    def _limits(self, point: Point) -> dict[str, object]:
         return {**self.space.budget.model_dump(), **_under(point, "budget")}
 
     def _reference_count(self, relative_to: str | None) -> Callable[[str], float]:

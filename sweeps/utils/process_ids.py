@@ -15,7 +15,7 @@ from typing import Any
 _START_FIELD = 19  # of /proc/PID/stat, counted after the command's closing bracket: clock ticks since the boot
 
 
-def process_identity() -> dict[str, Any]:
+def process_identity() -> dict[str, object]:
     """Describe this process, so that another one can tell whether it has ended.
 
     Returns:

@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, object]:
     """Describe this machine.
 
     Returns:

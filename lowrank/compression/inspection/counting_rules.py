@@ -46,7 +46,7 @@ def module_rule(module: nn.Module) -> Rule | None:
     return next((_module_rules[base] for base in type(module).__mro__ if base in _module_rules), None)
 
 
-def count_operation(operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> int:
+def count_operation(operation: Any, arguments: tuple[Any, ...], keywords: dict[str, object], output: Any) -> int:
     """Count the mult-adds of one operation.
 
     Args:

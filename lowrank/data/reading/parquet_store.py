@@ -129,7 +129,7 @@ class ParquetImages:
             file.write(content)
             file.write(zlib.crc32(content).to_bytes(4, "little"))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the mapping out: a process that does not share memory maps the copy again."""
         return {**self.__dict__, "_copy": None}
 
@@ -250,11 +250,11 @@ class ParquetStore(EncodedStore):
         self._groups.clear()
         pa.default_memory_pool().release_unused()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what another process reads itself."""
         return {**self.__dict__, "_groups": OrderedDict(), "_lock": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """Make a lock of this process."""
         self.__dict__.update(state)
         self._lock = threading.Lock()

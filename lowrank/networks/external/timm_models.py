@@ -41,7 +41,7 @@ def timm_network(name: str, image_shape: ImageShape, classes: int, weights: str 
             "(timm:NAME.TAG), and --weights FILE reads a file"
         )
     config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": image_shape[0]}
+    options: dict[str, object] = {"num_classes": classes, "in_chans": image_shape[0]}
     if config is not None and config.fixed_input_size and tuple(config.input_size[1:]) != image_shape[1:]:
         options["img_size"] = image_shape[1:]
     try:

@@ -83,7 +83,7 @@ def transformers_images(folder: str) -> tuple[ImageShape, int]:
 
 
 def _load(transformers: Any, path: Path, channels: int, classes: int, weights: str | None) -> nn.Module:
-    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    offline: dict[str, object] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(str(path), **offline)
     stated = getattr(config, "num_channels", channels)
     if stated != channels:

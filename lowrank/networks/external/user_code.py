@@ -142,15 +142,15 @@ def function_takes_width(name: str) -> bool:
 
 
 def _select_arguments(
-    name: str, function: Callable[..., Any], arguments: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    name: str, function: Callable[..., Any], arguments: dict[str, object]
+) -> tuple[dict[str, object], dict[str, object]]:
     """Return what the function takes by position alone, and what it takes by name."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError as error:
         raise InputError(f"{name} does not say which arguments it takes; write a function around it") from error
-    positional: dict[str, Any] = {}
-    named: dict[str, Any] = {}
+    positional: dict[str, object] = {}
+    named: dict[str, object] = {}
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
