@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
     folder = Path(__file__).resolve().parent

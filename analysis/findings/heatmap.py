@@ -134,7 +134,7 @@ def _trial_entries(trial: TrialRecord) -> list[_Entry]:
     pairs = {(method.dims, method.rank_scale)}
     for alias in trial.aliases:
         dims, scale = alias.get("method.dims"), alias.get("method.rank_scale")
-        if dims is not None and scale is not None:
+        if isinstance(dims, int | float) and isinstance(scale, int | float):
             pairs.add((int(dims), scale))
     return [_Entry(trial.method, dims, scale, trial.stratum, trial) for dims, scale in sorted(pairs, key=str)]
 

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from analysis.utils import data_label
 from lowrank.utils import redact
@@ -163,7 +164,7 @@ def tracking_uri(study: StudyRecord, folder: Path, uri: str | None = None) -> st
     Returns:
         The address, its password hidden where the records have it; None if no store is known.
     """
-    recorded = _progress(folder / TRACKING_PROGRESS_FILE).get("uri")
+    recorded = str(_progress(folder / TRACKING_PROGRESS_FILE).get("uri") or "")
     beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
     candidates = (uri, recorded, study.header.tracking_uri, beside)
     return next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)
@@ -175,7 +176,7 @@ def _may_be_there(uri: str) -> bool:
     return path == uri or Path(path.partition("?")[0]).is_file()
 
 
-def _progress(path: Path) -> dict[str, object]:
+def _progress(path: Path) -> dict[str, JsonValue]:
     """What the tracker recorded; nothing for a damaged file, which costs the link alone."""
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))

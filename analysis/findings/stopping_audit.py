@@ -7,9 +7,8 @@ full.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sweeps.records import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
 from sweeps.search import DEFAULTS, make_rule
@@ -80,12 +79,12 @@ def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
     ]
 
 
-def _recorded_settings(study: StudyRecord) -> dict[str, object]:
+def _recorded_settings(study: StudyRecord) -> dict[str, float]:
     search = study.header.section("search")
-    return {name: search[name] for name in DEFAULTS if name in search}
+    return {name: value for name in DEFAULTS if isinstance(value := search.get(name), int | float)}
 
 
-def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, object]) -> RuleVerdict:
+def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: Mapping[str, float]) -> RuleVerdict:
     stopped = replay_rule(rule, trials, settings)
     winner = min(trials, key=lambda trial: (trial.val_error or 0.0, trial.counts.get("params", 0)))
     remaining = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
@@ -97,7 +96,7 @@ def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[
     )  # fmt: skip
 
 
-def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, object]) -> dict[str, int]:
+def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: Mapping[str, float]) -> dict[str, int]:
     """Replay one rule on whole curves, in the order in which their epochs were reported.
 
     A trial that is stopped reports nothing more. Trials that ran beside it stay as they were: a free slot is not
@@ -113,7 +112,13 @@ def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, ob
     """
     trials = list(trials)
     epochs = max(trial.last_epoch for trial in trials)
-    stopper = make_rule(rule, epochs=epochs, **settings)
+    stopper = make_rule(
+        rule,
+        epochs=epochs,
+        grace=settings["grace"],
+        reduction=settings["reduction"],
+        brackets=int(settings["brackets"]),
+    )
     points = [
         (metrics.get("time", 0.0), epoch, trial.trial_id, metrics[VAL_ERROR])
         for trial in trials

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records import StudyRecord, TrialRecord
+from sweeps.records import EventFields, StudyRecord, TrialRecord
 
 DRIVER, WORKERS, SET_UP, COMPILE, INPUT, STEP, VALIDATION, REPORTS, CLOSING, IDLE = (
     "the driver starts: imports, images, cluster, shares measured", "workers start: processes, imports",
@@ -106,12 +106,12 @@ def _next_begin(study: StudyRecord, index: int) -> float:
     return _begin(study.runs[index + 1]) if index + 1 < len(study.runs) else math.inf
 
 
-def _begin(event: dict[str, object]) -> float:
+def _begin(event: EventFields) -> float:
     """Return when a run began. Its event is written when trials can start, `since` seconds after the command."""
     return float(event["time"]) - float(event["since"])
 
 
-def _driver_run(event: dict[str, object], next_begin: float, attempts: Sequence[_Attempt]) -> DriverRun:
+def _driver_run(event: EventFields, next_begin: float, attempts: Sequence[_Attempt]) -> DriverRun:
     """Make a run from its event. One without the time when it `closed` was killed, and ends with its last epoch."""
     prepared = float(event["time"])
     trained = max((attempt.end for attempt in attempts if prepared <= attempt.end < next_begin), default=prepared)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any
 
 from analysis.stats import FrontPoint, validation_images, wilson_interval
 from lowrank.deployment import CardContent, Export, Latency, render_card

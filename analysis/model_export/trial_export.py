@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from analysis.model_export.model_card import Proof, model_card, was_trained_here
 from analysis.model_export.select_trial import TrainedTrial
@@ -133,7 +132,7 @@ def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module
 def _latencies(
     network: nn.Module, specification: ModelSpecification, export: Export, folder: Path, step: Callable[[str], None]
 ) -> list[Latency]:
-    networks: dict[str, object] = {FACTORISED: network}
+    networks: dict[str, Callable[[Tensor], Tensor]] = {FACTORISED: network}
     if any(file.network == MERGED for file in export.files):
         networks[MERGED] = merged_network(network)
     networks |= _baseline_networks(specification)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.reporting.front_data import FrontPlot, front_plot
 from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels

@@ -98,7 +98,7 @@ class Page:
             Exception: what the drawing of a picture raised.
         """
         blocks = [
-            {**block, "picture": block["picture"].result()} if block["kind"] == "picture" else block
+            {**block, "picture": future.result()} if isinstance(future := block.get("picture"), Future) else block
             for block in self._blocks
         ]
         colours = {colour for future in self._pictures for colour in future.result().colours}

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -25,6 +24,7 @@ from sweeps.records import (
     RESULTS_FILE,
     TRIALS_FOLDER,
     Event,
+    EventFields,
     HeaderStratum,
     Journal,
     Note,
@@ -271,7 +271,7 @@ def _header(sources: Sequence[StudySource], name: str, mixed: Mapping[str, Seque
     })  # fmt: skip
 
 
-def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, object]]]:
+def trial_events(trial: TrialRecord) -> list[tuple[Event, EventFields]]:
     """Return the lines of a journal that `sweeps.records` folds into this trial again.
 
     Args:
@@ -285,7 +285,7 @@ def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, object]]]:
     if trial.status is Status.INFEASIBLE:
         fields = {"stratum": trial.stratum, "parameters": trial.parameters, "reason": trial.reason}
         return [(Event.INFEASIBLE, {**key, **fields, "time": start})]
-    events: list[tuple[Event, dict[str, object]]] = [(Event.PROPOSED, {
+    events: list[tuple[Event, EventFields]] = [(Event.PROPOSED, {
         **key, "role": str(trial.role), "stratum": trial.stratum, "parameters": trial.parameters,
         "specification": trial.specification.to_json() if trial.specification else {}, "counts": trial.counts,
         "proposal": {},
@@ -313,9 +313,9 @@ def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, object]]]:
     return events + [(event, {**key, **fields}) for event, fields in _annotations(trial, trial.finished_at or start)]
 
 
-def _annotations(record: TrialRecord | StudyRecord, time: float) -> list[tuple[Event, dict[str, object]]]:
+def _annotations(record: TrialRecord | StudyRecord, time: float) -> list[tuple[Event, EventFields]]:
     """The lines of a trial's or a study's notices, marks, notes and tags."""
-    events: list[tuple[Event, dict[str, object]]] = []
+    events: list[tuple[Event, EventFields]] = []
     if isinstance(record, TrialRecord):
         events += [(Event.NOTICE, {"text": text}) for text in record.notices]
         events += [(Event.EXCLUDED, {"broken": record.broken})] if record.broken else []
@@ -371,7 +371,7 @@ def write_study(collated: CollatedStudy, folder: Path) -> None:
 
 def _write_journal(study: StudyRecord, path: Path) -> None:
     journal = Journal(path)
-    header: dict[str, object] = study.header.to_json()
+    header: EventFields = study.header.to_json()
     journal.append(Event.STUDY, **header)
     last = study.header.began
     for event, fields in _annotations(study, last):

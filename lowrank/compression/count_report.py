@@ -6,7 +6,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class NetworkCount:
     file_size: FileSize
     real_costs: tuple[RealCost | None, ...]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return all counts as plain data.
 
         Returns:
@@ -65,9 +65,14 @@ class NetworkCount:
             **self._real_totals(), "other_params": plan.other_params, "other_mult_adds": plan.other_mult_adds,
             "study_extras": asdict(plan.extras),
             "layers": [
-                _layer_row(plan, site, method, None if site.keep_reason else next(costs)) for site in plan.sites
+                {**asdict(layer), **({} if layer.kept or (cost := next(costs)) is None else asdict(cost))}
+                for layer in self.layers()
             ],
         }  # fmt: skip
+
+    def layers(self) -> list[_LayerCount]:
+        """Count each site."""
+        return [_count_layer(self.plan, site, self.method) for site in self.plan.sites]
 
     def _real_totals(self) -> dict[str, int]:
         """Sum the costs of both ways of execution over the network; empty if the method is no tensor decomposition."""
@@ -112,19 +117,35 @@ def count_network(
     return NetworkCount(network, method, image, classes, plan, file_size, real_costs)
 
 
-def _layer_row(plan: NetworkPlan, site: Site, method: Method, cost: RealCost | None) -> dict[str, object]:
-    """Return one site as plain data; `kept` is the reason why it is not substituted, or empty."""
+@dataclass(frozen=True)
+class _LayerCount:
+    """One site; `kept` is the reason why it is not substituted, or empty."""
+
+    name: str
+    linear: bool
+    in_channels: int
+    out_channels: int
+    kernel: list[int]
+    stride: list[int]
+    in_area: int
+    out_area: int
+    kept: str
+    params: int
+    mult_adds: int
+    dense_params: int
+    dense_mult_adds: int
+
+
+def _count_layer(plan: NetworkPlan, site: Site, method: Method) -> _LayerCount:
     shape, dense, keep = site.shape, Dense(), bool(site.keep_reason)
-    row: dict[str, object] = {
-        "name": site.name, "linear": site.linear, "in_channels": shape.in_channels,
-        "out_channels": shape.out_channels, "kernel": list(shape.kernel), "stride": list(shape.stride),
-        "in_area": shape.in_area, "out_area": shape.out_area, "kept": site.keep_reason,
-        "params": site.params if keep else method.params(shape),
-        "mult_adds": site.mult_adds if keep else plan.layer_mult_adds(method, shape),
-        "dense_params": site.params if keep else dense.params(shape),
-        "dense_mult_adds": site.mult_adds if keep else dense.mult_adds(shape),
-    }  # fmt: skip
-    return row if cost is None else {**row, **asdict(cost)}
+    return _LayerCount(
+        name=site.name, linear=site.linear, in_channels=shape.in_channels, out_channels=shape.out_channels,
+        kernel=list(shape.kernel), stride=list(shape.stride), in_area=shape.in_area, out_area=shape.out_area,
+        kept=site.keep_reason, params=site.params if keep else method.params(shape),
+        mult_adds=site.mult_adds if keep else plan.layer_mult_adds(method, shape),
+        dense_params=site.params if keep else dense.params(shape),
+        dense_mult_adds=site.mult_adds if keep else dense.mult_adds(shape),
+    )  # fmt: skip
 
 
 def format_count(count: NetworkCount) -> list[str]:
@@ -144,11 +165,11 @@ def format_count(count: NetworkCount) -> list[str]:
         f"{count.network.name}{width} with {count.method.name}{f' ({settings})' if settings else ''}; "
         f"images {size}, {count.classes} classes; {count.plan.convention} convention",
         "",
-        *_totals(values), "", *_table(values["layers"]), *_remarks(count.plan),
+        *_totals(values), "", *_table(count.layers()), *_remarks(count.plan),
     ]  # fmt: skip
 
 
-def _totals(values: dict[str, object]) -> list[str]:
+def _totals(values: Mapping[str, Any]) -> list[str]:
     share = values["params"] / values["dense_params"]
     lines = [
         f"parameters     {values['params']:>16,}   {share:.2%} of dense {values['dense_params']:,}; "
@@ -168,7 +189,7 @@ def _totals(values: dict[str, object]) -> list[str]:
     return lines
 
 
-def _table(layers: Iterable[dict[str, object]]) -> list[str]:
+def _table(layers: Iterable[_LayerCount]) -> list[str]:
     headers = ("layer", "shape", "positions", "parameters", "mult-adds", "dense parameters", "not replaced because")
     rows = [headers, *(_cells(layer) for layer in layers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(headers))]
@@ -181,11 +202,11 @@ def _table(layers: Iterable[dict[str, object]]) -> list[str]:
     ]
 
 
-def _cells(layer: dict[str, object]) -> tuple[str, ...]:
-    kernel = "linear" if layer["linear"] else "{}x{}".format(*layer["kernel"])
+def _cells(layer: _LayerCount) -> tuple[str, ...]:
+    kernel = "linear" if layer.linear else "{}x{}".format(*layer.kernel)
     return (
-        layer["name"], f"{kernel} {layer['in_channels']}-{layer['out_channels']}", f"{layer['out_area']:,}",
-        f"{layer['params']:,}", f"{layer['mult_adds']:,}", f"{layer['dense_params']:,}", layer["kept"],
+        layer.name, f"{kernel} {layer.in_channels}-{layer.out_channels}", f"{layer.out_area:,}", f"{layer.params:,}",
+        f"{layer.mult_adds:,}", f"{layer.dense_params:,}", layer.kept,
     )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ class NetworkPlan:
             return make_allocation(self.layers, methods, by)
         return make_allocation(self.groups(by), methods)
 
-    def settings(self, sized: SizedMethod) -> dict[str, object]:
+    def settings(self, sized: SizedMethod) -> dict[str, Any]:
         """Return the plain settings of what stands in the sites.
 
         Args:

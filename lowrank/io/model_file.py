@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -105,7 +105,7 @@ class ModelSpecification(BaseModel):
     method: Method
     image_shape: tuple[Size, Size, Size]
     classes: Size
-    allocation: dict[str, object] | None = None
+    allocation: Mapping[str, object] | None = None
     layers: dict[str, dict[str, object]] | None = None
     projected_attention: bool = False
 
@@ -140,10 +140,10 @@ class ModelSpecification(BaseModel):
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of a file with such a model."""
-        layers = {name: _Layer(**settings) for name, settings in (self.layers or {}).items()}
+        layers = {name: _Layer.model_validate(settings) for name, settings in (self.layers or {}).items()}
         content = _Metadata(
             version=VERSION, network=self.network.model_dump(mode="json"), method=self.method.model_dump(mode="json"),
-            allocation=_Allocation(**self.allocation) if self.allocation else None, classes=self.classes,
+            allocation=_Allocation.model_validate(self.allocation) if self.allocation else None, classes=self.classes,
             image_shape=list(self.image_shape), layers=layers, projected_attention=self.projected_attention,
         )  # fmt: skip
         absent = {name for name in ("allocation", "layers", "projected_attention") if not getattr(self, name)}

@@ -160,7 +160,8 @@ def _names_in_order(names: Mapping[str, Any], where: str) -> list[Any]:
 def _from_classifier(path: Path) -> ImagePreprocessing:
     content = _read_object(path)
     try:
-        sides = {len(content["example"][0]), len(content["example"][0][0])}
+        example: Any = content["example"]
+        sides = {len(example[0]), len(example[0][0])}
     except (KeyError, IndexError, TypeError):
         sides = set()
     fields = {name: value for name, value in content.items() if name not in ("example", "source")}

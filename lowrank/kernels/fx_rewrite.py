@@ -245,7 +245,7 @@ def _update_running(graph: Graph, running: Any, statistic: Node, momentum: float
         graph.call_method("lerp_", (running, unbiased, float(momentum)))
 
 
-def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, object]] | None:
+def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
     """Return input, weight, bias and the other options of a 2-d convolution; None for another node."""
     if node.target not in (torch.conv2d, functional.conv2d):
         return None

@@ -168,7 +168,7 @@ def lr_multipliers(network: nn.Module, recipe: Recipe, head: Sequence[str] = ())
 
 def parameter_groups(
     network: nn.Module, recipe: Recipe, decay_ratio: float, head: Sequence[str] = ()
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Group the trained parameters by weight decay and learning rate.
 
     Args:
@@ -224,7 +224,7 @@ def make_optimizer(
     return optimizer
 
 
-def _make_adamw(groups: list[dict[str, object]], recipe: Recipe) -> torch.optim.AdamW:
+def _make_adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
     """AdamW whose slots exist from the start: a recorded step cannot tell the first step from later ones."""
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
     optimizer = torch.optim.AdamW(

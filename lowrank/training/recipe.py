@@ -7,7 +7,7 @@ run, so that a recipe keeps its shape when `epochs` changes.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 

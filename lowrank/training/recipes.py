@@ -18,7 +18,7 @@ RECIPE_FIELD = "recipe"  # key that names a recipe, beside the fields that overr
 _STEPS = {"schedule": "step", "nesterov": False}
 _CROP_FLIP = {"shift": 4, "flip": True}
 
-RECIPES: dict[str, dict[str, object]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     # The study's wide ResNets on CIFAR: x0.2 at 60, 120 and 160 of 200 epochs
     "study_wrn": {
         **_STEPS, **_CROP_FLIP, "cutout": 16, "epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4,
@@ -77,7 +77,7 @@ def default_recipe(data_name: str, network_name: str = "resnet9") -> str:
     return next(matching, "study_tt_sweep")
 
 
-def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any]) -> dict[str, object]:
+def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Combine a named recipe with the fields that override it.
 
     Args:

@@ -133,7 +133,7 @@ def head_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def live_nodes() -> list[dict[str, object]]:
+def live_nodes() -> list[dict[str, Any]]:
     """List the machines of the cluster that are alive.
 
     Returns:
@@ -142,7 +142,7 @@ def live_nodes() -> list[dict[str, object]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def is_driver_on(node: dict[str, object]) -> bool:
+def is_driver_on(node: dict[str, Any]) -> bool:
     """Return whether this process runs on a node.
 
     Args:

@@ -93,7 +93,7 @@ class TuneSearcher(_NoState, Searcher):
             may_stop=trial.role is Role.SEARCH and self._search.space.search.stop != "none",
         )  # fmt: skip
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: `Recorder` reports outcomes."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -121,7 +121,7 @@ class Recorder(_NoState, Callback):
         self._wrong_images: dict[str, str] = {}  # of the last epoch of running trials, by id
 
     def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, object], **kwargs: Any
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any
     ) -> None:
         """Record an attempt, epochs and notices, and the end where the trial reports its outcome."""
         trial_id = result.get("trial")
@@ -226,7 +226,7 @@ class TimeLimit(Stopper):
         """
         self._end = monotonic_time() + seconds
 
-    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return False: the limit ends all trials at once, never a single one."""
         return False
 

@@ -17,7 +17,7 @@ import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Required, TypedDict
 
 import torch
 from torch import Tensor, distributed, nn
@@ -144,7 +144,17 @@ class GroupWorker:
         return {name: tensor.cpu() for name, tensor in self.trainer.weights().items()}
 
 
-def describe_error(error: Exception) -> dict[str, object]:
+class ErrorDescription(TypedDict, total=False):
+    """An error as plain data: its `kind` and text; of a divergence also where it happened."""
+
+    kind: Required[str]
+    text: Required[str]
+    epoch: int
+    step: int | None
+    layer: str | None
+
+
+def describe_error(error: Exception) -> ErrorDescription:
     """Return an error as plain data, of which `ProcessGroup` makes an exception again.
 
     Args:
@@ -154,8 +164,9 @@ def describe_error(error: Exception) -> dict[str, object]:
         `kind` and `text`; of a divergence also epoch, step and layer.
     """
     if isinstance(error, DivergedError):
-        position = {"epoch": error.epoch, "step": error.step, "layer": error.layer}
-        return {"kind": DIVERGED, "text": str(error), **position}
+        return {
+            "kind": DIVERGED, "text": str(error), "epoch": error.epoch, "step": error.step, "layer": error.layer
+        }  # fmt: skip
     if out_of_memory(error):
         return {"kind": MEMORY, "text": first_line(error)}
     if device_lost(error):

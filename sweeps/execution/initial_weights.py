@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from lowrank.compression import fit_student, init_from_network, output_errors

@@ -24,6 +24,7 @@ from torch import Tensor
 from lowrank.errors import InputError
 from lowrank.training import DivergedError
 from lowrank.utils import IdleWatch, module_command, module_environment, processor_times
+from sweeps.execution.group_worker import ErrorDescription
 from sweeps.execution.heartbeat import HANG_SECONDS, HeartbeatWatch, heartbeat_path
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import TrialSpec
@@ -231,7 +232,7 @@ class ProcessGroup:
             f"was to {command}; the trial goes on in new ones"
         )
 
-    def _make_error(self, description: dict[str, object]) -> Exception:
+    def _make_error(self, description: ErrorDescription) -> Exception:
         """Return the exception that `describe_error` described."""
         kind, text = description["kind"], description["text"]
         if kind == "diverged":

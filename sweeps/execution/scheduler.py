@@ -55,7 +55,7 @@ class StratifiedStopping(FIFOScheduler):
             if reason:
                 self._unrecorded_stops.setdefault(trial.trial_id, reason)
 
-    def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, object]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Decide after an epoch whether the trial goes on."""
         config = trial_config(trial.config)
         if config.role is not Role.SEARCH or VAL_ERROR not in result:

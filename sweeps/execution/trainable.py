@@ -29,7 +29,7 @@ from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trial_config import trial_config
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
-from sweeps.records import VAL_ERROR, Status, encode_wrong_images
+from sweeps.records import VAL_ERROR, EventFields, Status, encode_wrong_images
 from sweeps.resources import set_mps_environment
 from sweeps.teachers import make_teacher
 from sweeps.trials import load_trial_data, make_student, make_trainer
@@ -41,11 +41,11 @@ class TrialTrainable(tune.Trainable):
     """Trains one specification, an epoch a step."""
 
     failure: Exception | None = None  # of the set-up; the first step raises it
-    attempt: dict[str, object] | None = None  # for the first result
+    attempt: EventFields | None = None  # for the first result
     process_group: ProcessGroup | None = None  # of a trial of several processes; the next trial uses it again
     trainer: Trainer | ProcessGroup
 
-    def setup(self, config: dict[str, object]) -> None:
+    def setup(self, config: dict[str, Any]) -> None:
         """Begin a trial; an exception is stored, and the first `step` raises it.
 
         Ray Tune does not retry a trial whose `reset_config` fails, but does retry one whose `step` fails.
@@ -58,7 +58,7 @@ class TrialTrainable(tune.Trainable):
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
-        self.initial: dict[str, object] = {}  # of a start from trained weights: error and layers before any training
+        self.initial: EventFields = {}  # of a start from trained weights: error and layers before any training
         try:
             self._begin()
         except Exception as error:
@@ -141,7 +141,7 @@ class TrialTrainable(tune.Trainable):
         self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append)
         return self.process_group
 
-    def reset_config(self, new_config: dict[str, object]) -> bool:
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in the same process.
 
         Args:

@@ -51,7 +51,7 @@ class TrialConfig:
         return {KEY: self}
 
 
-def trial_config(config: dict[str, object]) -> TrialConfig:
+def trial_config(config: dict[str, Any]) -> TrialConfig:
     """Read Tune's config of a trial.
 
     Args:

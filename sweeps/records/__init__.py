@@ -27,7 +27,14 @@ if TYPE_CHECKING:
         read_notes as read_notes,
     )
     from sweeps.records.decidable import decidable_difference as decidable_difference
-    from sweeps.records.events import TERMINAL as TERMINAL, Event as Event, Role as Role, Status as Status
+    from sweeps.records.events import (
+        TERMINAL as TERMINAL,
+        Event as Event,
+        EventFields as EventFields,
+        Role as Role,
+        Status as Status,
+        TestLook as TestLook,
+    )
     from sweeps.records.fronts import (
         best_trials as best_trials,
         competing_points as competing_points,
@@ -86,6 +93,7 @@ if TYPE_CHECKING:
     )
     from sweeps.records.model import (
         SPLITS as SPLITS,
+        Handle as Handle,
         StudyRecord as StudyRecord,
         TrialRecord as TrialRecord,
         apply_event as apply_event,
@@ -171,7 +179,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "parse_notes parse_tags read_notes"
         ),
         "decidable": "decidable_difference",
-        "events": "Event Role Status TERMINAL",
+        "events": "Event EventFields Role Status TERMINAL TestLook",
         "fronts": (
             "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials "
             "group_by_point mean_error non_dominated_points point_key searched_points"
@@ -187,7 +195,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "list_studies load_history load_study read_group read_rank_costs read_step_times"
         ),
         "model": (
-            "SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
+            "Handle SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
             "intern_names resolve_number_format"
         ),
         "names": (

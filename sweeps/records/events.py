@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, TypedDict
+
+EventFields = dict[str, Any]  # of a line of the journal, as JSON has them
 
 
 class Event(StrEnum):
@@ -41,6 +44,13 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset(Status) - {Status.PROPOSED, Status.RUNNING}
+
+
+class TestLook(TypedDict):
+    """A look at the test split: the time of the run, and the trials whose test errors it wrote."""
+
+    run: float | None
+    trials: list[str]
 
 
 class Role(StrEnum):

@@ -15,11 +15,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lowrank.utils import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.space import Value
 
 SEED_DEPENDENT_STATUSES = (Status.DIVERGED, Status.FAILED)  # ends that another seed may avoid
 T = TypeVar("T")
@@ -159,7 +160,7 @@ def _ended_seeds(trials: Iterable[TrialRecord]) -> Counter[str]:
     return Counter(point_key(trial) for trial in trials if trial.ended and trial.status is not Status.INFEASIBLE)
 
 
-def front_settings(study: StudyRecord, seeds: int = 1, limit: int = 0) -> list[dict[str, object]]:
+def front_settings(study: StudyRecord, seeds: int = 1, limit: int = 0) -> list[dict[str, Value]]:
     """Find the settings of the search's own front, which get further seeds.
 
     They are those of the front of the first seed. When all of them have had their seeds, their means are higher than

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 from lowrank.utils import validate_model
 from sweeps.records.specification import JsonObject
@@ -146,7 +146,7 @@ class StudyHeader(_Section):
     name: str = ""
     time: float | None = None
     question: str = ""
-    space: dict[str, JsonValue] = {}
+    space: dict[str, object] = {}
     data: HeaderData = HeaderData()
     teacher: HeaderTeacher | None = None
     network: HeaderNetwork = HeaderNetwork()
@@ -199,7 +199,7 @@ class StudyHeader(_Section):
         """
         return self.model_copy(update={"name": name})
 
-    def section(self, name: str) -> Mapping[str, JsonValue]:
+    def section(self, name: str) -> Mapping[str, object]:
         """Return a section of the space, as its file has it.
 
         Args:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from lowrank.errors import InputError, LowrankError
 from lowrank.utils import LockedError, hold_lock, nearest_existing
-from sweeps.records.events import Event
+from sweeps.records.events import Event, EventFields
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils import Clock
 
@@ -148,7 +148,7 @@ class Journal:
         self._synced = time.monotonic()
         self._refusal: Exception | None = None
 
-    def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, object]:
+    def append(self, event: Event, *, sync: bool = False, **fields: Any) -> EventFields:
         """Write one event.
 
         Args:
@@ -290,7 +290,7 @@ def seal_line(record: Mapping[str, Any], number: int) -> bytes:
     return content + f',"{CHECKSUM_FIELD}":"{zlib.crc32(content):08x}"}}\n'.encode()
 
 
-def parse_line(line: bytes) -> tuple[dict[str, object], int | None]:
+def parse_line(line: bytes) -> tuple[EventFields, int | None]:
     """Read a line and check it against its checksum.
 
     Args:

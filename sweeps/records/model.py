@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records.events import TERMINAL, Event, Role, Status
+from sweeps.records.events import TERMINAL, Event, EventFields, Role, Status, TestLook
 from sweeps.records.header import StudyHeader
 from sweeps.records.names import INFEASIBLE_PREFIX, VAL_ERROR
 from sweeps.records.specification import TrialSpec
-from sweeps.space import UNCHANGED
+from sweeps.space import UNCHANGED, Value
 from sweeps.utils import check_plain_name
 
+Handle = dict[str, str | int]  # of a proposal: the sampler's study and number, or the index in a grid
 SPLITS = ("val", "test")  # on which trials are evaluated
 
 
@@ -74,13 +75,13 @@ class TrialRecord:
     stratum: str = ""
     status: Status = Status.PROPOSED
     reason: str = ""
-    parameters: dict[str, object] = field(default_factory=dict)  # dotted name in the space file -> value
-    aliases: list[dict[str, object]] = field(default_factory=list)
+    parameters: dict[str, Value] = field(default_factory=dict)  # dotted name in the space file -> value
+    aliases: list[dict[str, Value]] = field(default_factory=list)
     specification: TrialSpec | None = None  # None where the record has none: of an infeasible point, for example
     counts: dict[str, int] = field(default_factory=dict)
-    proposal: dict[str, object] = field(default_factory=dict)  # the sampler's proposal that gets the outcome
+    proposal: Handle = field(default_factory=dict)  # the sampler's proposal that gets the outcome
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch (from 1) -> metrics, plus "time"
-    attempts: list[dict[str, object]] = field(default_factory=list)
+    attempts: list[EventFields] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     proposed_at: float | None = None
     finished_at: float | None = None
@@ -92,8 +93,8 @@ class TrialRecord:
     tags: dict[str, str] = field(default_factory=dict)
     # After a start from trained weights, before any training: val_error (percent), val_loss, seconds, and layers: name,
     # weight_error and output_error of each (relative), of factors method and ranks too
-    initial: dict[str, object] = field(default_factory=dict)
-    adopted: dict[str, object] = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
+    initial: EventFields = field(default_factory=dict)
+    adopted: EventFields = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
     wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
 
     def __post_init__(self) -> None:
@@ -188,13 +189,12 @@ class StudyRecord:
 
     header: StudyHeader = field(default_factory=StudyHeader)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
-    closed: dict[str, object] | None = None  # the newest CLOSED event; None while a driver runs or if it was killed
-    packing: dict[str, object] | None = None  # the newest PACKING event
-    runs: list[dict[str, object]] = field(default_factory=list)  # RESOURCES events, one a run, with the time it "closed"
+    closed: EventFields | None = None  # the newest CLOSED event; None while a driver runs or if it was killed
+    packing: EventFields | None = None  # the newest PACKING event
+    runs: list[EventFields] = field(default_factory=list)  # RESOURCES events, one a run, with the time it "closed"
     notes: list[str] = field(default_factory=list)  # the user's notes, oldest first
     tags: dict[str, str] = field(default_factory=dict)
-    # A look: the run's time, and the trials whose test errors it wrote; all looks of one run are one
-    test_looks: list[dict[str, object]] = field(default_factory=list)
+    test_looks: list[TestLook] = field(default_factory=list)  # all looks of one run are one
     finished_ends: list[float] = field(default_factory=list)  # when a driver closed it as finished
 
     @property

@@ -27,6 +27,7 @@ from sweeps.records.model import StudyRecord, TrialRecord, parse_record_specific
 from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
 from sweeps.records.specification import TrialSpec
 
+PlainFields = dict[str, Any]  # of a record, as JSON has them
 STUDY_KEY = b"study"  # key of the metadata of results.parquet
 # Column -> field of the record that it holds as JSON: lists and mappings, whose keys differ from trial to trial
 JSON_COLUMNS = {
@@ -204,7 +205,7 @@ def results_to_table(study: StudyRecord) -> pa.Table:
     return table.replace_schema_metadata({STUDY_KEY: json.dumps(study_fields(study)).encode()})
 
 
-def study_fields(study: StudyRecord) -> dict[str, object]:
+def study_fields(study: StudyRecord) -> PlainFields:
     """Give a study without its trials as plain data (inverse: `study_from_fields`).
 
     Args:
@@ -236,7 +237,7 @@ def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]
     return StudyRecord(**{**attributes, "header": StudyHeader.parse(content.get("header", {}))}, trials=trials)
 
 
-def trial_fields(trial: TrialRecord) -> dict[str, object]:
+def trial_fields(trial: TrialRecord) -> PlainFields:
     """Give a trial without its epochs as plain data (inverse: `trial_from_fields`).
 
     Args:
@@ -267,7 +268,7 @@ def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
     return TrialRecord(**{**fields_of_trial, "role": Role(content["role"]), "status": Status(content["status"])})
 
 
-def _plain_to_fields(content: Mapping[str, Any]) -> dict[str, object]:
+def _plain_to_fields(content: Mapping[str, Any]) -> PlainFields:
     """Read the typed parts of a record's plain fields."""
     return {**content, "specification": parse_record_specification(content.get("specification", {}))}
 
@@ -358,7 +359,7 @@ def read_tables(folder: Path) -> StudyRecord:
         ) from error
 
 
-def read_study_fields(folder: Path) -> dict[str, object]:
+def read_study_fields(folder: Path) -> PlainFields:
     """Read what results.parquet says of the study itself.
 
     Args:

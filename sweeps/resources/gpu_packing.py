@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
+from sweeps.records import EventFields
 from sweeps.resources.mps import PROCESSES
 from sweeps.resources.shares import Cluster
 
@@ -58,7 +58,7 @@ class Packing:
         """The share of a card that a trial gets."""
         return 1 / self.per_card
 
-    def to_event(self) -> dict[str, object]:
+    def to_event(self) -> EventFields:
         """Return the fields of the journal's event."""
         return {
             "per_card": self.per_card, "tried": [asdict(measurement) for measurement in self.measurements],
@@ -66,7 +66,7 @@ class Packing:
         }  # fmt: skip
 
     @staticmethod
-    def from_event(event: dict[str, object]) -> Packing:
+    def from_event(event: EventFields) -> Packing:
         """Read what `to_event` made.
 
         Args:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,33 @@ from sweeps.resources.configurations import configuration, device_name, distinct
 from sweeps.resources.shares import Share, read_cluster, share_for
 from sweeps.space import RunOptions, Space, own_networks
 from sweeps.trials import Resolver, describe_teacher, load_trial_data
+
+
+class FitRow(TypedDict, total=False):
+    """A row of `FIT_SCHEMA`, or those of its columns that were measured; None where nothing was."""
+
+    trial_id: str
+    stratum: str
+    network: str
+    method: str
+    params: int
+    parameters: str
+    configuration: str
+    teacher: str | None
+    host: str | None
+    device: str | None
+    share: float
+    precision: str
+    batch_size: int
+    status: str
+    reason: str
+    peak_mb: float | None
+    step_seconds: float
+    images_per_second: float
+    largest_batch: int
+    limited: bool
+    measured_at: float
+
 
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
 
@@ -78,7 +105,7 @@ def probe_trials(
     outline: DataOutline | None = None,
     *,
     quiet: bool = False,
-) -> list[dict[str, object]]:
+) -> list[FitRow]:
     """Measure trials one after the other in a worker that holds a trial's share.
 
     Args:
@@ -91,7 +118,7 @@ def probe_trials(
     Returns:
         Rows of `FIT_SCHEMA`, one a trial.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[FitRow] = []
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
     for trial in _with_progress(trials, Console(stderr=quiet)):
@@ -119,7 +146,7 @@ def _with_progress(trials: Sequence[Trial], console: Console) -> Iterator[Trial]
             yield trial
 
 
-def make_row(trial: Trial, share: Share, measured: dict[str, object]) -> dict[str, object]:
+def make_row(trial: Trial, share: Share, measured: FitRow) -> FitRow:
     """Join what is known of a trial and what `probe` has measured.
 
     Args:
@@ -139,10 +166,10 @@ def make_row(trial: Trial, share: Share, measured: dict[str, object]) -> dict[st
         "precision": specification.train.precision, "batch_size": specification.train.batch_size,
         "measured_at": time.time(),
     }  # fmt: skip
-    return dict.fromkeys(FIT_SCHEMA.names) | described | measured
+    return cast(FitRow, dict.fromkeys(FIT_SCHEMA.names) | described | dict(measured))
 
 
-def write_rows(rows: list[dict[str, object]], path: Path) -> Path:
+def write_rows(rows: list[FitRow], path: Path) -> Path:
     """Write rows as one Parquet file.
 
     Args:
@@ -158,7 +185,7 @@ def write_rows(rows: list[dict[str, object]], path: Path) -> Path:
     return path
 
 
-def print_rows(rows: Sequence[dict[str, object]], share: Share) -> None:
+def print_rows(rows: Sequence[FitRow], share: Share) -> None:
     """Print a table of what fits, then a line for each configuration that does not.
 
     Args:
@@ -184,7 +211,7 @@ def print_rows(rows: Sequence[dict[str, object]], share: Share) -> None:
             print(f"does not fit: {model} ({reason}){largest}")
 
 
-def _cells(row: dict[str, object]) -> list[str]:
+def _cells(row: FitRow) -> list[str]:
     """Return the table's cells for a row of what fits."""
     peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
     speed = [f"{1000 * row['step_seconds']:.1f}", f"{row['images_per_second']:,.0f}"]
@@ -199,7 +226,7 @@ class _Prober:
     def __init__(self) -> None:
         self._warm = False
 
-    def probe(self, task: ProbeTask) -> dict[str, object]:
+    def probe(self, task: ProbeTask) -> FitRow:
         """See the function `probe`; the first configuration warms up, for libraries take some memory only once."""
         measured = probe(task, warm_up=not self._warm)
         self._warm = True
@@ -223,7 +250,7 @@ class ProbeTask:
     outline: DataOutline | None = None
 
 
-def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, object]:
+def probe(task: ProbeTask, *, warm_up: bool = False) -> FitRow:
     """Measure one specification in this process.
 
     Args:
@@ -244,7 +271,7 @@ def probe(task: ProbeTask, *, warm_up: bool = False) -> dict[str, object]:
         with suppress_out_of_memory():
             measure_step(make, batch_size, device)
     probed = probe_memory(make, batch_size, device, out_of_memory)
-    measured: dict[str, object] = {
+    measured: FitRow = {
         "host": platform.node(), "device": device_name(device), "status": FITS if probed.step else OUT_OF_MEMORY,
         "reason": probed.reason, "largest_batch": probed.largest_batch, "limited": probed.limited,
     }  # fmt: skip

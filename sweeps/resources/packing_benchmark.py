@@ -25,7 +25,7 @@ from lowrank.errors import HungError
 from lowrank.training import MakeTrainer, Trainer, measure_step
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
-from sweeps.records import FIT_FOLDER, FITS, Event, Journal, StudyRecord, Trial, TrialSpec, apply_event
+from sweeps.records import FIT_FOLDER, FITS, Event, EventFields, Journal, StudyRecord, Trial, TrialSpec, apply_event
 from sweeps.resources.configurations import (
     LEARNING_RATE,
     WARM_UP_STEPS,
@@ -322,7 +322,7 @@ def choose_packing(
 def measure_packing(
     space: Space, resolver: Resolver, limit: Limit, folder: Path, data_dir: Path | None,
     modes: Mapping[str, Mapping[str, str]],
-) -> tuple[Packing, dict[str, object]]:  # fmt: skip
+) -> tuple[Packing, EventFields]:  # fmt: skip
     """Measure how many trials a card train the most, by each sharing mode.
 
     Args:
@@ -339,7 +339,7 @@ def measure_packing(
     typical, largest = typical_and_largest(space, resolver)
     max_trainers = max(count for count in COUNTS if count <= limit.trials)
     packings: list[Packing] = []
-    details: dict[str, object] = {"measured": typical.trial_id}
+    details: EventFields = {"measured": typical.trial_id}
     cpus, peak_mb = space.resources.cpus_per_trial, None
     for mode, environment in modes.items():
         with PackingBenchmark(

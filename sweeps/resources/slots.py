@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records import Journal, StudyRecord, Trial
+from sweeps.records import EventFields, Journal, StudyRecord, Trial
 from sweeps.resources.configurations import typical_and_largest
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
@@ -37,7 +36,7 @@ class TrialResources:
     sharing: tuple[str, Mapping[str, str]]
     spreading: Spreading | None = None
 
-    def as_event(self) -> dict[str, object]:
+    def as_event(self) -> EventFields:
         """Return the fields of the journal's event."""
         share = self.share
         event = {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}

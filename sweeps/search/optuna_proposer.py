@@ -155,9 +155,9 @@ class OptunaProposer:
 
     def tell(self, handle: Handle, outcome: Outcome) -> None:
         """Report the outcome of a proposal to the stratum's study (see `Proposer.tell`)."""
-        study = self.optuna_study(handle["study"])
+        study = self.optuna_study(str(handle["study"]))
         number = int(handle["number"])
-        trial = self._live.pop((handle["study"], number), None)
+        trial = self._live.pop((str(handle["study"]), number), None)
         stored = study.get_trials(deepcopy=False)[number]
         if stored.state.is_finished():
             return
@@ -234,7 +234,7 @@ class OptunaProposer:
 
         Points that a killed driver had queued are dequeued.
         """
-        handles = []
+        handles: list[Handle] = []
         for name in optuna.get_all_study_names(self._storage):
             study = self.optuna_study(name)
             while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -245,7 +245,7 @@ class OptunaProposer:
 
     def hide(self, handle: Handle, trial_id: str) -> None:
         """Learn nothing from a proposal and repeats of it (see `Proposer.hide`)."""
-        study = self.optuna_study(handle["study"])
+        study = self.optuna_study(str(handle["study"]))
         self._storage.hide(storage_study_id(study), trial_id, int(handle["number"]))
 
 

@@ -11,7 +11,6 @@ import os
 from collections import defaultdict
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend

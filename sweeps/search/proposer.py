@@ -8,11 +8,10 @@ from __future__ import annotations
 import enum
 import random
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from sweeps.records import Handle
 from sweeps.space import Points, Space, Stratum, Value
-
-Handle = dict[str, object]  # goes into the journal: {"study": ..., "number": ...} or {"index": ...}
 
 
 @dataclass(frozen=True)

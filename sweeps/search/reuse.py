@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lowrank.utils import atomic_path
 from sweeps.records import (
@@ -21,6 +20,7 @@ from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
     TRIALS_FOLDER,
+    EventFields,
     Status,
     TrialRecord,
     fold_journal,
@@ -55,7 +55,7 @@ class ReusableTrial:
             return False
         return self.trial.status is Status.DIVERGED or self.weights.is_file()
 
-    def origin(self) -> dict[str, object]:
+    def origin(self) -> EventFields:
         """Return the study that trained it and the machine, for the journal."""
         machine = {name: value for name in MACHINE if (value := self.trial.last_attempt(name)) is not None}
         return {"study": self.origin_study, **machine}

@@ -19,6 +19,7 @@ from sweeps.records import (
     INFEASIBLE_PREFIX,
     TERMINAL,
     Event,
+    EventFields,
     Journal,
     Role,
     Status,
@@ -43,7 +44,7 @@ _OUTCOME_KINDS = {
     Status.FAILED: OutcomeKind.LOST,
 }  # fmt: skip
 _LOST = Outcome(OutcomeKind.LOST)
-Events = list[tuple[Event, dict[str, object]]]  # kind and fields of events that are not in the journal yet
+Events = list[tuple[Event, EventFields]]  # kind and fields of events that are not in the journal yet
 
 
 @dataclass

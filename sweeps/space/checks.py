@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lowrank.errors import InputError, show_value, unknown
 from lowrank.utils import validate_model
 from sweeps.space.domains import Value
@@ -241,7 +243,7 @@ def _has_whole_kernel_method(space: Space) -> bool:
     return not names.isdisjoint(_whole_kernel_names())
 
 
-def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
+def _check_enqueued_point(space: Space, point: Mapping[str, Value]) -> None:
     """Check that an enqueued point names searched fields only, with values of their domains."""
     domains = space.searched_domains(0)
     for name, value in point.items():

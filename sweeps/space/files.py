@@ -6,7 +6,6 @@ Imports little, so that `--list` and the message about an unknown space come at 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lowrank.errors import InputError, show_value, unknown
 from lowrank.utils import absolute_path

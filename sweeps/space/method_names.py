@@ -6,7 +6,7 @@ A thinner network is no method of the library: it is the network's own `width`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank.errors import unknown
 from sweeps.space.domains import Domain, Value
@@ -52,7 +52,7 @@ def alternative_names(alternative: Alternative) -> tuple[Value, ...]:
         Their names, of which there are several where the name is searched.
     """
     literals, domains = alternative
-    return domains["name"].corners() if "name" in domains else (literals["name"],)
+    return domains["name"].corners() if "name" in domains else (str(literals["name"]),)
 
 
 def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method:

@@ -122,13 +122,15 @@ def resolve_content(
 def _leave_out_width(content: dict[str, object], typed: Mapping[str, Any]) -> None:
     """Take the width of the space's own network out, in place, where the user has typed a network without one."""
     name, network = typed.get("network.name"), content.get("network")
-    width = network.get("width") if isinstance(network, dict) else None
-    if not isinstance(name, str) or not isinstance(width, int | float) or "network.width" in typed:
+    if not isinstance(name, str) or not isinstance(network, dict) or "network.width" in typed:
+        return
+    width = network.get("width")
+    if not isinstance(width, int | float):
         return
     from lowrank.networks import absolute_name, takes_width
 
     if not takes_width(absolute_name(name)):
-        del content["network"]["width"]
+        del network["width"]
         print(f"{shorten(name, 100)} has no `width`: the space's, {width:g}, is left out", file=sys.stderr, flush=True)
 
 
@@ -219,7 +221,8 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         InputError: something in it cannot be.
     """
     _check_sections(content)
-    if not isinstance(content.get("question"), str):
+    question = content.get("question")
+    if not isinstance(question, str):
         raise InputError("`question` is missing: a space says in a sentence what it asks")
     # These import torch, which listing spaces and naming an unknown one do without
     from lowrank.data import DataSettings
@@ -233,7 +236,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     teacher = _literals(content, "teacher", domains)
     space = Space(
         name=name,
-        question=" ".join(content["question"].split()),
+        question=" ".join(question.split()),
         data=validate_model(DataSettings, _section_fields(content, "data"), "data"),
         network=validate_model(NetworkSettings, network, "network"),
         train=train,

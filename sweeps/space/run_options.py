@@ -185,8 +185,11 @@ class RunOptions:
         Returns:
             The options with these folders.
         """
-        folders: dict[str, object] = {
-            name: getattr(self, name) or (Path(folder) if (folder := getattr(stored, name)) else None)
-            for name in FOLDER_OPTIONS
-        }
-        return replace(self, **folders)
+
+        def folder(typed: Path | None, kept: str | None) -> Path | None:
+            return typed or (Path(kept) if kept else None)
+
+        return replace(
+            self, data_dir=folder(self.data_dir, stored.data_dir), teachers=folder(self.teachers, stored.teachers),
+            cache_dir=folder(self.cache_dir, stored.cache_dir),
+        )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lowrank.errors import InputError, show_value
+from sweeps.space.domains import Value
 from sweeps.space.run_options import AUTO, GpuSharing
 
 
@@ -44,7 +45,7 @@ class SearchSettings(BaseModel):
     brackets: int = Field(default=3, ge=1, le=16)  # of HyperBand; each begins one rung later than the one before
     repeats: int = Field(default=1, ge=1, le=1000)  # seeds of each point of a grid, or of the front at the end
     repeat_trials: int | None = Field(default=None, ge=0)  # the most repeats beyond the first front's; None: `trials`
-    enqueue: tuple[dict[str, object], ...] = ()  # points to try first: dotted name -> value
+    enqueue: tuple[dict[str, Value], ...] = ()  # points to try first: dotted name -> value
     warm_start: tuple[str, ...] = ()  # earlier studies, by name or folder, whose trials the sampler starts from
     seed: int = Field(default=0, ge=0, lt=2**63)
     time: str | None = None  # e.g. 90s, 30m, 2h

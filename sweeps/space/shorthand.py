@@ -132,7 +132,8 @@ def set_field(
     for part in parents:
         if isinstance(content.get(part), str) and part in named:
             content[part] = {"name": content[part]}
-        content = content.setdefault(part, {})
-        if not isinstance(content, dict):
+        section = content.setdefault(part, {})
+        if not isinstance(section, dict):
             raise InputError(f"cannot set `{dotted[:80]}`: `{part[:60]}` is not a section with fields")
+        content = section
     content[field] = value

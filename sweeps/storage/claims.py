@@ -55,7 +55,7 @@ def _newest_first(claim: tuple[int, str]) -> tuple[int, str]:
     return -claim[0], claim[1]
 
 
-def read_claim(storage: Storage, name: str) -> dict[str, object]:
+def read_claim(storage: Storage, name: str) -> dict[str, Any]:
     """Read a claim.
 
     Args:

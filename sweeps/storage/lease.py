@@ -48,7 +48,7 @@ class Lease:
         self.number = 0  # of this driver; 0 before `acquire`
         self._name = ""  # of the claim
         self._driver = {"token": uuid.uuid4().hex, **process_identity()}
-        self._stored: dict[str, object] = {}
+        self._stored: dict[str, Any] = {}
         self._checked = float("-inf")
         self._lock = threading.Lock()
 
@@ -164,7 +164,7 @@ class Lease:
         All who looked before this claim was there have written theirs within MAX_PUT_SECONDS, or take it back. So
         after SETTLE_SECONDS each sees the others' claims, and all choose the same one.
         """
-        self._name = claim_name(number, self._driver["token"])
+        self._name = claim_name(number, str(self._driver["token"]))
         self._storage.put(self._name, self._content())
         slow = self._clock() - began > MAX_PUT_SECONDS
         if not slow:

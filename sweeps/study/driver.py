@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact
@@ -19,6 +19,7 @@ from sweeps.records import (
     MLFLOW_FILE,
     TERMINAL,
     Event,
+    EventFields,
     FullDiskError,
     HeaderData,
     HeaderHardware,
@@ -287,9 +288,10 @@ def _write_space(space: Space, config: StudyConfig) -> None:
         storage=config.storage, origin=config.origin,
     )  # fmt: skip
     source = space.source
-    if space.search.warm_start:
+    search = source.get("search")
+    if space.search.warm_start and isinstance(search, dict):
         names = absolute_names(space.search.warm_start, config.folder.parent)
-        source = {**source, "search": {**source["search"], "warm_start": names}}
+        source = {**source, "search": {**search, "warm_start": names}}
     write_space_file(config.folder, source, options)
 
 
@@ -316,7 +318,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     )  # fmt: skip
     if config.origin is not None:
         header = header.model_copy(update={"origin": config.origin})
-    fields: dict[str, object] = header.to_json()
+    fields: EventFields = header.to_json()
     apply_event(record, journal.append(Event.STUDY, sync=True, **fields))
 
 

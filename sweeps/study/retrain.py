@@ -175,7 +175,9 @@ class Retrain:
                 f"{count} of the {self.stopped} trials that {self.trials[0].study.name} stopped early, trained to "
                 "their end: did stopping lose a point of the front?"
             )
-            content["search"] |= {"trials": count, "repeats": count}  # as many rows of the grid as there are trials
+            search = content["search"]
+            assert isinstance(search, dict)  # _content has made it
+            search |= {"trials": count, "repeats": count}  # as many rows of the grid as there are trials
         return content
 
     def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> RetrainOrigin:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from lowrank.data import absolute_data_name
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, redact, validate_model, write_bytes, write_text
@@ -52,6 +54,25 @@ _LISTS = ("set", "keep", "only")
 _BEGIN_OPTIONS = ("tracking_uri", "note", "tag", "group")
 
 
+class _SeriesFile(BaseModel):
+    """The content of series.yaml.
+
+    Attributes:
+        file: name of the series file.
+        content: of that file.
+        options: of the command, by name.
+        storage: URI of the remote copy.
+        base: where relative paths begin; older series have none.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    file: str
+    content: dict[str, object]
+    options: dict[str, Any]
+    storage: str | None = None
+    base: str = ""
+
+
 def start_series(options: RunOptions) -> int:
     """Run the studies of a new series.
 
@@ -78,7 +99,7 @@ def start_series(options: RunOptions) -> int:
     if options.tracking_uri is not None:
         stored["tracking_uri"] = redact(options.tracking_uri)  # without a password, which a resume must name again
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
-    series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
+    series = _SeriesFile(file=path.stem, content=content, options=stored, storage=uri, base=str(Path.cwd()))
     _store(folder, series, uri)
     return _run(members, folder, options, uri)
 
@@ -97,8 +118,8 @@ def _make_folder(root: Path, name: str | None, series: str, taken: list[str]) ->
             return folder
 
 
-def _store(folder: Path, series: Mapping[str, Any], uri: str | None) -> None:
-    text = dump_yaml(series)
+def _store(folder: Path, series: _SeriesFile, uri: str | None) -> None:
+    text = dump_yaml(series.model_dump(exclude_unset=True))
     write_text(folder / SERIES_FILE, text)
     if uri:
         Storage(uri, folder.name).put(SERIES_FILE, text.encode())
@@ -141,15 +162,15 @@ def resume_series(options: RunOptions) -> int:
     if uri and not (folder / SERIES_FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / SERIES_FILE, Storage(uri, folder.name).get(SERIES_FILE))
-    stored = read_yaml(folder / SERIES_FILE)
-    uri = uri or stored.get("storage")
-    options = options.with_folders(validate_model(StoredOptions, stored["options"], "options"))
+    stored = validate_model(_SeriesFile, read_yaml(folder / SERIES_FILE), SERIES_FILE)
+    uri = uri or stored.storage
+    options = options.with_folders(validate_model(StoredOptions, stored.options, "options"))
     changed = {name: value for name in _CHANGEABLE_OPTIONS if (value := getattr(typed, name)) is not None}
-    fields: dict[str, object] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS} | changed
+    fields: dict[str, Any] = {name: stored.options.get(name) for name in _FIELD_OPTIONS} | changed
     fields |= {name: fields[name] or () for name in _LISTS}
-    base = Path(str(stored.get("base", "")))  # older series have none; on another machine it may not be there
+    base = Path(stored.base)  # on another machine it may not be there
     members = parse_series(
-        stored["content"], stored["file"], replace(options, **fields), typed, base if base.is_dir() else Path()
+        stored.content, stored.file, replace(options, **fields), typed, base if base.is_dir() else Path()
     )  # fmt: skip
     data = {member.space.data.name for member in members}
     if typed.data is not None and absolute_data_name(typed.data) not in data:
@@ -161,7 +182,7 @@ def resume_series(options: RunOptions) -> int:
         name: getattr(typed, name) or stored["options"].get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS
     }
     if changed:  # for the studies that are not begun in this run either
-        stored["options"] |= changed
+        stored.options.update(changed)
         _store(folder, stored, uri)
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):

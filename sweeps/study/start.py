@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lowrank.data import ImageData, absolute_data_name, load_data
-from lowrank.errors import InputError
+from lowrank.errors import InputError, show_value
 from lowrank.utils import ExitCode, redact
 from sweeps.records import (
     GROUP_TAG,
@@ -185,7 +184,7 @@ def _print_stored_places(folder: Path, options: RunOptions) -> None:
 def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMirror | None) -> int:
     """Continue a study whose folder is up to date and locked."""
     content, stored = read_space_file(find_study_folder(folder.parent, folder.name))
-    content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver
+    _section(content, "search").pop("time", None)  # a time limit is for one run of the driver
     _set_fields(content, "search", {"trials": options.trials, "time": options.time})
     if options.repeat_more is not None:
         _add_repeats(content, options.repeat_more)
@@ -258,15 +257,15 @@ def _add_repeats(content: dict[str, object], more: int) -> None:
     """
     if more < 1:
         raise InputError(f"--repeat-more must be at least 1, but got {more}")
-    search = content["search"]
-    before = int(search.get("repeats", 1))
+    search = _section(content, "search")
+    before = int(str(search.get("repeats", 1)))
     search["repeats"] = before + more
     if search.get("sampler") == "grid":  # `trials` counts the rows, of all seeds
-        trials = int(search.get("trials", SearchSettings.model_fields["trials"].default))
+        trials = int(str(search.get("trials", SearchSettings.model_fields["trials"].default)))
         search["trials"] = -(-trials * (before + more) // before)
 
 
-def _check_same_question(content: dict[str, object], record: StudyRecord, folder: Path) -> None:
+def _check_same_question(content: Mapping[str, object], record: StudyRecord, folder: Path) -> None:
     """Check that nobody has changed space.yaml: a sampler cannot go on in another space than it began with."""
     began = record.header.space
     if not began:  # the driver was killed before it had written it
@@ -277,9 +276,9 @@ def _check_same_question(content: dict[str, object], record: StudyRecord, folder
             raise InputError(f"{folder / SPACE_FILE}: `{name}` was changed since the study began; {FIXED_QUESTION}")
 
 
-def _fixed_fields(content: dict[str, object]) -> dict[str, object]:
+def _fixed_fields(content: Mapping[str, object]) -> dict[str, object]:
     """The fields of a space that a resume may not change, by dotted name, as space.yaml would hold them."""
-    content = load_yaml(yaml.safe_dump(content))  # journals from before have texts such as 5e-4
+    content = load_yaml(yaml.safe_dump(dict(content)))  # journals from before have texts such as 5e-4
     fields: dict[str, object] = {}
     for section, value in content.items():
         if isinstance(value, dict):
@@ -309,9 +308,17 @@ def _given_options(options: RunOptions, *names: str) -> dict[str, object]:
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
+def _section(content: dict[str, object], name: str) -> dict[str, object]:
+    """Return a section of a space, which is made if it is missing; raises InputError if it is none."""
+    section = content.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise InputError(f"`{name}` must be a section with fields, but got {show_value(section)}")
+    return section
+
+
 def _set_fields(content: dict[str, object], section: str, fields: dict[str, object]) -> None:
     """Set fields of a space's section, except those that are None."""
-    content.setdefault(section, {}).update({key: value for key, value in fields.items() if value is not None})
+    _section(content, section).update({key: value for key, value in fields.items() if value is not None})
 
 
 def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> ImageData:

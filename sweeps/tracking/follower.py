@@ -35,7 +35,7 @@ from sweeps.records import (
 )
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, outages
-from sweeps.tracking.process import behind_message, read_progress
+from sweeps.tracking.process import Progress, behind_message, read_progress
 
 POLL_SECONDS = 0.5
 TABLE_SECONDS = 5.0  # between two writings of the tables while the study runs
@@ -76,7 +76,7 @@ class Follower:
         self._key = ""
         self._wait, self._next_try = FIRST_WAIT, 0.0
         self._tables_due, self._next_tables = True, 0.0
-        self._progress = {} if again else read_progress(study_dir)
+        self._progress: Progress = {} if again else read_progress(study_dir)
 
     def read(self) -> None:
         """Read the lines that the journal has gained.

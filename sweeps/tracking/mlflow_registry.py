@@ -157,7 +157,7 @@ def write_pyfunc_model(target: Path, classifier: Path, model: LoggedModel, run_i
         Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, len(preprocessing.classes)))]),
     )
-    fields: dict[str, object] = {"model_id": model.model_id, "run_id": run_id, "artifact_path": model.artifact_location}
+    fields: dict[str, Any] = {"model_id": model.model_id, "run_id": run_id, "artifact_path": model.artifact_location}
     pyfunc.save_model(
         target, loader_module=LOADER_MODULE, data_path=str(classifier), mlflow_model=Model(**fields),
         signature=signature, input_example=example, pip_requirements=_requirements(),

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, module_command, module_environment, redact
@@ -189,7 +189,29 @@ def catch_up_command(study_dir: Path, uri: str, *, again: bool = False) -> str:
     return shlex.join(command)
 
 
-def read_progress(study_dir: Path) -> dict[str, object]:
+class Progress(TypedDict, total=False):
+    """The content of `tracking.json`: which store takes the records, and how far it is.
+
+    Attributes:
+        uri: the store's address, without its password.
+        key: of the study in the store.
+        offset: bytes of the journal that the store has taken.
+        experiment: id of the study's experiment.
+        parent: id of the study's run.
+        error: why the store lacks records; "" where it lacks none.
+        refused: what the store will not take: name of the record -> reason.
+    """
+
+    uri: str
+    key: str
+    offset: int
+    experiment: str | None
+    parent: str | None
+    error: str
+    refused: dict[str, str]
+
+
+def read_progress(study_dir: Path) -> Progress:
     """Read what the tracking process wrote last.
 
     Args:
@@ -202,7 +224,7 @@ def read_progress(study_dir: Path) -> dict[str, object]:
         progress = json.loads((study_dir / TRACKING_PROGRESS_FILE).read_text())
     except (OSError, ValueError):
         return {}
-    return progress if isinstance(progress, dict) else {}
+    return cast(Progress, progress) if isinstance(progress, dict) else {}
 
 
 def records_behind(study_dir: Path) -> int:

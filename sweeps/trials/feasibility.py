@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
-from sweeps.space import REFERENCES, Space, Stratum, alternative_names
+from sweeps.space import REFERENCES, Space, Stratum, Value, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
 from sweeps.trials.teacher import corner_networks
 
@@ -81,7 +80,7 @@ def infeasible_lines(space: Space, resolver: Resolver) -> list[str]:
     return list(reasons_by_method(_infeasible(space, resolver)))
 
 
-def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, object], str]]:
+def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Value], str]]:
     """The points that cannot be trained, each with the reason: of a grid all, else at each stratum's largest budget.
 
     Empty where a step's time is limited, which would have to be measured for each network.
@@ -98,7 +97,7 @@ def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, object
     return infeasible
 
 
-def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, object]]:
+def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Value]]:
     return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.has_budget else []
 
 
@@ -121,7 +120,7 @@ def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | N
     return first
 
 
-def corner_points(space: Space, stratum: Stratum) -> list[dict[str, object]]:
+def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Value]]:
     """List the points of a stratum with the largest networks.
 
     Args:
@@ -132,7 +131,7 @@ def corner_points(space: Space, stratum: Stratum) -> list[dict[str, object]]:
         Every method and finite shape of the space at the stratum's largest budget, other fields at their last value;
         of very many shapes some that are spread evenly over them.
     """
-    points: list[dict[str, object]] = [{}]
+    points: list[dict[str, Value]] = [{}]
     (_, method_domains), *_ = space.alternatives
     limit = MAX_SHAPES
     shapes = [domain for key, domain in method_domains.items() if key != "name"]

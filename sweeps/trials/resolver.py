@@ -47,6 +47,7 @@ from sweeps.space import (
     make_strata,
     method_at,
 )
+from sweeps.space.settings import BudgetSettings
 from sweeps.trials.rank_allocation import RankAllocator
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
@@ -249,21 +250,21 @@ class Resolver:
             The limits; shares are taken of the space's own network, whatever width the point has.
         """
         values = self._limits(point)
-        reference = self._reference_count(values["relative_to"])
+        reference = self._reference_count(values.relative_to)
 
         def limit(name: str) -> int | None:
-            value = values[name]
+            value: float | None = getattr(values, name)
             return None if value is None else int(value * reference(name.removesuffix("_min")))
 
         upper = {name: limit(name) for name in ("params", "mult_adds", "bytes")}
         lower = {f"{name}_min": limit(f"{name}_min") for name in upper}
         for name, value in upper.items():
-            if value is not None and values["window"]:
-                lower[f"{name}_min"] = max(lower[f"{name}_min"] or 0, int(values["window"] * value))
+            if value is not None and values.window:
+                lower[f"{name}_min"] = max(lower[f"{name}_min"] or 0, int(values.window * value))
         return Budget(**upper, **lower)
 
-    def _limits(self, point: Point) -> dict[str, object]:
-        return {**self.space.budget.model_dump(), **_under(point, "budget")}
+    def _limits(self, point: Point) -> BudgetSettings:
+        return self.space.budget.model_copy(update=dict(_under(point, "budget")))
 
     def _reference_count(self, relative_to: str | None) -> Callable[[str], float]:
         """By what a limit of each name is multiplied: the count of the form of which it is a share, else 1."""
@@ -282,9 +283,9 @@ class Resolver:
     def _step(self, network: NetworkSettings, sized: SizedMethod, point: Point) -> dict[str, int]:
         """The measured step in microseconds where a budget limits it; raises StepTimeError when it takes longer."""
         values = self._limits(point)
-        if values["step_ms"] is None:
+        if values.step_ms is None:
             return {}
-        limit = values["step_ms"] * self._reference_count(values["relative_to"])("step_ms")
+        limit = values.step_ms * self._reference_count(values.relative_to)("step_ms")
         milliseconds = self.step_timer.milliseconds(network, self.plan(network), sized)
         if milliseconds > limit:
             reason = f"a training step takes {milliseconds:.2f} ms on this machine, over the budget of {limit:.2f} ms"

@@ -153,7 +153,7 @@ def trained_epochs(path: Path) -> int | None:
         InputError: the record is damaged.
     """
     record = read_record(path.with_name(RECORD_FILE))
-    return None if record is None else int(record.train["epochs"])
+    return None if record is None else int(str(record.train["epochs"]))
 
 
 def load_trained_network(

@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def hardware() -> dict[str, object]:
+def hardware() -> dict[str, Any]:
     """Describe this machine.
 
     Returns:
