@@ -107,7 +107,8 @@ def read_teacher(folder: Path) -> Callable[[], None]:
     data = load_data(DataSettings(train_images=200))
     write_teacher(folder, "good", data)
     space = parse_space("path", {
-        "network": {"name": "resnet9", "width": 0.0625}, "data": {"train_images": 200}, "teacher": "good",
+        "question": "How far is a target?", "network": {"name": "resnet9", "width": 0.0625},
+        "data": {"train_images": 200}, "teacher": "good",
         "train": {"epochs": 1, "attention_weight": 60}, "method": {"name": "bottleneck", "rank_scale": 0.5},
         "search": {"stop": "none", "sampler": "grid"},
     })  # fmt: skip
@@ -155,7 +156,7 @@ def load_exported(folder: Path) -> Callable[[], None]:
         network, specification = load_model(path), read_specification(path)
         images = torch.randn(2, *specification.image_shape)
         export_formats(
-            network, specification, [images], folder / "files", lambda name: None,
+            network, specification, [(images, None)], folder / "files", lambda name: None,
             preprocessing=read_preprocessing(folder / "model"),
         )  # fmt: skip
 

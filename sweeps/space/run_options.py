@@ -9,10 +9,12 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lowrank.errors import InputError
-from sweeps.space.study_config import StoredOptions
+
+if TYPE_CHECKING:
+    from sweeps.space.study_config import StoredOptions  # imports pydantic, which --help does without
 
 AUTO = "auto"  # of gpus_per_trial
 GpuSharing = Literal["processes", "mps", "auto"]
