@@ -9,14 +9,17 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError, show_value
-from lowrank.utils import absolute_path, nearest_existing, validate_model, write_text
+from lowrank.utils import absolute_path, nearest_existing, write_text
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
-from sweeps.space import DEFAULT_OUT, StoredOptions, read_yaml
+from sweeps.space import DEFAULT_OUT, read_yaml
 from sweeps.utils import check_plain_name, dump_yaml, is_plain_name, is_uri
+
+if TYPE_CHECKING:
+    from sweeps.space import StoredOptions
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
 
@@ -245,6 +248,10 @@ def read_space_file(folder: Path) -> tuple[dict[str, object], StoredOptions]:
     Raises:
         InputError: the file is damaged.
     """
+    # Pydantic takes a while to import, and --help and --list do without
+    from lowrank.utils import validate_model
+    from sweeps.space import StoredOptions
+
     content = read_yaml(folder / SPACE_FILE)
     options = content.pop(OPTIONS, None)
     if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():
