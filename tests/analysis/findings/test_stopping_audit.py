@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.__main__ import main
 from analysis.findings.stopping_audit import DEFAULTS, audit_stopping, audit_text
 from sweeps.records.events import Role, Status
+from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.space.settings import SearchSettings
 
@@ -15,7 +16,8 @@ def trial(name: str, errors: list[float], start: float, status: Status = Status.
 
 
 def study(*trials: TrialRecord) -> StudyRecord:
-    return StudyRecord({"name": "s", "space": {"search": {"grace": 0.5}}}, {each.trial_id: each for each in trials})
+    header = StudyHeader(name="s", space={"search": {"grace": 0.5}})
+    return StudyRecord(header, {each.trial_id: each for each in trials})
 
 
 EARLY = [trial(f"early{number}", [9.0 + number, 8.0, 7.0, 6.0 + number], 10.0 * number) for number in range(4)]

@@ -10,10 +10,11 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
+from sweeps.records.header import HeaderData
 from sweeps.records.model import TrialRecord
 from tests.support.specifications import make_specification
 
-CIFAR = {"image_shape": [3, 32, 32], "classes": 10}
+CIFAR = HeaderData(image_shape=(3, 32, 32), classes=10)
 
 
 def record(**changes) -> TrialRecord:
@@ -42,12 +43,15 @@ def test_what_a_budget_solved_is_counted_as_recorded():
 
 
 def test_shape_and_classes_of_a_published_set_need_not_be_on_record():
-    assert recount(record(), {}) == recount(record(), CIFAR)
+    assert recount(record(), HeaderData()) == recount(record(), CIFAR)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [({"classes": 10}, "the shape of the images of folder:/x"), ({"image_shape": [3, 8, 8]}, "the number of classes")],
+    [
+        (HeaderData(classes=10), "the shape of the images of folder:/x"),
+        (HeaderData(image_shape=(3, 8, 8)), "the number of classes"),
+    ],
 )
 def test_a_record_that_lacks_what_is_needed_says_what(data, message):
     with pytest.raises(NotOnRecordError, match=message):
