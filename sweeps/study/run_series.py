@@ -179,7 +179,7 @@ def resume_series(options: RunOptions) -> int:
             f"but got {typed.data}"
         )
     begin = {
-        name: getattr(typed, name) or stored["options"].get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS
+        name: getattr(typed, name) or stored.options.get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS
     }
     if changed:  # for the studies that are not begun in this run either
         stored.options.update(changed)
