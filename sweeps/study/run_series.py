@@ -178,9 +178,7 @@ def resume_series(options: RunOptions) -> int:
             f"--resume goes on with the images that the series began with: --data must be {' or '.join(sorted(data))}, "
             f"but got {typed.data}"
         )
-    begin = {
-        name: getattr(typed, name) or stored.options.get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS
-    }
+    begin = {name: getattr(typed, name) or stored.options.get(name) or getattr(typed, name) for name in _BEGIN_OPTIONS}
     if changed:  # for the studies that are not begun in this run either
         stored.options.update(changed)
         _store(folder, stored, uri)
