@@ -47,7 +47,12 @@ TERMINAL = frozenset(Status) - {Status.PROPOSED, Status.RUNNING}
 
 
 class TestLook(TypedDict):
-    """A look at the test split: the time of the run, and the trials whose test errors it wrote."""
+    """A look at the test split.
+
+    Attributes:
+        run: the time of the run of the driver.
+        trials: whose test errors it wrote.
+    """
 
     run: float | None
     trials: list[str]
