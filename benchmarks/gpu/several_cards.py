@@ -39,7 +39,8 @@ WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
 SAME_BATCH_A_CARD, SAME_TOTAL_BATCH = 1.8, 1.5  # goals: times one card
 LEAST_SECONDS = 20.0  # without which a measurement is not begun
 BEFORE = "profile before"
-PARTS = ("link", "wrn", "resnet9", "losses", "profile", "tests")
+ONE_CARD_SECONDS = 120.0  # for both engines of one card, side by side
+PARTS = ("link", "wrn", "profile", "losses", "tests", "resnet9", "compiled")
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def summary(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
     spans = [(event["ts"], event["ts"] + event["dur"]) for event in kernels]
     exchanges = [span for event, span in zip(kernels, spans, strict=True) if "nccl" in event["name"].lower()]
     others = [span for event, span in zip(kernels, spans, strict=True) if "nccl" not in event["name"].lower()]
-    calls = [event["name"] for event in events if event.get("cat") == "cuda_runtime"]
+    calls = [event["name"] for event in events if event.get("cat") in ("cuda_runtime", "cuda_driver")]
     waits = [name for name in calls if "Synchronize" in name]
     gloo = [event for event in events if "gloo:" in event.get("name", "") and "dur" in event]
     length = max((stop for _, stop in spans), default=0.0) - min((begin for begin, _ in spans), default=0.0)
@@ -315,7 +316,7 @@ class Runner:
         if limit < LEAST_SECONDS:
             return "left out, the time is up"
         log = self.out / "tests.log"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-k", expression,
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-k", expression,
                    "tests/lowrank/training/test_data_parallel.py"]  # fmt: skip
         with log.open("w") as file:
             process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": search_path(),
@@ -335,40 +336,44 @@ def search_path() -> str:
     return os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
 
 
-def compare(runner: Runner, part: str, base: Job, batches: Mapping[int, float], limits: Sequence[float]) -> list[
-    dict[str, Any]
-]:  # fmt: skip
-    """Speed of one card beside that of two at several total batches, each with its goal.
+class Speeds:
+    """Speeds of one card beside those of two at several total batches, each with its goal.
 
     Args:
         runner: runs the jobs.
-        part: name of the rows.
         base: at the batch of one card.
         batches: total batches of two cards, and how many times one card's speed each should have.
-        limits: seconds of one card, of two with recorded and of two with compiled steps.
     """
-    engines = ("captured", "compiled") if base.device == "cuda" else ("captured",)  # a CPU compiles for minutes
-    one = [(f"{part} one {engine}", replace(base, engine=engine)) for engine in engines]
-    alone = dict(zip(engines, runner.run(limits[0], *one), strict=True))
-    rows = []
-    for engine in engines:
-        answer = alone[engine]
-        rows.append(row(base.network, engine, 1, base.batch, answer, None, None))
-        for batch, goal in batches.items():
+
+    def __init__(self, runner: Runner, base: Job, batches: Mapping[int, float]):
+        self._runner, self._base, self._batches = runner, base, batches
+        self._alone: dict[str, dict[str, Any] | None] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def measure(self, engine: str, limit: float) -> None:
+        """Measure two cards with an engine, and before that one card with all, if that has not been done."""
+        base = self._base
+        engines = ("captured", "compiled") if base.device == "cuda" else ("captured",)  # a CPU compiles for minutes
+        if engine not in engines:
+            return
+        if not self._alone:
+            jobs = [(f"{base.network} one {name}", replace(base, engine=name)) for name in engines]
+            self._alone = dict(zip(engines, self._runner.run(ONE_CARD_SECONDS, *jobs), strict=True))
+            self.rows += [row(base, name, 1, base.batch, self._alone[name], None, None) for name in engines]
+        for batch, goal in self._batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
-            (two,) = runner.run(limits[1 + engines.index(engine)], (f"{part} two {engine} {batch}", job))
-            rows.append(row(base.network, engine, 2, batch, two, answer, goal))
-    return rows
+            (two,) = self._runner.run(limit, (f"{base.network} two {engine} {batch}", job))
+            self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
 
 
 def row(
-    network: str, engine: str, cards: int, batch: int, answer: Mapping[str, Any] | None, one: Mapping[str, Any] | None,
+    base: Job, engine: str, cards: int, batch: int, answer: Mapping[str, Any] | None, one: Mapping[str, Any] | None,
     goal: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """A row of the table of speeds."""
     speed, alone = ((found or {}).get("images/s") for found in (answer, one))
     return {
-        "network": network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
+        "network": base.network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
         "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
         "goal": goal, "first s": (answer or {}).get("first s"), "recorded": (answer or {}).get("recorded"),
         "compiled": (answer or {}).get("compiled"),
@@ -402,11 +407,12 @@ def equal_losses(runner: Runner, base: Job) -> list[dict[str, Any]]:
 def profiles(runner: Runner, base: Job, before: Path | None) -> list[dict[str, Any]]:
     """Profiles of one card's step, of two cards' and of two cards' with an older package."""
     job = replace(base, kind="profile")
-    runs: list[tuple[str, Job]] = [("profile two", replace(job, processes=2)), ("profile one", job)]
+    runs: list[tuple[str, Job]] = [("profile two", replace(job, processes=2))]
     if before is not None:
-        runs.insert(1, (BEFORE, replace(job, processes=2, path=str(before.resolve()))))
-    found = [(name, *runner.run(60, (name, each))) for name, each in runs]
-    return [{"run": name, **answer} for name, answer in found if answer is not None]
+        runs.append((BEFORE, replace(job, processes=2, path=str(before.resolve()))))
+    runs.append(("profile one", job))
+    answers = [(name, *runner.run(60, (name, each))) for name, each in runs]
+    return [{"run": name, **answer} for name, answer in answers if answer is not None]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -415,7 +421,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
     parser.add_argument("--before", type=Path, metavar="DIR", help="folder with an older `lowrank`, to be profiled")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run, in this order")
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU, two processes")
     return parser
 
@@ -433,7 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
     tiny = tiny if args.tiny else {}
     wrn = replace(Job("speed", batch=16 if args.tiny else 256), **tiny)
     resnet9 = replace(Job("speed", network="resnet9", batch=64 if args.tiny else 512), **tiny)
-    speeds: list[dict[str, Any]] = []
+    wide = Speeds(runner, wrn, {wrn.batch: SAME_TOTAL_BATCH, 2 * wrn.batch: SAME_BATCH_A_CARD})
+    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0})
     notes: list[str] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, Callable[[], Any]] = {
@@ -441,10 +448,9 @@ def main(arguments: list[str] | None = None) -> int:
             runner.run(45, (name, replace(wrn, kind="link", processes=2, sees_all=sees_all)))
             for name, sees_all in (("link", False), ("link, all cards visible", True))
         ],
-        "wrn": lambda: speeds.extend(compare(
-            runner, "wrn_28_10", wrn, {2 * wrn.batch: SAME_BATCH_A_CARD, wrn.batch: SAME_TOTAL_BATCH}, (110, 70, 110)
-        )),
-        "resnet9": lambda: speeds.extend(compare(runner, "resnet9", resnet9, {resnet9.batch: 1.0}, (100, 60, 100))),
+        "wrn": lambda: wide.measure("captured", 70),
+        "resnet9": lambda: narrow.measure("captured", 60),
+        "compiled": lambda: [speeds.measure("compiled", 120) for speeds in (wide, narrow)],
         "losses": lambda: tables.update(losses=equal_losses(runner, wrn)),
         "profile": lambda: tables.update(profile=profiles(runner, wrn, args.before)),
         "tests": lambda: notes.append("tests of two cards: " + runner.tests(
@@ -453,7 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
     }  # fmt: skip
     for part in args.only:
         parts[part]()
-    return conclude(args, around, speeds, tables, notes)
+    return conclude(args, around, [*wide.rows, *narrow.rows], tables, notes)
 
 
 def conclude(
