@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from analysis.__main__ import main
+from analysis.sources.integrity import repair_study
 from lowrank.errors import InputError
 from lowrank.io import save_tensors
 from sweeps.records import (
@@ -19,6 +21,7 @@ from sweeps.records import (
     OPTUNA_FILE,
     RANK_COSTS_FILE,
     RESULTS_FILE,
+    SPACE_FILE,
     STEP_TIMES_FILE,
     TRIALS_FOLDER,
     NoteKind,
@@ -224,6 +227,28 @@ def test_damaged_costs_of_ranks_are_one_line_and_set_aside(study, text, capsys):
         f"{RANK_COSTS_FILE}: set aside as {RANK_COSTS_FILE}.damaged; --resume measures what ranks cost again"
     ]
     assert (study / f"{RANK_COSTS_FILE}.damaged").read_text() == text
+
+
+def test_a_damaged_space_and_damaged_tables_are_named_and_the_tables_written_again(study, capsys):
+    write_tables(load_study(study), study)
+    (study / RESULTS_FILE).write_bytes(b"no Parquet")
+    (study / SPACE_FILE).write_bytes(b"question: [\n")
+    code, printed = run("check", study, capsys)
+    assert code == 1
+    space, tables = (next(line for line in printed if name in line) for name in (SPACE_FILE, RESULTS_FILE))
+    assert space.endswith(f"; the space as it was is in the first line of {JOURNAL_FILE}")
+    assert "damaged" in tables
+    code, printed = run("repair", study, capsys)
+    assert code == 0
+    assert any(line.startswith(f"{RESULTS_FILE} and ") for line in printed)
+    assert (study / SPACE_FILE).read_bytes() == b"question: [\n"  # nothing else says what the user has written there
+    assert pq.read_table(study / RESULTS_FILE).num_rows == len(load_study(study).trials)
+
+
+def test_without_a_journal_there_is_nothing_to_repair_from(study, capsys):
+    (study / JOURNAL_FILE).unlink()
+    with pytest.raises(InputError, match=r"has no journal\.jsonl, from which the rest could be made again"):
+        repair_study(study)
 
 
 def test_damaged_notes_are_named_and_the_others_kept(study, capsys):

@@ -8,19 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lowrank.data import DataSettings, load_data
+from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.errors import LoaderHungError
 from lowrank.io import save_tensors
-from sweeps.records.events import Event, Status
+from lowrank.serving import load_classifier
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.fronts import front_trials
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.model import apply_event
+from sweeps.records.model import TrialRecord, apply_event
+from sweeps.records.names import MODELS_FOLDER
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.study import driver, final_evaluation
 from sweeps.study.driver import CloseReason, RunEnd
-from sweeps.study.final_evaluation import evaluate_front
+from sweeps.study.final_evaluation import evaluate_front, restore_trainer, write_model
 from sweeps.trials import make_trainer
 from tests.support.specifications import make_specification
 from tests.support.synthetic_study import Plan, write_study
@@ -155,28 +157,57 @@ def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsy
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
 
 
+def only_trial(search: FakeSearch, folder: Path) -> tuple[ImageData, TrialRecord, Path]:
+    """Leave one completed trial in the record, with weights; returns the images, the trial and its weights' file."""
+    data = load_data(DataSettings(name="digits", train_images=200))
+    completed = [trial for trial in search.record.trials.values() if trial.status is Status.COMPLETED]
+    trial = next(trial for trial in completed if trial.role is Role.SEARCH)  # references are no models
+    trial.specification = make_specification(network={"name": "resnet9", "width": 0.125})
+    search.record.trials = {trial.trial_id: trial}
+    path = weights_path(folder, trial.trial_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, make_trainer(trial.specification, data, "cpu").weights(), {})
+    return data, trial, path
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-7] + b"changed"), "is damaged: its tensors do not have"),
         (lambda path: path.write_bytes(b""), "is damaged: "),
         (Path.unlink, "its weights are not there"),
+        (lambda path: (path.unlink(), path.mkdir()), "its weights cannot be read: "),
         (lambda path: save_tensors(path, {"other": torch.zeros(1)}, {}), "this version of the code cannot use"),
     ],
-    ids=["changed", "empty", "gone", "other"],
+    ids=["changed", "empty", "missing", "folder", "other"],
 )
 def test_weights_of_the_front_that_cannot_be_used_are_called_what_they_are(search, tmp_path, capsys, harm, message):
-    data = load_data(DataSettings(name="digits", train_images=200))
-    trial = next(trial for trial in search.record.trials.values() if trial.status is Status.COMPLETED)
-    trial.specification = make_specification(network={"name": "resnet9", "width": 0.125})
-    for other in list(search.record.trials.values()):
-        if other is not trial:
-            del search.record.trials[other.trial_id]
-    path = weights_path(tmp_path, trial.trial_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, make_trainer(trial.specification, data, "cpu").weights(), {})
+    data, trial, path = only_trial(search, tmp_path)
     harm(path)
     evaluate_front(search, tmp_path, data)
     assert message in capsys.readouterr().out
     assert trial.test_error is None
     assert [text for text in trial.notices if message in text and text.startswith("not evaluated on the test split")]
+
+
+def test_a_trial_of_the_front_is_tested_and_written_as_a_model_that_needs_no_study(search, tmp_path):
+    data, trial, path = only_trial(search, tmp_path)
+    assert evaluate_front(search, tmp_path, data) == []
+    trainer = restore_trainer(trial, path, data, "cpu")
+    assert trial.test_error == trainer.evaluate("test")["error"]
+    trainer.evaluate("val")
+    classifier = load_classifier(tmp_path / MODELS_FOLDER / trial.trial_id)
+    predicted = classifier.predict(data.val.images.permute(0, 3, 1, 2).numpy()).argmax(1)
+    wrong = predicted != data.val.labels.numpy()
+    assert wrong.tolist() == trainer.wrong_images["val"].bool().tolist()
+    path.unlink()  # there is nothing left to do for which the weights would be needed
+    assert evaluate_front(search, tmp_path, data) == []
+
+
+def test_a_network_that_is_not_the_trials_is_not_written_and_a_line_says_so(search, tmp_path, capsys):
+    data, trial, path = only_trial(search, tmp_path)
+    trainer = restore_trainer(trial, path, data, "cpu")
+    trial.specification = make_specification(network={"name": "resnet9", "width": 0.25})
+    write_model(tmp_path / MODELS_FOLDER / "x", trial, trainer, data)
+    assert capsys.readouterr().out.startswith(f"{trial.trial_id} is not written as a model: ")
+    assert not (tmp_path / MODELS_FOLDER / "x").exists()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import http.server
 import json
+import os
 import shutil
 import threading
 from itertools import pairwise
@@ -17,7 +19,7 @@ from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_PROGRESS_FILE
 from sweeps.tracking import follower as follower_module
 from sweeps.tracking.__main__ import main
-from sweeps.tracking.follower import Follower, catch_up
+from sweeps.tracking.follower import Follower, catch_up, follow
 from sweeps.tracking.mlflow_runs import MlflowStudy
 from sweeps.tracking.mlflow_store import is_refusal, quiet_mlflow
 from sweeps.tracking.process import behind_message, catch_up_command, records_behind
@@ -548,3 +550,68 @@ class TestAddress:
         assert behind_message(tmp_path, default_tracking_uri(tmp_path)) == (
             f"MLflow is 1 record behind (away); nothing is lost, catch up with: python -m sweeps.tracking {tmp_path}"
         )
+
+
+class TestFollowing:
+    """What the tracker does beside a driver, of which this process plays the parent."""
+
+    @pytest.fixture(autouse=True)
+    def short_pauses(self, monkeypatch):
+        monkeypatch.setattr(follower_module, "POLL_SECONDS", 0.01)
+
+    def test_it_ends_when_the_study_is_closed_and_carried(self, study_dir):
+        small(study_dir, trials=2)
+        follower = Follower(study_dir, default_tracking_uri(study_dir))
+        assert follow(follower, threading.Event(), 0, os.getppid()) is None
+        assert parent_status(study_dir / MLFLOW_FILE) == ["FINISHED"]
+        assert (study_dir / RESULTS_FILE).exists()
+
+    def test_an_end_of_an_earlier_run_of_the_driver_is_not_waited_at(self, study_dir):
+        small(study_dir, trials=2)
+        follower, stop = Follower(study_dir, default_tracking_uri(study_dir)), threading.Event()
+        rounds = []
+
+        def carried_again(now=False):
+            rounds.append(now)
+            if len(rounds) == 3:
+                stop.set()
+            return Follower.carry(follower, now)
+
+        follower.carry = carried_again
+        follow(follower, stop, (study_dir / JOURNAL_FILE).stat().st_size, os.getppid())
+        assert rounds[:4] == [False, False, False, True]
+
+    def test_when_the_driver_has_ended_its_running_trials_are_killed_ones(self, study_dir):
+        small(study_dir, trials=2, closed=None)
+        journal = Journal(study_dir / JOURNAL_FILE)
+        journal.append(
+            Event.PROPOSED, trial="running", role="search", stratum="", parameters={}, proposal={},
+            counts={"params": 1}, specification=plain_specification(),
+        )  # fmt: skip
+        journal.append(Event.ATTEMPT, trial="running", attempt=1, start_seconds=0.1)
+        journal.close()
+        follower = Follower(study_dir, default_tracking_uri(study_dir))
+        assert follow(follower, threading.Event(), 0, parent=-1) is None
+        assert trial_runs(study_dir / MLFLOW_FILE)["running"] == ["KILLED"]
+        assert parent_status(study_dir / MLFLOW_FILE) == ["KILLED"]
+
+    def test_a_stop_before_there_is_a_journal_leaves_nothing(self, tmp_path):
+        stop = threading.Event()
+        stop.set()
+        assert follow(Follower(tmp_path, NOWHERE), stop, 0, os.getppid()) is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_is_logged_and_tried_again(self, study_dir, monkeypatch, caplog):
+        small(study_dir, trials=2)
+        follower, real, full = Follower(study_dir, default_tracking_uri(study_dir)), Follower.write_tables, [1, 1]
+
+        def write_tables(self, now=False):
+            if full:
+                full.pop()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.parquet")
+            real(self, now)
+
+        monkeypatch.setattr(Follower, "write_tables", write_tables)
+        assert follow(follower, threading.Event(), 0, os.getppid()) is None
+        assert caplog.messages == ["[Errno 28] No space left on device: 'results.parquet'"] * 2
+        assert (study_dir / RESULTS_FILE).exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -54,3 +56,26 @@ def test_a_thread_installs_nothing(restored):
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_process_ends_with_its_code():
+    with pytest.raises(SystemExit) as end:
+        signals.exit_process(2)
+    assert end.value.code == 2
+
+
+def test_after_an_interruption_the_process_ends_at_once_with_all_that_was_printed():
+    """Neither the interpreter's shutdown nor a second Ctrl-C gets in its way; Ray is shut down first."""
+    code = """
+import atexit, os, signal, sys, types
+from sweeps.utils.signals import exit_process, install_signal_handlers
+install_signal_handlers()
+def shutdown():
+    signal.raise_signal(signal.SIGINT)
+    print("ray", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+sys.modules["ray"] = types.SimpleNamespace(shutdown=shutdown)
+atexit.register(lambda: print("the interpreter's shutdown"))
+exit_process(130)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "ray True\n", "")
