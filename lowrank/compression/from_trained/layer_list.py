@@ -196,8 +196,7 @@ def build_chains(network: nn.Module, layers: Mapping[str, Mapping[str, Any]]) ->
         if not isinstance(plain, nn.Conv2d | nn.Linear):
             raise InputError(f"`{name}` must be a convolution or linear map of {type(network).__name__}")
         method = make_method({"name": settings["method"], "ranks": settings["ranks"], "bias": settings["bias"]})
-        if not isinstance(method, WholeKernelMethod):
-            raise InputError(f"`{name}`: {method.name} is no factorisation of a whole kernel")
+        assert isinstance(method, WholeKernelMethod)  # no other method takes `ranks`
         shape = plain_shape(plain)
         reason = method.infeasible(shape)
         if reason is not None:

@@ -11,7 +11,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.reporting import render_png
 from analysis.research_log import collect, document
-from analysis.research_log.other_entries import CURVE_FILE, TEACHER_FILE
+from analysis.research_log.other_entries import COMPRESS_FILE, CURVE_FILE, TEACHER_FILE
 from sweeps.records import JOURNAL_FILE, Event, Journal, NoteKind, append_note, load_study
 from tests.support.synthetic_study import Plan, write_study
 
@@ -211,7 +211,7 @@ def test_a_day_cuts_off_what_began_before(studies):
     assert len([h for h in headings(log("--since", "2001-01-01")) if h.startswith("### ")]) == 4
 
 
-def test_teachers_and_compressed_networks_have_entries(studies):
+def test_teachers_have_entries(studies):
     teacher = Path("teachers/big")
     teacher.mkdir(parents=True)
     record = {
@@ -233,6 +233,38 @@ def test_teachers_and_compressed_networks_have_entries(studies):
     assert len(list(Path("LOG_pictures").glob("teacher-big-*-curves.png"))) == 1
     (teacher / CURVE_FILE).write_text("no JSON")
     assert main(["log", "teachers/big"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("finetuned", "after"), [((None, None), "62.0 %"), ((6.5, 9.25), "6.50 %")], ids=["as it is", "fine-tuned"]
+)
+def test_compressed_networks_have_entries_with_a_row_for_each_budget(studies, finetuned, after):
+    folder = Path("half")
+    folder.mkdir(parents=True)
+    networks = [
+        {"folder": name, "params": params, "dense_params": 1000, "mult_adds": 10 * params, "dense_mult_adds": 40000,
+         "method": "tucker2", "error_before": 2.0, "error_after": error, "error_finetuned": trained}
+        for name, params, error, trained in zip(("a", ""), (500, 250), (62.0, 80.0), finetuned, strict=True)
+    ]  # fmt: skip
+    record = {
+        "began": 1_780_000_000.0, "ended": 1_780_000_090.0, "networks": networks, "finetune": 2 if finetuned[0] else 0,
+        "failed": ["a/merged.onnx: not written: no operator"], "network": {"name": "resnet9", "width": 0.5},
+        "weights": "dense.pt", "data": {"name": "digits", "fingerprint": "f00d"}, "images": 360, "report_on": "test",
+        "machine": "a CPU", "device": "cpu", "seed": 3, "commit": "c0ffee", "command": "python -m lowrank.compress",
+    }  # fmt: skip
+    (folder / COMPRESS_FILE).write_text(json.dumps(record))
+    text = log()
+    assert re.search(r"^### 2026-05-28 \d\d:26 compressed network half$", text, re.MULTILINE)
+    assert f"500 of 1,000 parameters, error 2.00 % before and {after} after" in text
+    rows = [line for line in text.splitlines() if "tucker2" in line]
+    assert [re.findall(r"[\d.]+%", row) for row in rows] == [["50.0%", "12.5%"], ["25.0%", "6.2%"]]
+    assert ("9.25 %" in rows[1]) == bool(finetuned[1])
+    assert "resnet9 of width 0.5, 1,000 parameters, weights dense.pt" in text
+    assert "a/merged.onnx: not written: no operator" in text
+    assert "    python -m lowrank.compress" in text
+    del record["machine"]
+    (folder / COMPRESS_FILE).write_text(json.dumps(record))
+    assert main(["log", "half"]) == 2
 
 
 def test_the_names_of_the_records_of_teachers_and_compressed_networks_are_those_of_their_writers():

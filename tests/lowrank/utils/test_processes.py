@@ -96,3 +96,16 @@ def test_processes_below_one_are_listed_through_all_generations():
     assert below.index(outer) < below.index(inner) < below.index(programs[0])
     assert outer in without
     assert not {inner, *programs} & set(without)
+
+
+def test_without_git_the_commit_is_unknown_and_no_error(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert processes.commit() == "unknown"
+
+
+def test_an_installed_copy_says_its_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(processes, "_PROJECT", tmp_path)
+    name = processes.DISTRIBUTION
+    write(tmp_path / f"{name.replace('-', '_')}-1.2.3.dist-info" / "METADATA", f"Name: {name}\nVersion: 1.2.3\n")
+    assert processes.commit() == f"{name}-1.2.3"

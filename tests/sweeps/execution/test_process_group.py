@@ -10,7 +10,6 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -249,13 +248,12 @@ def test_a_process_sees_its_own_card_alone(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stopped_process_costs_less_than_a_minute_and_its_trial_goes_on_from_the_checkpoint(tmp_path):
+def test_a_stopped_process_is_seen_within_40_seconds_and_its_trial_goes_on_from_the_checkpoint(tmp_path):
     trial = TrialTrainable(config(tmp_path, 2, epochs=400))
     try:
         trial.step()
         trial.save_if_possible()
         pids = group_worker_pids(os.getpid())
-        began = time.monotonic()
         os.kill(pids[1], signal.SIGSTOP)
         with pytest.raises(WorkerLostError, match="hangs: no sign of life for 40 s"):
             trial.step()
@@ -263,7 +261,6 @@ def test_a_stopped_process_costs_less_than_a_minute_and_its_trial_goes_on_from_t
         assert trial.reset(config(tmp_path, 2, epochs=400))
         result = trial.step()
         assert result["attempt"]["from_epoch"] == 1
-        assert time.monotonic() - began < scaled(60)
     finally:
         trial.cleanup()
 
@@ -271,6 +268,81 @@ def test_a_stopped_process_costs_less_than_a_minute_and_its_trial_goes_on_from_t
 def test_a_loader_that_hangs_in_one_process_is_a_lost_worker():
     error = describe_error(LoaderHungError("nothing of the images could be read for 120 s"))
     assert isinstance(object.__new__(ProcessGroup)._make_error(error), WorkerLostError)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (DivergedError("loss is NaN", epoch=3, step=2, layer="stage1"), DivergedError),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), torch.OutOfMemoryError),
+        (InputError("the weights to start from are not there: x"), InputError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), WorkerLostError),
+        (ZeroDivisionError("division by zero"), WorkerLostError),
+    ],
+)
+def test_an_error_of_a_process_is_one_of_its_kind_in_the_trial(error, expected, monkeypatch):
+    """It crosses a pipe as plain data, whatever its class needs to be pickled."""
+    monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.02)
+    group, answers = group_of("exec sleep 600", "exec sleep 600")
+    answers[0].send_bytes(pickle.dumps((False, {**describe_error(error), "notices": []})))
+    with pytest.raises(expected) as raised:
+        group.train_epoch()
+    text = str(error).partition("\n")[0]
+    assert str(raised.value) == (f"ZeroDivisionError: {text}" if isinstance(error, ZeroDivisionError) else text)
+    if isinstance(raised.value, DivergedError):
+        assert (raised.value.epoch, raised.value.step, raised.value.layer) == (3, 2, "stage1")
+    assert not group.alive  # the others would wait for it
+    for end in answers:
+        end.close()
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_lost_process_is_named_also_where_another_one_reports_that_it_cannot_reach_it(reported, monkeypatch):
+    monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.2)
+    group, answers = group_of("exec sleep 600", "exit 7")
+    group._processes[1].wait()
+    if reported:
+        error = {**describe_error(RuntimeError("Connection closed by peer")), "notices": []}
+        answers[0].send_bytes(pickle.dumps((False, error)))
+    else:
+        answers[1].close()
+    with pytest.raises(WorkerLostError, match=r"the trial lost process 1 of 2 \(exit code 7\); it goes on in new ones"):
+        group.train_epoch()
+    assert not group.alive
+    answers[0].close()
+
+
+def test_a_process_serves_commands_until_its_pipe_is_closed(capfd):
+    """An error of a command is answered, and the process goes on."""
+    ours, theirs = Pipe()
+
+    class Worker:
+        def double(self, number: int) -> int:
+            return 2 * number
+
+        def fail(self) -> None:
+            raise KeyError("stage9")
+
+        def take_notices(self) -> list[str]:
+            return ["no cache"]
+
+    thread = threading.Thread(target=group_worker.serve, args=(Worker(), theirs))
+    thread.start()
+    answers = []
+    for command in (("double", (4,)), ("fail", ()), ("double", (5,))):
+        ours.send_bytes(pickle.dumps(command))
+        assert ours.poll(scaled())
+        answers.append(pickle.loads(ours.recv_bytes()))
+    ours.close()
+    thread.join(scaled())
+    assert not thread.is_alive()
+    assert answers == [
+        (True, 8),
+        (False, {"kind": "other", "text": "KeyError: 'stage9'", "notices": ["no cache"]}),
+        (True, 10),
+    ]
+    assert "Traceback" in capfd.readouterr().err  # for the log of the worker: the trial has one line of it
+    theirs.close()
 
 
 def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:

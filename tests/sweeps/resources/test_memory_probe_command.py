@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from lowrank.data import ImageData
 from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.step import TrainStep
 from sweeps.records.specification import Trial
-from sweeps.records.tables import FIT_SCHEMA, FITS, OUT_OF_MEMORY
+from sweeps.records.tables import FAILED, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import memory_probe
 from sweeps.resources.configurations import configuration, distinct_trials
 from sweeps.resources.memory_probe import ProbeTask, make_row, print_rows, probe, write_rows
@@ -108,6 +110,81 @@ def test_a_configuration_that_does_not_fit_is_named(
     assert "batch 64 (out of memory: CUDA out of memory. Tried to allocate 2 GiB)" in line
     assert line.endswith("; the largest batch that fits is 16")
     assert pq.read_table(write_rows(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
+
+
+class InlineRay:
+    """Stands for Ray: an actor lives in this process; of its probes the second kills it and the third fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        failure = RayTaskError("probe", "x\nno such file\n", OSError())
+        self.started: list[Any] = []
+        self.outcomes: list[Exception | None] = [None, ActorDiedError(), failure]
+        monkeypatch.setattr(memory_probe.ray, "remote", self.remote)
+        monkeypatch.setattr(memory_probe.ray, "get", self.get)
+
+    def remote(self, actor: type) -> Any:
+        def start() -> Any:
+            prober = actor()
+            self.started.append(prober)
+            return SimpleNamespace(probe=SimpleNamespace(remote=lambda task: (prober, task)))
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
+
+    def get(self, call: Any) -> dict[str, Any]:
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if outcome is not None:
+            raise outcome
+        prober, task = call
+        return dict(prober.probe(task))
+
+
+def test_a_worker_that_is_killed_is_out_of_memory_and_the_next_one_goes_on(
+    trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray, warmed = InlineRay(monkeypatch), []
+    measured = {
+        "device": "X", "status": FITS, "peak_mb": 1234.4, "step_seconds": 0.0125, "images_per_second": 5120.0,
+        "largest_batch": 200,
+    }  # fmt: skip
+
+    def measure(task: ProbeTask, *, warm_up: bool) -> dict[str, Any]:
+        warmed.append(warm_up)
+        return {**measured, "limited": len(warmed) > 1, "peak_mb": None if len(warmed) > 1 else measured["peak_mb"]}
+
+    monkeypatch.setattr(memory_probe, "probe", measure)
+    rows = memory_probe.probe_trials(trials, Share(1, 0.5, 1), None, quiet=True)
+    assert [row["status"] for row in rows] == [FITS, OUT_OF_MEMORY, FAILED, FITS, FITS]
+    assert rows[1]["reason"].startswith("the worker was killed: ")
+    assert rows[2]["reason"] == "no such file"
+    assert len(ray.started) == 2  # a failed probe costs no worker
+    assert warmed == [True, True, False]  # the first of each worker
+    assert capsys.readouterr().out == ""
+    print_rows(rows, Share(1, 0.5, 1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "One step each, on X; 1 CPU and 0.5 GPU a trial"
+    params = f"{rows[0]['params']:,}"
+    assert any(line.split()[-6:] == [params, "64", "1,234", "12.5", "5,120", "200+"] for line in lines)
+    params = f"{rows[-1]['params']:,}"
+    assert any(line.split()[-6:] == [params, "64", "-", "12.5", "5,120", "200"] for line in lines)
+    assert [line.startswith("does not fit: ") for line in lines[-2:]] == [True, True]
+
+
+def test_where_nothing_is_measured_in_a_moment_a_line_says_how_far_it_is(
+    trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    InlineRay(monkeypatch).outcomes.clear()
+    now = [0.0]
+    monkeypatch.setattr(memory_probe.time, "monotonic", lambda: now[0])
+
+    def measure(task: ProbeTask, *, warm_up: bool) -> dict[str, Any]:
+        now[0] += 10
+        return {"status": FITS}
+
+    monkeypatch.setattr(memory_probe, "probe", measure)
+    memory_probe.probe_trials(trials, Share(1, 0, 1), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "probed 2 of 5 configurations; 20 s gone", "probed 4 of 5 configurations; 40 s gone",
+    ]  # fmt: skip
 
 
 @pytest.mark.study

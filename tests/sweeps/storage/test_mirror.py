@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -127,6 +128,10 @@ def test_the_main_thread_is_interrupted_while_it_waits():
         thread.start()
         threading.Event().wait(scaled(PATIENCE_SECONDS))
 
-    with pytest.raises(KeyboardInterrupt):
-        wait()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # that of the command would remember it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from lowrank.errors import InputError
+from lowrank.io import save_tensors
 from lowrank.networks.registry import NetworkSettings, make_network
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.records.events import Event
@@ -22,6 +24,7 @@ from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.specification import Trial
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
+from sweeps.search.reuse import weights_path
 from sweeps.space import StoredOptions
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
@@ -111,6 +114,24 @@ def test_a_trial_starts_from_the_file(digits, tmp_path):
     student, _ = make_student(specification, digits)
     set_initial_weights(student, specification, digits, str(tmp_path))
     assert torch.equal(student.get_parameter("classifier.weight"), source.float().get_parameter("classifier.weight"))
+
+
+def test_a_trial_starts_from_the_checkpoint_of_another_trial(digits, tmp_path):
+    specification = change(trial(write(tmp_path / "weights.pth", trained()), digits).specification, start={
+        "from": "trial:dense-1", "fingerprint": ""})  # fmt: skip
+    assert specification.start.trial_id == "dense-1"
+    student, _ = make_student(specification, digits)
+    path = weights_path(tmp_path, "dense-1")
+    with pytest.raises(InputError, match=re.escape(f"the weights to start from are not there: {path}")):
+        set_initial_weights(student, specification, digits, str(tmp_path))
+    path.parent.mkdir(parents=True)
+    source = trained(9)
+    save_tensors(path, dict(source.state_dict()), {})
+    layers = set_initial_weights(student, specification, digits, str(tmp_path))
+    assert torch.equal(student.get_parameter("classifier.weight"), source.get_parameter("classifier.weight"))
+    assert layers
+    assert {layer["name"] for layer in layers} <= dict(student.named_modules()).keys()
+    assert all(layer["output_error"] > 0 for layer in layers)  # a bottleneck is thinner than what it replaces
 
 
 def test_a_head_for_other_classes_begins_anew_from_the_trials_seed(digits, tmp_path):
