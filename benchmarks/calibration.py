@@ -564,16 +564,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m benchmarks.calibration", description=__doc__.partition("\n")[0])
     parser.add_argument("--studies", type=int, default=STUDIES, metavar="N", help=f"of each kind ({STUDIES:,})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", metavar="TEXT", default="", help="only the kinds whose name holds TEXT")
+    parser.add_argument("--only", metavar="TEXT", help="only the kinds whose name holds TEXT")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="kinds measured at once (1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
     args = parser.parse_args(arguments)
-    kinds = tuple(kind for kind in KINDS if args.only in kind.name)
+    only = args.only or ""
+    kinds = tuple(kind for kind in KINDS if only in kind.name)
     width = max((len(kind.name) for kind in kinds), default=0)
     lines = [heading(width)]
     print(lines[0], flush=True)
     missed = []
-    for row in measure_all(args.studies, args.seed, args.only, args.processes):
+    for row in measure_all(args.studies, args.seed, only, args.processes):
         lines.append(line(row, width))
         print(lines[-1], flush=True)
         missed += [f"missed: {row.name.strip()}: {text}" for text in row.missed]
