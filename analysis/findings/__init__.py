@@ -46,7 +46,9 @@ if TYPE_CHECKING:
         PointComparison as PointComparison,
         answer_text as answer_text,
         answers as answers,
+        common_sentence as common_sentence,
         comparisons_sentence as comparisons_sentence,
+        compress_answer as compress_answer,
         describe_size_level as describe_size_level,
     )
     from analysis.findings.study_answers.certainty import (
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
         selected_error as selected_error,
         study_evidence as study_evidence,
     )
-    from analysis.findings.study_answers.compress_answer import compress_paragraphs as compress_paragraphs
     from analysis.findings.study_answers.undecided import undecided_sentence as undecided_sentence
     from analysis.findings.study_comparison import (
         StudyComparison as StudyComparison,
@@ -83,8 +84,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "study_answers.answer": "Answer PointComparison answer_text answers comparisons_sentence describe_size_level",
-        "study_answers.compress_answer": "compress_paragraphs",
+        "study_answers.answer": (
+            "Answer PointComparison answer_text answers common_sentence comparisons_sentence compress_answer "
+            "describe_size_level"
+        ),
         "study_answers.certainty": (
             "ChosenDifference Evidence chosen_difference describe_equivalence equivalence selected_error study_evidence"
         ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from analysis.findings import (
     TimeProfile,
     answers,
     chosen_difference,
+    common_sentence,
     comparisons_sentence,
-    compress_paragraphs,
+    compress_answer,
     describe_equivalence,
     describe_size_level,
     equivalence,
@@ -65,6 +66,7 @@ from analysis.stats import (
     references,
     repeated_settings,
     searched_settings,
+    split_common_extras,
     study_strata,
 )
 from analysis.utils import format_percent, format_points
@@ -174,15 +176,22 @@ def summarise(
         Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
         the comparison with thinner networks, what the front cannot tell apart, the first effects and repeats.
     """
+    points, common = split_common_extras(points)
     front, evidence = pareto_front(points), evidence or study_evidence(study)
     if not front:
         return ["No trial was trained to its end, so there is no answer yet."]
-    bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
-    paragraphs = compress_paragraphs(study, points, evidence)
-    paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
-    paragraphs += _budget_paragraphs(budget_answers)
-    paragraphs += [sentence] if (sentence := comparisons_sentence(budget_answers)) else []
-    paragraphs += _compare_with_thin(study, points, evidence)
+    by_id = {point.trial_id: point for point in points}
+    budget_answers = [_with_names(answer, by_id) for answer in budget_answers]
+    paragraphs = compress_answer(study, points, budget_answers, evidence)
+    begins_trained = bool(paragraphs)
+    if not begins_trained:  # else the answer on the trained network has said it
+        bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
+        paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
+        paragraphs += _budget_paragraphs(budget_answers)
+        paragraphs += [sentence] if (sentence := comparisons_sentence(budget_answers)) else []
+        paragraphs += _compare_with_thin(study, points, evidence)
+    if common:
+        paragraphs.insert(2 if begins_trained else 0, common_sentence(common))
     paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
     paragraphs += _effect_paragraphs(effects)
     paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]
@@ -196,6 +205,13 @@ def summarise(
             "Every setting was trained with one seed: how far another seed would move an error is not known."
         )
     return paragraphs
+
+
+def _with_names(answer: Answer, points: Mapping[str, FrontPoint]) -> Answer:
+    """The answer with the names of these points, by the ids of their trials."""
+    comparisons = tuple(replace(entry, other=points[entry.other.trial_id]) for entry in answer.comparisons)
+    best = answer.best and points[answer.best.trial_id]
+    return replace(answer, best=best, comparisons=comparisons)
 
 
 def _is_news(effect: PairedEffect) -> bool:
@@ -258,8 +274,10 @@ def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
     text = f"{_budgets_label([answer])}: {best.name}, {format_percent(best.error)}"
     if answer.interval is not None:
         low, high = answer.interval
-        text += f" (best of {answer.candidates}; corrected for the choice {format_percent(answer.corrected or 0.0)}, "
-        text += f"95 % interval {low:.1f} to {high:.1f})"
+        choice = f"best of {answer.candidates}; corrected for the choice {format_percent(answer.corrected or 0.0)}, "
+        if answer.candidates == 1:
+            choice = "the only one; "
+        text += f" ({choice}95 % interval {low:.1f} to {high:.1f})"
     rival = next((rival for rival in answer.comparisons if rival.label.startswith("next best method")), None)
     return " ".join([f"{text}{_rival_clause(rival) if rival else ''}.", *_equal_size_sentences([answer])])
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         find_reference as find_reference,
         pareto_front as pareto_front,
         references as references,
+        split_common_extras as split_common_extras,
         study_strata as study_strata,
         trials_off_front as trials_off_front,
         validation_images as validation_images,
@@ -121,7 +122,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
-            "find_reference pareto_front references study_strata trials_off_front validation_images"
+            "find_reference pareto_front references split_common_extras study_strata trials_off_front "
+            "validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",

@@ -134,6 +134,12 @@ class FrontPoint:
         return ", ".join((*parts, *self.extras))
 
     @property
+    def untrained_name(self) -> str:
+        """The setting in words before any training, which knows no teacher yet."""
+        taught = f"taught by {self.teacher}"
+        return replace(self, extras=tuple(extra for extra in self.extras if extra != taught)).name
+
+    @property
     def description(self) -> str:
         """Name, size and error of a finished point, e.g. `CP, 2 dims with 1,000 parameters (2.08 %)`."""
         return f"{self.name} with {self.params:,} parameters ({format_percent(self.error)})"
@@ -191,6 +197,27 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
             for point, trial in zip(points, trials, strict=True)
         ]
     return sorted(points, key=_by_size)
+
+
+def split_common_extras(points: Sequence[FrontPoint]) -> tuple[list[FrontPoint], tuple[str, ...]]:
+    """Leave out of names what all searched settings have in common, which sets none of them apart.
+
+    Args:
+        points: of a study.
+
+    Returns:
+        The points with shorter names, and what was left out of them; nothing where there is one setting alone.
+    """
+    searched = [point for point in points if point.role is not Role.REFERENCE]
+    if len({point.setting for point in searched}) < 2:
+        return list(points), ()
+    common = tuple(extra for extra in searched[0].extras if all(extra in point.extras for point in searched))
+    short = [
+        point if point.role is Role.REFERENCE
+        else replace(point, extras=tuple(extra for extra in point.extras if extra not in common))
+        for point in points
+    ]  # fmt: skip
+    return short, common
 
 
 def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:

@@ -10,15 +10,18 @@ from analysis.findings.study_answers.certainty import (
     Evidence,
     chosen_difference,
     compare_points,
+    describe_equivalence,
+    equivalence,
     selected_error,
     study_evidence,
 )
-from analysis.findings.study_answers.compress_answer import compress_paragraphs
+from analysis.findings.study_answers.compress_answer import compress_paragraphs, epochs_words
 from analysis.findings.study_answers.undecided import undecided_sentence
 from analysis.stats import (
     ALARM_LEVEL,
     DENSE,
     SEPARABLE,
+    UNCHANGED,
     ErrorsBySeed,
     Estimate,
     FrontPoint,
@@ -39,11 +42,14 @@ from analysis.stats import (
     references,
     size_level,
     size_limit,
+    split_common_extras,
     study_strata,
     t_test_p_value,
 )
 from analysis.utils import format_percent, format_points, method_label
 from sweeps.records import StudyRecord
+
+NEXT_BEST = "next best method"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class PointComparison:
     """The best point against another one.
 
     Attributes:
-        label: what the other one is, in words.
+        label: what the other one is, in words; `NEXT_BEST` is followed by its name.
         other: the other point.
         gap: best minus other in points of error, as measured: negative is better.
         seeds: over how many seeds of both `gap` is; None where it is the difference of the two errors shown.
@@ -62,6 +68,7 @@ class PointComparison:
         corrected: the same, corrected for all comparisons of the answer.
         comparisons: how many these are.
         level: the other method at the size that the two are compared at, where it has another size.
+        epochs: for how long the other one was trained, in words; "" where that is as long as the best.
     """
 
     label: str
@@ -74,6 +81,7 @@ class PointComparison:
     corrected: float | None = None
     comparisons: int = 1
     level: MethodAtSize | None = None
+    epochs: str = ""
 
     @property
     def within_noise(self) -> bool | None:
@@ -92,7 +100,8 @@ class PointComparison:
         where += f" ({', '.join(self._certainty())})"
         if self.level is not None:
             return f"{self.label}: {describe_method_at_size(self.level)}, {where}"
-        return f"{self.label}: {format_percent(self.other.error)} at {self.other.params:,}, {where}"
+        label = f"{self.label}, {self.other.name}" if self.label == NEXT_BEST else self.label
+        return f"{label}: {format_percent(self.other.error)} at {self.other.params:,}{self.epochs}, {where}"
 
     def _certainty(self) -> list[str]:
         """Over which seeds, the interval, and whether it is beyond noise; signs are those of the clause."""
@@ -171,7 +180,11 @@ class Answer:
             same = f"{sentence}, as within the smaller budget (best of {self.candidates} completed)."
             return f"{same} {describe_size_level(self.level)}" if self.level else same
         sentence += " validation error"
-        sentences = [f"{sentence} ({self._certainty()})."]
+        return " ".join(filter(None, (f"{sentence} ({self._certainty()}).", self.others_text())))
+
+    def others_text(self) -> str:
+        """Return what the best is compared with, and the methods at one size, in sentences; "" without any."""
+        sentences = []
         if self.comparisons:
             clauses = "; ".join(comparison.text() for comparison in self.comparisons)
             sentences.append(f"{clauses[0].upper()}{clauses[1:]}.")
@@ -198,11 +211,11 @@ class Answer:
         if self.interval is not None and self.corrected is not None:
             low, high = self.interval
             basis = "" if self.same_images else ", from counts alone"
+            corrected = f"corrected for the choice {format_percent(self.corrected)}, " * (self.candidates > 1)
             parts.append(
-                f"{self.images:,} validation images; corrected for the choice {format_percent(self.corrected)}, "
-                f"95 % interval {low:.1f} to {high:.1f} %{basis}"
+                f"{self.images:,} validation images; {corrected}95 % interval {low:.1f} to {high:.1f} %{basis}"
             )
-        parts.append(f"best of {self.candidates} completed")
+        parts.append(f"best of {self.candidates} completed" if self.candidates > 1 else "the only one completed")
         return ", ".join(parts)
 
 
@@ -265,14 +278,17 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
         A paragraph a budget, then what the references reached and what the front is.
     """
     evidence = study_evidence(study)
+    points, common = split_common_extras(points)
     answered = answers(study, points, evidence)
+    compressed = compress_answer(study, points, answered, evidence)
     tried = {trial.stratum for trial in study.trials.values()}
     untried = [answer for answer in answered if answer.best is None and answer.stratum.label not in tried]
     untried = untried if 1 < len(untried) < len(answered) else []
     texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
-    paragraphs = [text for answer, text in texts if answer not in untried]
-    paragraphs += [sentence] if (sentence := comparisons_sentence(answered)) else []
-    paragraphs = [*compress_paragraphs(study, points, evidence), *paragraphs]
+    paragraphs = compressed or [text for answer, text in texts if answer not in untried]
+    paragraphs += [sentence] if not compressed and (sentence := comparisons_sentence(answered)) else []
+    if common:
+        paragraphs.insert(2 if compressed else 0, common_sentence(common))
     if untried:
         paragraphs.insert(
             0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."
@@ -293,6 +309,43 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
         )
         paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
     return "\n".join(paragraphs)
+
+
+def compress_answer(
+    study: StudyRecord, points: Sequence[FrontPoint], answered: Sequence[Answer], evidence: Evidence
+) -> list[str]:  # fmt: skip
+    """Answer how much smaller a trained network can be, and what the best within each budget is compared with.
+
+    Args:
+        study: the records.
+        points: of all its trials.
+        answered: of `answers`.
+        evidence: of the study.
+
+    Returns:
+        As `compress_paragraphs`: empty for a study that does not begin with a trained network.
+    """
+    others = {answer.stratum.label: answer.others_text() for answer in answered}
+    p_values = [comparison.p_value for answer in answered for comparison in answer.comparisons]
+    paragraphs = compress_paragraphs(study, points, evidence, others, count_compared(p_values))
+    base = find_reference(points, UNCHANGED)
+    verdict = equivalence(points, base, evidence) if base is not None else None
+    if base is not None and verdict is not None:
+        trained = f"the trained network ({format_percent(base.error)} at {base.params:,} parameters)"
+        paragraphs.insert(1, describe_equivalence(verdict, trained, base, evidence))
+    return paragraphs
+
+
+def common_sentence(common: Sequence[str]) -> str:
+    """Say what names leave out because all searched settings have it.
+
+    Args:
+        common: of `split_common_extras`.
+
+    Returns:
+        One sentence.
+    """
+    return f"All searched networks have in common: {', '.join(common)}."
 
 
 def describe_size_level(level: SizeLevel, *, brief: bool = False) -> str:
@@ -373,16 +426,15 @@ def _comparisons(
         for point in best_by_method(fitting)[1:2]:
             ours = [other for other in fitting if other.method == chosen.method]
             theirs = [other for other in fitting if other.method == point.method and other.eligible and other.competes]
-            label = f"next best method, {point.name}"
-            comparisons.append(_compare(chosen, label, point, evidence, seeds, ours, theirs or [point]))
-    full_width = {id(find_reference(points, SEPARABLE)), id(find_reference(points, DENSE))}
+            comparisons.append(_compare(chosen, NEXT_BEST, point, evidence, seeds, ours, theirs or [point]))
+    full_width = {id(find_reference(points, name)) for name in (SEPARABLE, DENSE, UNCHANGED)}
     thin = [point for point in references(fitting) if id(point) not in full_width]
     if thin:
         least = min(thin, key=lambda point: (point.error, point.params))
         label = f"{method_label(least.method)} within the same budget"
         comparisons.append(_compare(chosen, label, least, evidence, seeds, fitting, thin))
     separable = find_reference(points, SEPARABLE)
-    if separable is not None:
+    if separable is not None and find_reference(points, UNCHANGED) is None:  # that is compared with the trained network
         label = "separable reference"
         comparisons.append(_compare(chosen, label, separable, evidence, seeds, fitting, [separable]))
     return comparisons
@@ -410,6 +462,7 @@ def _compare(
     return PointComparison(
         label=label, other=other, gap=gap, seeds=count, chosen=difference, over_seeds=over_seeds,
         p_value=max(p_values, default=None),
+        epochs=epochs_words(other) if other.total_epochs != chosen.total_epochs else "",
     )  # fmt: skip
 
 
@@ -428,6 +481,6 @@ def _compare_level(level: SizeLevel, chosen_method: str, images: int | None) -> 
     p_values += [] if images is None else [image_p_value(chosen.error, rival.error, images)]
     gap = over_seeds.mean if over_seeds else chosen.error - rival.error
     return [PointComparison(
-        label=f"next best method at {_size_words(level)}", other=rival.nearest, gap=gap, over_seeds=over_seeds,
+        label=f"{NEXT_BEST} at {_size_words(level)}", other=rival.nearest, gap=gap, over_seeds=over_seeds,
         p_value=max(p_values, default=None), level=rival,
     )]  # fmt: skip

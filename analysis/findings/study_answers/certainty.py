@@ -145,7 +145,8 @@ def chosen_difference(
     """Compare the best of points with another, and pay for the choices.
 
     Args:
-        points: among which the best was chosen; those that may not be chosen are ignored.
+        points: among which the best was chosen; those that may not be chosen are ignored. A single one, such as a
+            reference, was not chosen.
         others: one that was fixed beforehand, such as a reference, or several of which the best was chosen.
         evidence: of the study.
 
@@ -153,7 +154,7 @@ def chosen_difference(
         Best minus other; None where the number of images is not known or nothing was trained. The trained network that
         a study begins with is the same for every seed.
     """
-    candidates = _candidates(points)
+    candidates = list(points) if len(points) == 1 else _candidates(points)
     if not candidates or not others:
         return None
     wrong, other, same_images = _lay_out_both(candidates, others, evidence)
@@ -179,10 +180,12 @@ def equivalence(points: Sequence[FrontPoint], reference: FrontPoint, evidence: E
         What is as good, or how far the best stays behind; None where no network is smaller or images are unknown.
     """
     candidates = [point for point in _candidates(points) if point.params < reference.params]
-    stacked, same_images = _lay_out([*candidates, reference], evidence)
-    if stacked is None or not candidates:
+    if not candidates:
         return None
-    wrong, base = stacked[:-1], stacked[-1]
+    wrong, references, same_images = _lay_out_both(candidates, [reference], evidence)
+    if wrong is None or references is None:
+        return None
+    base = references[0]
     screened, margin = _is_screened(wrong, evidence), evidence.margin_for(reference)
     sizes = [point.params for point in candidates]
     claims: list[AsGood] = as_good_sizes(wrong, sizes, base, margin, screened, evidence.seeds)

@@ -30,7 +30,6 @@ from analysis.stats import (
     newcombe_interval,
     paired_difference,
     pairing_sentence,
-    references,
     study_strata,
     t_test_p_value,
 )
@@ -39,7 +38,6 @@ from sweeps.records import StudyRecord
 
 SHARE_WORDS = {0.5: "half the parameters", 0.25: "a quarter", 0.2: "a fifth", 0.125: "an eighth", 0.1: "a tenth",
                0.05: "a twentieth"}  # fmt: skip
-SAME_ERROR = 0.005  # points, which round to 0.00
 WORSENED = 1.0  # points of error by which a training ends above its start, from which the answer names it
 SAME_SHARE = 0.02  # relative difference from a share in words, within which it is called so
 
@@ -54,8 +52,6 @@ class CompressedSize:
         share: parameters of the best over those of the trained network.
         before: of the points within the budget, the one with the lowest error before any training; None where no
             trial started from trained weights.
-        from_scratch: the best network within the budget that started from random weights; None without one.
-        scratch: all of these, from which it was chosen.
         points: those that fit, from which the best was chosen.
     """
 
@@ -63,8 +59,6 @@ class CompressedSize:
     best: FrontPoint | None
     share: float | None
     before: FrontPoint | None
-    from_scratch: FrontPoint | None
-    scratch: tuple[FrontPoint, ...]
     points: tuple[FrontPoint, ...]
 
 
@@ -83,22 +77,20 @@ def compressed_sizes(study: StudyRecord, points: Sequence[FrontPoint]) -> list[C
         return []
     sizes = []
     for stratum in reversed(study_strata(study) or [Stratum(label="any size", unlimited=True)]):
-        of_size = [point for point in points if point.stratum == stratum.label and point.eligible]
-        best = best_point(of_size)
-        measured = [point for point in of_size if point.initial_error is not None]
-        limit = stratum.params or (best.params if best else 0)
-        scratch = [point for point in references(points) if point.start == "scratch" and point.params <= limit]
+        fitting = [point for point in points if stratum.holds(point) and point.eligible]
+        best = best_point(fitting)
+        measured = [point for point in fitting if point.initial_error is not None]
         sizes.append(CompressedSize(
             stratum=stratum, best=best, share=best.params / base.params if best else None,
             before=min(measured, key=lambda point: (point.initial_error or 0.0, point.params), default=None),
-            from_scratch=min(scratch, key=lambda point: (point.error, point.params), default=None),
-            scratch=tuple(scratch), points=tuple(of_size),
+            points=tuple(fitting),
         ))  # fmt: skip
     return sizes
 
 
 def compress_paragraphs(
-    study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence | None = None
+    study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence | None = None,
+    others: Mapping[str, str] | None = None, other_comparisons: int = 0,
 ) -> list[str]:  # fmt: skip
     """Answer how much smaller a trained network can be.
 
@@ -106,6 +98,8 @@ def compress_paragraphs(
         study: the records.
         points: of all its trials, as `collect_points` returns them.
         evidence: of the study; None to collect it here.
+        others: label of a budget -> what the best within it is compared with beside the trained network, in sentences.
+        other_comparisons: how many comparisons these hold.
 
     Returns:
         A paragraph on the trained network, which says whether differences are on the same images, then one for each
@@ -123,12 +117,15 @@ def compress_paragraphs(
     compared = _compare_all(base, points, sizes, evidence)
     shown = list(compared.values())
     pairing = pairing_sentence(sum(comparison.same_images for comparison in shown), len(shown))
-    first = [_trained_paragraph(base, points, compared), pairing, _correction_sentence(shown)]
-    return [
-        " ".join(part for part in first if part),
-        *(_size_paragraph(size, base, compared) for size in sizes),
-        *_worsened_paragraph(points),
-    ]
+    first = [_trained_paragraph(base, points, compared), pairing, _correction_sentence(shown, other_comparisons)]
+    paragraphs = [" ".join(part for part in first if part)]
+    for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
+        if size.best is not None and smaller is not None and smaller.best == size.best:
+            text = f"{_capital(_share_words(size))}: no network is better than that of the smaller budget."
+        else:
+            text = _size_paragraph(size, base, compared)
+        paragraphs.append(" ".join(filter(None, (text, (others or {}).get(size.stratum.label)))))
+    return [*paragraphs, *_worsened_paragraph(points)]
 
 
 def _worsened_paragraph(points: Sequence[FrontPoint]) -> list[str]:
@@ -151,7 +148,7 @@ def _worsened_paragraph(points: Sequence[FrontPoint]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """A network, or the best of several, minus another one, in points.
+    """A network, or the best of several, minus the trained network as it is, in points.
 
     Attributes:
         mean: as measured.
@@ -171,44 +168,36 @@ class _Comparison:
     p_value: float | None = None
     verdict: str = ""
 
-    def certainty(self, sign: int = 1) -> str:
+    def certainty(self) -> str:
         """E.g. ` (corrected for the choice +0.41, 95 % interval -0.90 to +1.30, same images, within noise)`.
-
-        Args:
-            sign: -1 for the other network minus this one.
 
         Returns:
             "" where nothing is known.
         """
         parts = []
         if self.corrected is not None:
-            parts.append(f"corrected for the choice {format_points(sign * self.corrected)}")
+            parts.append(f"corrected for the choice {format_points(self.corrected)}")
         if self.ends is not None:
-            low, high = sorted(sign * end for end in self.ends)
+            low, high = self.ends
             parts.append(f"95 % interval {format_points(low)} to {format_points(high)}")
         parts += [part for part in (self.basis, self.verdict) if part]
         return f" ({', '.join(parts)})" if parts else ""
 
 
-_Compared = Mapping[tuple[str, str], _Comparison]  # by the ids of the two trials
+_Compared = Mapping[str, _Comparison]  # by the id of the trial
 
 
 def _compare_all(
     base: FrontPoint, points: Sequence[FrontPoint], sizes: Sequence[CompressedSize], evidence: Evidence
 ) -> _Compared:  # fmt: skip
-    """Every comparison that the paragraphs show, corrected for their number."""
+    """Every comparison with the trained network, corrected for their number; each by the id of the smaller one."""
     seeds = errors_by_seed(points)
     trained_on = [other for name in (DENSE, SEPARABLE) if (other := find_reference(points, name)) is not None]
-    compared = {(other.trial_id, base.trial_id): _compare([other], base, [base], evidence, seeds)
-                for other in trained_on}  # fmt: skip
-    for size in sizes:
-        if size.best is None:
-            continue
-        candidates = sorted(size.points, key=lambda point: point is not size.best)  # the best comes first
-        compared[size.best.trial_id, base.trial_id] = _compare(candidates, base, [base], evidence, seeds)
-        if size.from_scratch is not None:
-            key = (size.best.trial_id, size.from_scratch.trial_id)
-            compared[key] = _compare(candidates, size.from_scratch, size.scratch, evidence, seeds)
+    compared = {other.trial_id: _compare([other], base, evidence, seeds) for other in trained_on}
+    for size in reversed(sizes):
+        if size.best is not None and size.best.trial_id not in compared:  # else the best of a smaller budget too
+            candidates = sorted(size.points, key=lambda point: point is not size.best)  # the best comes first
+            compared[size.best.trial_id] = _compare(candidates, base, evidence, seeds)
     corrected = holm_p_values([comparison.p_value for comparison in compared.values()])
     return {
         key: replace(comparison, verdict=_verdict(p_value))
@@ -222,39 +211,41 @@ def _verdict(corrected: float | None) -> str:
     return "beyond noise" if corrected <= ALARM_LEVEL else "within noise"
 
 
-def _correction_sentence(shown: Sequence[_Comparison]) -> str:
+def _correction_sentence(shown: Sequence[_Comparison], other_comparisons: int) -> str:
     number = count_compared([comparison.p_value for comparison in shown])
     corrections = ["the choice of the best"] * any(comparison.corrected is not None for comparison in shown)
-    corrections += [f"the number of comparisons in this part, {number} (Holm)"] * (number > 1)
+    if other_comparisons and number:
+        corrections.append(
+            f"the number of comparisons (Holm), {number} with the trained network and {other_comparisons} with others"
+        )
+    elif number > 1:
+        corrections.append(f"the number of comparisons in this part, {number} (Holm)")
     return f"“Within noise” and “beyond noise” are corrected for {' and '.join(corrections)}." if corrections else ""
 
 
 def _compare(
-    candidates: Sequence[FrontPoint], other: FrontPoint, others: Sequence[FrontPoint], evidence: Evidence,
-    seeds: Mapping[str, ErrorsBySeed],
+    candidates: Sequence[FrontPoint], base: FrontPoint, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed]
 ) -> _Comparison:  # fmt: skip
-    """The first of the candidates, which is the best of them, minus the other, which is the best of `others`.
+    """The first of the candidates, which is the best of them, minus the trained network as it is.
 
-    The trained network as it is has one error, whatever the seed.
+    That network has one error, whatever the seed.
     """
     best = candidates[0]
-    ours, theirs = seeds.get(best.setting, {}), seeds.get(other.setting, {})
-    if other.method == UNCHANGED:
-        theirs = dict.fromkeys(ours, other.own_error)
-    over_seeds = paired_difference(ours, theirs)
-    mean = best.error - other.error if over_seeds is None else over_seeds.mean
-    if len(candidates) == len(others) == 1 and not _on_same_images(best, other, evidence):
-        return _compare_two(mean, over_seeds, best, other, evidence)
-    difference = chosen_difference(candidates, others, evidence)
+    ours = seeds.get(best.setting, {})
+    over_seeds = paired_difference(ours, dict.fromkeys(ours, base.own_error))
+    mean = best.error - base.error if over_seeds is None else over_seeds.mean
+    if len(candidates) == 1 and not _on_same_images(best, base, evidence):
+        return _compare_two(mean, over_seeds, best, base, evidence)
+    difference = chosen_difference(candidates, [base], evidence)
     if difference is None:
-        return _compare_two(mean, over_seeds, best, other, evidence)
-    selected, choice = difference.selected, len(candidates) > 1 or len(others) > 1
+        return _compare_two(mean, over_seeds, best, base, evidence)
+    selected = difference.selected
     p_values = [selected.p_value]
     if over_seeds is not None and not difference.same_images:  # neither the seeds nor the images may explain it
         p_values.append(t_test_p_value(over_seeds))
     basis = "same images" if difference.same_images else ""
     return _Comparison(
-        mean=mean, corrected=selected.mean if choice else None, ends=(selected.low, selected.high),
+        mean=mean, corrected=selected.mean if len(candidates) > 1 else None, ends=(selected.low, selected.high),
         basis=f"{basis}, {difference.seeds} seeds" if basis and difference.seeds > 1 else basis,
         same_images=difference.same_images, p_value=max(p_values),
     )  # fmt: skip
@@ -282,12 +273,14 @@ def _compare_two(
 
 
 def _trained_paragraph(base: FrontPoint, points: Sequence[FrontPoint], compared: _Compared) -> str:
-    text = f"The trained network as it is: {format_percent(base.error)} at {base.params:,} parameters{_epochs(base)}."
+    text = (
+        f"The trained network as it is: {format_percent(base.error)} at {base.params:,} parameters{epochs_words(base)}."
+    )
     for name, verb in ((DENSE, "Trained on"), (SEPARABLE, "Separable, started from it and trained on")):
         other = find_reference(points, name)
         if other is not None:
             size = "" if other.params == base.params else f" at {other.params:,} parameters"
-            text += f" {verb}{_epochs(other)}: {_gap(other, base, compared)}{size}."
+            text += f" {verb}{epochs_words(other)}: {_gap(other, compared)}{size}."
     return text
 
 
@@ -295,20 +288,14 @@ def _size_paragraph(size: CompressedSize, base: FrontPoint, compared: _Compared)
     best = size.best
     if best is None or size.share is None:
         return f"{_capital(size.stratum.label)}: no trial was completed."
+    choice = f", best of {len(size.points)}" * (len(size.points) > 1)
     text = (
-        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, base, compared)}: {best.name}"
-        f"{_epochs(best)}, best of {len(size.points)}."
+        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, compared)}: {best.name}{epochs_words(best)}, "
+        f"{format_percent(best.error)}{choice}."
     )
     if size.before is not None and size.before.initial_error is not None:
         gap = size.before.initial_error - base.own_error
-        text += f" Before any training the lowest is {gap:+.2f} points, as measured: {size.before.name}."
-    if size.from_scratch is not None:
-        other = size.from_scratch
-        thinner = "a thinner network" if other.is_thin else method_label(other.method)
-        text += (
-            f" Within the same size {thinner} from scratch has {format_percent(other.error)} at {other.params:,}"
-            f"{_epochs(other)}: {_comparison_text(compared[best.trial_id, other.trial_id])}."
-        )
+        text += f" Before any training the lowest is {gap:+.2f} points, as measured: {size.before.untrained_name}."
     return text
 
 
@@ -323,23 +310,21 @@ def _share_words(size: CompressedSize) -> str:
     return f"{100 * share:.3g} % of the parameters"
 
 
-def _gap(point: FrontPoint, base: FrontPoint, compared: _Compared) -> str:
+def _gap(point: FrontPoint, compared: _Compared) -> str:
     """E.g. `+0.20 points (95 % interval -0.90 to +1.30, same images, within noise)`."""
-    comparison = compared[point.trial_id, base.trial_id]
+    comparison = compared[point.trial_id]
     return f"{comparison.mean:+.2f} points{comparison.certainty()}"
 
 
-def _comparison_text(comparison: _Comparison) -> str:
-    """A compressed network minus another one in words; the interval is of the figure that stands before it."""
-    if abs(comparison.mean) < SAME_ERROR:
-        return f"the compressed one has the same error{comparison.certainty()}"
-    if comparison.mean > 0:
-        return f"that of the compressed one is {comparison.mean:.2f} points higher{comparison.certainty()}"
-    return f"that of the compressed one is {-comparison.mean:.2f} points lower{comparison.certainty(-1)}"
+def epochs_words(point: FrontPoint) -> str:
+    """Say how long a network was trained; the epochs of the trained network that it starts from count in all.
 
+    Args:
+        point: of a study.
 
-def _epochs(point: FrontPoint) -> str:
-    """E.g. ` (3 epochs, 23 in all)`: the epochs of the trained network count in all."""
+    Returns:
+        E.g. ` (3 epochs, 23 in all)`.
+    """
     epochs = f"{point.epochs} epoch{'s' * (point.epochs != 1)}"
     if point.method == UNCHANGED:
         return "" if point.total_epochs is None else f" ({point.total_epochs} epochs)"

@@ -125,17 +125,18 @@ def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     if not pairs:
         return ""
     number = count_compared([pair.p_value for pair in pairs])
-    corrected = f"corrected for {number} comparisons, " if number > 1 else ""
-    corrected = f" ({corrected}not for the choice of these points)"
+    corrected = f"corrected for {number} comparisons, not" if number > 1 else "not corrected"
+    corrected = f" ({corrected} for the choice of these points)"
     undecided = [pair for pair in pairs if not pair.told_apart]
     if not undecided:
-        return f"All neighbours on the front are beyond noise of each other{corrected}."
+        neighbours = "All neighbours" if len(pairs) > 1 else "The two points"
+        return f"{neighbours} on the front are beyond noise of each other{corrected}."
     shown = "; ".join(_pair_text(pair) for pair in undecided[:SHOWN_NEIGHBOURS])
     others = f"; and {len(undecided) - SHOWN_NEIGHBOURS} more" if len(undecided) > SHOWN_NEIGHBOURS else ""
-    text = (
-        f"Of {len(pairs)} pairs of neighbours on the front {len(undecided)} cannot be told apart{corrected}: "
-        f"{shown}{others}."
-    )
+    neighbours = f"Of {len(pairs)} pairs of neighbours on the front {len(undecided)}"
+    if len(pairs) == 1:
+        neighbours = "The two points on the front"
+    text = f"{neighbours} cannot be told apart{corrected}: {shown}{others}."
     needed = [(more, pair) for pair in undecided if (more := seeds_to_tell(pair, evidence)) is not None]
     if not needed:
         return f"{text} {_no_seeds(evidence)}"

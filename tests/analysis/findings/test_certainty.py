@@ -36,3 +36,26 @@ def test_points_without_recorded_images_are_not_compared_on_them():
     record = study(trial_of_images("a", range(30), seed=0), trial("r", error=40.0, seed=7, **SEPARABLE), **EVIDENCE)
     first, second = collect_points(record)
     assert compare_points(first, second, study_evidence(record)) is None
+
+
+def test_without_two_seeds_of_both_a_gap_is_that_of_the_errors_beside_it():
+    seeds = [trial(f"a{seed}", params=100, error=error, seed=seed) for seed, error in enumerate((4.0, 6.0))]
+    record = study(*seeds, trial("r", error=6.0, **SEPARABLE), **EVIDENCE)
+    (answer,) = answers(record, collect_points(record))
+    (comparison,) = answer.comparisons
+    assert answer.best is not None
+    assert comparison.gap == answer.best.error - comparison.other.error == -1.0
+    assert "6.00 % at 1,000, 1.00 points higher (95 % interval" in comparison.text()
+
+
+def test_a_gap_over_the_seeds_of_both_says_over_how_many():
+    shared = [
+        trial_of_images(f"{name}{seed}", range(wrong), seed=seed, **fields)
+        for name, wrongs, fields in (("a", (30, 40, 50), {"params": 100}), ("r", (40, 46), SEPARABLE))
+        for seed, wrong in enumerate(wrongs)
+    ]
+    record = study(*shared, **EVIDENCE)
+    (answer,) = answers(record, collect_points(record))
+    (comparison,) = answer.comparisons
+    assert comparison.gap == pytest.approx(-8)  # of 30 and 40, 40 and 46; the errors shown are 40 and 43 %
+    assert "43.0 % at 1,000, 8.00 points higher (over the 2 seeds of both, " in comparison.text()

@@ -10,6 +10,7 @@ from analysis.stats.front import collect_points
 from lowrank.errors import InputError
 from sweeps.records.events import Role
 from sweeps.records.load import load_study
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
@@ -22,6 +23,20 @@ def test_studies_of_other_epochs_differ_and_equal_ones_do_not():
     short, long = study(trial("a", epochs=6)), study(trial("b", epochs=128))
     assert fields(short, long) == ["train.epochs (6; 128)"]
     assert fields(short, study(trial("c", 700, 4.0, method="tucker", epochs=6))) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "field"),
+    [
+        ("network", {"name": "wrn_10_1"}, "network.name (resnet9; wrn_10_1)"),
+        ("train", {"momentum": 0.8}, "train.momentum (none; 0.8)"),
+        ("data", {"fingerprint": "beef"}, "data.fingerprint (f00d; beef)"),
+    ],
+)
+def test_other_networks_recipes_and_data_are_differences(section, value, field):
+    other = trial("b")
+    other.specification = change(other.specification, **{section: value})
+    assert fields(study(trial("a")), study(other)) == [field]
 
 
 def test_a_field_that_a_study_varies_is_no_difference():
