@@ -200,7 +200,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
 
 
 def split_common_extras(points: Sequence[FrontPoint]) -> tuple[list[FrontPoint], tuple[str, ...]]:
-    """Leave out of names what all searched settings have in common, which sets none of them apart.
+    """Leave out of names what all searched settings have in common.
 
     Args:
         points: of a study.

@@ -314,7 +314,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
 def compress_answer(
     study: StudyRecord, points: Sequence[FrontPoint], answered: Sequence[Answer], evidence: Evidence
 ) -> list[str]:  # fmt: skip
-    """Answer how much smaller a trained network can be, and what the best within each budget is compared with.
+    """Answer how much smaller a trained network can be, and than what it is better.
 
     Args:
         study: the records.
