@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lowrank.utils.locks import IdleWatch as IdleWatch, LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.processes import (
+        ProcessorWatch as ProcessorWatch,
         available_mb as available_mb,
         child_processes as child_processes,
         commit as commit,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
         make_private as make_private,
         module_command as module_command,
         module_environment as module_environment,
-        processor_times as processor_times,
         usable_cores as usable_cores,
     )
     from lowrank.utils.templates import (
@@ -86,8 +86,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
         "processes": (
-            "available_mb child_processes commit ensure_home exit_with_parent make_private module_command "
-            "module_environment processor_times usable_cores"
+            "ProcessorWatch available_mb child_processes commit ensure_home exit_with_parent make_private "
+            "module_command module_environment usable_cores"
         ),
         "templates": "Markdown read_resource render_template",
         "text": (

@@ -17,8 +17,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from lowrank.errors import InputError
+from lowrank.utils.locks import IdleWatch
 
 POLL_SECONDS = 0.5
+MIN_SHARE = 0.02  # of a core: a process that waits uses about a tenth of it
 DISTRIBUTION = "lowrank-sweeps"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -182,6 +184,22 @@ def processor_times(pids: Iterable[int]) -> dict[int, int]:
                 break
             ancestor = parents.get(ancestor)
     return totals
+
+
+class ProcessorWatch(IdleWatch):
+    """Tells when processes have used hardly any processor time for too long.
+
+    A process that waits uses a little all the same: threads of torch and of Ray look from time to time whether
+    something has come.
+
+    Args:
+        seconds: that are too long, if each process uses less than `MIN_SHARE` of a core in them.
+        pids: ids of the processes; what their descendants use counts too.
+    """
+
+    def __init__(self, seconds: float, pids: Collection[int]):
+        step = seconds * MIN_SHARE * max(1, len(pids)) * os.sysconf("SC_CLK_TCK")
+        super().__init__(seconds, lambda: int(sum(processor_times(pids).values()) / step))
 
 
 def child_processes(parent: int, *, without: Collection[int] = ()) -> list[int]:

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from lowrank.errors import InputError
 from lowrank.training import DivergedError
-from lowrank.utils import IdleWatch, module_command, module_environment, processor_times
+from lowrank.utils import ProcessorWatch, module_command, module_environment
 from sweeps.execution.group_worker import ErrorDescription
 from sweeps.execution.heartbeat import HANG_SECONDS, HeartbeatWatch, heartbeat_path
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions
 
-IDLE_SECONDS = 600.0  # in which no process of a group uses any processor time, after which it is given up
+IDLE_SECONDS = 600.0  # in which the processes of a group hardly use processor time, after which it is given up
 POLL_SECONDS = 5.0  # between two looks at it, at most
 VISIBLE_CARDS = "CUDA_VISIBLE_DEVICES"
 END_SECONDS = 10.0  # for a killed process to end
@@ -187,7 +187,8 @@ class ProcessGroup:
         try:
             for pipe in pipes:
                 pipe.send_bytes(message)
-            watch = IdleWatch(IDLE_SECONDS, self._processor_times)
+            # They wait for each other, so one that hangs stops all
+            watch = ProcessorWatch(IDLE_SECONDS, [process.pid for process in self._processes])
             heartbeats = HeartbeatWatch(
                 [heartbeat_path(Path(self._folder.name), index) for index in range(self.count)], HANG_SECONDS
             )
@@ -211,10 +212,6 @@ class ProcessGroup:
             self.close()
             raise
         return [answers[pipe] for pipe in pipes]
-
-    def _processor_times(self) -> dict[int, int]:
-        """Processor time of each process and its descendants; they wait for each other, so one that hangs stops all."""
-        return processor_times([process.pid for process in self._processes])
 
     def _close_after_hang(self, command: str) -> WorkerLostError:
         """End all processes; returns the error that says what was waited for."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
+WILDCARDS = ("0.0.0.0", "::")
 GROUP_WORKER = "sweeps.execution.group_worker"
 
 
@@ -59,14 +61,21 @@ def is_running(pid: int) -> bool:
 
 def listening_ports(pid: int) -> list[tuple[str, int]]:
     """Return host and port of every TCP socket on which a process listens; a wildcard is given as loopback."""
+    return sorted({("127.0.0.1" if host in WILDCARDS else host, port) for host, port in listening_sockets(pid)})
+
+
+def listening_sockets(pid: int) -> list[tuple[str, int]]:
+    """Return address and port of every TCP socket on which a process listens; for all addresses one of `WILDCARDS`."""
     links = [path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
     inodes = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
-    ports = set()
+    sockets = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:  # LISTEN
-                address, _, port = fields[1].partition(":")
-                host = ".".join(str(byte) for byte in reversed(bytes.fromhex(address[-8:])))
-                ports.add(("127.0.0.1" if set(address) == {"0"} else host, int(port, 16)))
-    return sorted(ports)
+                digits, _, port = fields[1].partition(":")
+                words = [bytes.fromhex(digits[start : start + 8])[::-1] for start in range(0, len(digits), 8)]
+                address = ipaddress.ip_address(b"".join(words))
+                mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+                sockets.add((str(mapped or address), int(port, 16)))
+    return sorted(sockets)

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lowrank.training.engine.compiled_forward import NotCompilableError
-from lowrank.utils import IdleWatch, child_processes, processor_times
+from lowrank.utils import ProcessorWatch, child_processes
 
 HANG_SECONDS = 600.0  # without progress, after which the compiler's programs are killed
-MIN_SHARE = 0.02  # of a core: other threads of a trial's process, such as Ray's, use less than this while it waits
 
 
 @contextmanager
@@ -57,19 +56,14 @@ class _Watch:
 
     def __init__(self) -> None:
         self.end, self.has_killed = threading.Event(), False
-        self._step = HANG_SECONDS * MIN_SHARE * os.sysconf("SC_CLK_TCK")
 
     def run(self) -> None:
         """Kill the programs whenever there was no progress for `HANG_SECONDS`."""
-        watch = IdleWatch(HANG_SECONDS, self._progress)
+        watch = ProcessorWatch(HANG_SECONDS, [os.getpid()])
         while not self.end.wait(watch.poll_seconds):
             if watch.is_idle():
                 self._kill()
-                watch = IdleWatch(HANG_SECONDS, self._progress)
-
-    def _progress(self) -> int:
-        """Return a number that changes within `HANG_SECONDS` if more than `MIN_SHARE` of a core is used."""
-        return int(processor_times([os.getpid()])[os.getpid()] / self._step)
+                watch = ProcessorWatch(HANG_SECONDS, [os.getpid()])
 
     def _kill(self) -> None:
         others = {process.pid for process in multiprocessing.active_children() if process.pid is not None}

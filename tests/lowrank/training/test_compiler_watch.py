@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import time
 
@@ -12,13 +11,14 @@ import pytest
 from lowrank.training.engine import compiler_watch
 from lowrank.training.engine.compiled_forward import NotCompilableError
 from lowrank.training.engine.compiler_watch import watch_compiler
+from lowrank.utils import processes
 
 HANGING = ["sh", "-c", "sleep 600 & wait"]  # a program that has started another
 
 
 def test_a_program_that_does_nothing_is_killed_with_all_that_it_started(monkeypatch):
     monkeypatch.setattr(compiler_watch, "HANG_SECONDS", 0.2)
-    monkeypatch.setattr(compiler_watch, "MIN_SHARE", 0.5)  # the tests themselves use some processor time
+    monkeypatch.setattr(processes, "MIN_SHARE", 0.5)  # the tests themselves use some processor time
     decoder = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
     decoder.start()
     try:
@@ -35,15 +35,3 @@ def test_a_program_that_does_nothing_is_killed_with_all_that_it_started(monkeypa
 def test_an_error_of_the_compiler_itself_stays_as_it_is():
     with pytest.raises(ZeroDivisionError), watch_compiler():
         raise ZeroDivisionError
-
-
-def test_what_uses_processor_time_gets_on(monkeypatch):
-    monkeypatch.setattr(compiler_watch, "HANG_SECONDS", 100.0)
-    watch, tick = compiler_watch._Watch(), os.sysconf("SC_CLK_TCK")
-
-    def progress(seconds: float) -> int:
-        monkeypatch.setattr(compiler_watch, "processor_times", lambda pids: {os.getpid(): int(seconds * tick)})
-        return watch._progress()
-
-    assert progress(10.0) == progress(11.5)  # 1.5 % of a core: threads that wait
-    assert progress(10.0) != progress(12.1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank.utils import processes
+from lowrank.utils import locks, processes
 
 MIB = 2**20
 
@@ -109,3 +109,17 @@ def test_an_installed_copy_says_its_version(monkeypatch, tmp_path):
     name = processes.DISTRIBUTION
     write(tmp_path / f"{name.replace('-', '_')}-1.2.3.dist-info" / "METADATA", f"Name: {name}\nVersion: 1.2.3\n")
     assert processes.commit() == f"{name}-1.2.3"
+
+
+def test_a_process_that_waits_uses_a_little_time_and_gets_on_nowhere(monkeypatch: pytest.MonkeyPatch):
+    """Two processes in 100 s: 0.3 % of a core each is no progress, as is one that computes alone for 3 s."""
+    monkeypatch.setattr(processes.os, "sysconf", lambda name: 100)
+    used = {1: 1000, 2: 1000}
+    monkeypatch.setattr(processes, "processor_times", lambda pids: {pid: used[pid] for pid in pids})
+    clock = [0.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: clock[0])
+    for ticks, idle in (({1: 30, 2: 30}, True), ({1: 300, 2: 0}, True), ({1: 400, 2: 200}, False)):
+        watch = processes.ProcessorWatch(100.0, [1, 2])
+        used = {pid: used[pid] + ticks[pid] for pid in used}
+        clock[0] += 101.0
+        assert watch.is_idle() == idle

@@ -23,6 +23,7 @@ import torch
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.training import DataParallelGroup, DivergedError
+from lowrank.utils import ProcessorWatch
 from sweeps.execution import group_worker, process_group
 from sweeps.execution.group_worker import describe_error
 from sweeps.execution.heartbeat import HeartbeatWatch, StepWatch, heartbeat_path
@@ -38,7 +39,7 @@ from sweeps.space.parse import parse_space
 from sweeps.teachers import CacheOptions
 from tests.support.broken_network import MARK
 from tests.support.environment import python_path
-from tests.support.processes import group_worker_pids
+from tests.support.processes import group_worker_pids, listening_sockets
 from tests.support.training import small_recipe, tensor_train
 from tests.support.waiting import scaled, wait_until
 
@@ -87,6 +88,8 @@ def test_a_trial_of_two_processes_trains_as_one_does_and_is_retried_after_a_loss
             for name in ("train_loss", "val_loss", "grad_norm"):
                 assert actual["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
         pids = group_worker_pids(os.getpid())
+        hosts = {host for pid in pids for host, _ in listening_sockets(pid)}
+        assert hosts == {"127.0.0.1"}  # they listen for each other, and nobody else can reach them
         shared.save_if_possible()
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(WorkerLostError, match=r"lost process 1 of 2 \(exit code -9\)") as caught:
@@ -162,16 +165,16 @@ def test_a_group_that_computes_is_waited_for(monkeypatch):
     monkeypatch.setattr(process_group, "IDLE_SECONDS", 0.5)
     group, answers = group_of("sh -c 'while :; do :; done'; :", "exec sleep 600")
     looks = []
-    real = group._processor_times
 
-    def look():
-        looks.append(real())
-        if len(looks) == 12:  # each a quarter of the limit, or more, after the one before it
-            for end in answers:
-                end.send_bytes(pickle.dumps((True, (1, {"val_error": 1.0}, []))))
-        return looks[-1]
+    class Watch(ProcessorWatch):
+        def is_idle(self) -> bool:
+            looks.append(super().is_idle())
+            if len(looks) == 12:  # each a quarter of the limit, or more, after the one before it
+                for end in answers:
+                    end.send_bytes(pickle.dumps((True, (1, {"val_error": 1.0}, []))))
+            return looks[-1]
 
-    monkeypatch.setattr(group, "_processor_times", look)
+    monkeypatch.setattr(process_group, "ProcessorWatch", Watch)
     try:
         assert group.train_epoch() == {"val_error": 1.0}
     finally:
@@ -398,7 +401,7 @@ def test_the_processes_of_a_trial_end_with_its_killed_worker():
         *started("""
         import os, sys
         from sweeps.execution.process_group import ProcessGroup
-        from tests.support.processes import group_worker_pids
+        from tests.support.processes import group_worker_pids, listening_sockets
         process_group = ProcessGroup(2, "cpu", 1)
         process_group.call_all("free_trainer")  # now they serve
         print(*group_worker_pids(os.getpid()), flush=True)
