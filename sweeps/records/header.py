@@ -135,6 +135,7 @@ class StudyHeader(_Section):
         versions: of Python and packages, by name.
         hardware: the driver's machine.
         commit: of the code.
+        code: fingerprints of this project's packages and of the user's modules, by name.
         command: that began it.
         tracking_uri: of MLflow, without its password; None for a database in the study's folder.
         origin: the recorded trials that it trains again, if it does.
@@ -156,6 +157,7 @@ class StudyHeader(_Section):
     versions: dict[str, str] = {}
     hardware: HeaderHardware = HeaderHardware()
     commit: str | None = None
+    code: dict[str, str] = {}
     command: str | None = None
     tracking_uri: str | None = None
     origin: RetrainOrigin | None = Field(default=None, validation_alias="repeats", serialization_alias="repeats")
@@ -187,6 +189,23 @@ class StudyHeader(_Section):
     def began(self) -> float:
         """When the driver began, seconds since the epoch; 0 where that is not on record."""
         return self.time or 0.0
+
+    def code_changes(self, later: StudyHeader) -> list[str]:
+        """Say what of the code has changed since this run of the driver; what only one of the two names says nothing.
+
+        Args:
+            later: of another run over the study.
+
+        Returns:
+            A clause for each change.
+        """
+        names = [name for name, value in later.code.items() if self.code.get(name, value) != value]
+        commits = f" ({self.commit} -> {later.commit})" if self.commit != later.commit else ""
+        changes = [f"the code of {', '.join(names)} has changed{commits}"] if names else []
+        return changes + [
+            f"{name} {self.versions[name]} -> {version}" for name, version in later.versions.items()
+            if self.versions.get(name, version) != version
+        ]  # fmt: skip
 
     def named(self, name: str) -> StudyHeader:
         """Return the header of the same study under another name.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
+from lowrank.networks import user_modules
 from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact
 from sweeps.records import (
     JOURNAL_FILE,
@@ -58,7 +59,7 @@ from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
 from sweeps.trials import Resolver, infeasible_lines, reachable_strata
-from sweeps.utils import command, hardware, monotonic_time, versions
+from sweeps.utils import code_fingerprints, command, hardware, monotonic_time, versions
 
 if TYPE_CHECKING:
     from sweeps.resources import TrialResources
@@ -297,6 +298,7 @@ def _write_space(space: Space, config: StudyConfig) -> None:
 
 def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig) -> None:
     data = resolver.data
+    modules = {name: path for network in own_networks(space) for name, path in user_modules(network).items()}
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
     header = StudyHeader(
         name=config.name, question=space.question, space=space.source,
@@ -313,13 +315,18 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             for stratum in resolver.label_strata
         ) if config.origin is None else (),  # trials that are trained again come as they are on record
         versions=versions(), hardware=HeaderHardware(**hardware()), commit=commit(),
-        command=command(),
+        code=code_fingerprints(modules), command=command(),
         tracking_uri=redact(config.tracking_uri) if config.tracking_uri else None,
     )  # fmt: skip
     if config.origin is not None:
         header = header.model_copy(update={"origin": config.origin})
+    changes = record.header.code_changes(header)
     fields: EventFields = header.to_json()
     apply_event(record, journal.append(Event.STUDY, sync=True, **fields))
+    if changes:  # trials from before and from now may differ in more than their settings
+        note = f"resumed with other code than before: {'; '.join(changes)}"
+        print(note, flush=True)
+        apply_event(record, journal.append(Event.ANNOTATED, sync=True, note=note, tags={}))
 
 
 def _train(search: Search, config: StudyConfig, resources: TrialResources, total: int, hooks: _Hooks) -> CloseReason:

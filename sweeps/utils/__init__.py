@@ -20,7 +20,12 @@ if TYPE_CHECKING:
         load_yaml as load_yaml,
     )
     from sweeps.utils.process_ids import has_ended as has_ended, process_identity as process_identity
-    from sweeps.utils.provenance import command as command, hardware as hardware, versions as versions
+    from sweeps.utils.provenance import (
+        code_fingerprints as code_fingerprints,
+        command as command,
+        hardware as hardware,
+        versions as versions,
+    )
     from sweeps.utils.signals import (
         exit_process as exit_process,
         handle_sigterm as handle_sigterm,
@@ -38,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "plain_names": "check_plain_name is_plain_name",
         "plain_yaml": "MAX_BYTES YamlError dump_yaml load_yaml",
         "process_ids": "has_ended process_identity",
-        "provenance": "command hardware versions",
+        "provenance": "code_fingerprints command hardware versions",
         "signals": "exit_process handle_sigterm install_signal_handlers raise_if_interrupted sigterm_received",
         "uris": "is_uri",
     },

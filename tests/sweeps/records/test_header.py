@@ -37,6 +37,17 @@ def test_a_header_that_lacks_fields_is_read():
     assert StudyHeader().is_empty
 
 
+def test_what_has_changed_between_two_runs_of_the_driver_is_named():
+    before = StudyHeader(commit="abc", code={"lowrank": "1", "mine": "2", "gone": "3"}, versions={"torch": "2.12"})
+    same = StudyHeader(commit="abd", code={"lowrank": "1", "mine": "2", "new": "4"}, versions={"torch": "2.12"})
+    assert before.code_changes(same) == []  # of what only one of the two has nothing can be said
+    assert StudyHeader().code_changes(before) == []
+    other = StudyHeader(commit="abd", code={"lowrank": "9", "mine": "8"}, versions={"torch": "2.13", "ray": "2.60"})
+    assert before.code_changes(other) == [
+        "the code of lowrank, mine has changed (abc -> abd)", "torch 2.12 -> 2.13",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

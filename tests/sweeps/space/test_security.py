@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,9 @@ from sweeps.run import main
 from sweeps.space.parse import read_space
 from tests.support import studies
 from tests.support.bare_grpc import call
-from tests.support.processes import command_lines, descendant_pids, listening_ports
+from tests.support.processes import command_line, command_lines, descendant_pids, listening_ports
 from tests.support.ray_private import dashboard_url
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "hunter2-top-secret"
@@ -130,6 +133,43 @@ def status_of_request(host: str, port: int) -> int:
         return error.code
 
 
+def services_that_refuse(pids: Sequence[int]) -> set[str]:
+    """Check that every port of these processes refuses a client without the token; returns Ray's services there."""
+    ports = {port for pid in pids for port in listening_ports(pid)}
+    token = {"authorization": f"Bearer {token_file().read_text().strip()}"}
+    services = set()
+    for host, port in ports:
+        statuses = [call(host, port, method) for method in RAY_METHODS]
+        if set(statuses) == {None}:  # it does not speak gRPC
+            assert status_of_request(host, port) == 401
+            continue
+        assert set(statuses) == {UNIMPLEMENTED, UNAUTHENTICATED}, (host, port)
+        method = RAY_METHODS[statuses.index(UNAUTHENTICATED)]
+        assert call(host, port, method, **token) == OK  # so it was the token that was missing
+        services.add(method)
+    return services
+
+
+@pytest.mark.study
+@pytest.mark.slow
+def test_a_study_at_work_answers_nobody_without_the_token(tmp_path, monkeypatch):
+    """The command and all that it has started, while trials are trained: Ray, workers, the relay, the tracker."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    options = (*studies.TINY, "--set", "train.epochs=1000", "--storage", (tmp_path / "stored").as_uri())
+    with studies.running(*options, "--out", str(tmp_path), "--name", "open") as process:
+        wait_until(
+            lambda: any(trial.last_epoch for trial in studies.record(tmp_path / "open").trials.values()),
+            "an epoch of a trial", unless=lambda: studies.has_ended(process),
+        )  # fmt: skip
+        pids = [process.pid, *descendant_pids(process.pid)]
+        lines = [command_line(pid) for pid in pids]
+        for name in ("gcs_server", "raylet/raylet", "sweeps.tracking", "ray::"):
+            assert any(name in line for line in lines), name
+        assert services_that_refuse(pids) == set(RAY_METHODS)
+        os.killpg(process.pid, signal.SIGINT)
+        assert "Traceback" not in studies.finish(process)
+
+
 @pytest.mark.study
 def test_a_ray_of_this_machine_answers_nobody_without_the_token(tmp_path, monkeypatch):
     """No dashboard is started, every open port refuses a client without the token, and files are the user's alone."""
@@ -143,20 +183,7 @@ def test_a_ray_of_this_machine_answers_nobody_without_the_token(tmp_path, monkey
         assert dashboard_url() is None
         module = ray.get(ray.remote(lambda: __import__("lowrank").__file__).remote())
         assert Path(module) == ROOT / "lowrank" / "__init__.py"  # not that of the current folder
-        pids = [os.getpid(), *descendant_pids(os.getpid())]
-        ports = {port for pid in pids for port in listening_ports(pid)}
-        token = {"authorization": f"Bearer {token_file().read_text().strip()}"}
-        services = set()
-        for host, port in ports:
-            statuses = [call(host, port, method) for method in RAY_METHODS]
-            if set(statuses) == {None}:  # it does not speak gRPC
-                assert status_of_request(host, port) == 401
-                continue
-            assert set(statuses) == {UNIMPLEMENTED, UNAUTHENTICATED}, (host, port)
-            method = RAY_METHODS[statuses.index(UNAUTHENTICATED)]
-            assert call(host, port, method, **token) == OK  # so it was the token that was missing
-            services.add(method)
-        assert services == set(RAY_METHODS)
+        assert services_that_refuse([os.getpid(), *descendant_pids(os.getpid())]) == set(RAY_METHODS)
         folder = private_folder()
         assert folder.stat().st_mode & 0o777 == 0o700
         assert token_file().stat().st_mode & 0o777 == 0o600

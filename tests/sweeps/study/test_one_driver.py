@@ -8,16 +8,19 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from lowrank.data import load_data
 from lowrank.errors import InputError
 from lowrank.utils.cli import ExitCode
 from sweeps import run
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal, StudyLostError
+from sweeps.records.load import fold_journal
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.study_folders import hold_study_folder, write_space_file
 from sweeps.space import StoredOptions
 from sweeps.space.parse import parse_space
 from sweeps.study import driver, start
+from sweeps.trials import Resolver
 from tests.support.journals import read_events
 
 TINY = ("--space", "tt_dims", "--data", "digits", "--set", "network.width=0.125", "--trials", "1")
@@ -107,3 +110,25 @@ def test_folders_of_earlier_studies_are_written_as_absolute_paths(tmp_path, cont
     written = yaml.safe_load((folder / "space.yaml").read_text())
     assert written["search"]["warm_start"] == [str(tmp_path / "earlier")]
     assert space.source["search"]["warm_start"] == ["earlier"]  # what the journal says stays as it was typed
+
+
+def test_a_resume_with_changed_code_is_said_and_on_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "network_of_a_driver_test.py"
+    module.write_text(
+        "from lowrank.networks.resnet9 import ResNet9\n\n\n"
+        "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
+    )
+    space = parse_space("mine", {
+        "question": "q", "network": "network_of_a_driver_test:small", "method": {"name": "separable"},
+        "train": {"epochs": 1}, "search": {"sampler": "grid", "trials": 1},
+    })  # fmt: skip
+    resolver, path = Resolver(space, load_data(space.data)), tmp_path / JOURNAL_FILE
+    for change in ("", "# another network\n", ""):
+        module.write_text(module.read_text() + change)
+        with closing(Journal(path)) as journal:
+            driver._write_header(journal, fold_journal(path), space, resolver, config(tmp_path))
+    line = "resumed with other code than before: the code of network_of_a_driver_test has changed"
+    assert capsys.readouterr().out == f"{line}\n"
+    assert fold_journal(path).notes == [line]
