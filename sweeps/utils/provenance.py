@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def code_fingerprints(modules: Mapping[str, Path]) -> dict[str, str]:
-    """Compute fingerprints of the code that builds and trains networks, as its files are now.
+    """Compute fingerprints of the code that trains, as its files are now.
 
     A commit does not say which files have changed since, and an installed package has none.
 

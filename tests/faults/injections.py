@@ -456,7 +456,7 @@ FAULTS = (
           strike_journal(double_or_lose_line, "is damaged"), clustered=False),
     Fault("relay", "the relay of checkpoints on the driver's machine, SIGKILL", kill_relay, prepare=use_relay),
     Fault("group", "nothing: one of the processes that train a trial together stops", hang_group, (GROUPED,),
-          prepare=use_short_limits(sweeps__execution__process_group={"HANG_SECONDS": 10.0}), clustered=False),
+          prepare=use_short_limits(sweeps__execution__heartbeat={"HANG_SECONDS": 10.0}), clustered=False),
     Fault("hung compiler", "a trial's process, SIGKILL; the compiler that its next one starts stops", hang_compiler,
           (COMPILED,), prepare=use_hanging_compiler, finish=noticed("the compiler did nothing for 8 s"),
           clustered=False, possible=lambda: shutil.which("g++") is not None, needs="there is no g++", expected=SHORT),
