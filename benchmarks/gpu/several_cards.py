@@ -310,13 +310,13 @@ class Runner:
         answer: dict[str, Any] = json.loads(answers[-1])
         return answer
 
-    def tests(self, limit: float, expression: str) -> str:
+    def tests(self, limit: float, marker: str, expression: str) -> str:
         """Run the tests of two cards; returns pytest's last line."""
         limit = min(limit, self.until - time.monotonic())
         if limit < LEAST_SECONDS:
             return "left out, the time is up"
         log = self.out / "tests.log"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-k", expression,
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-m", marker, "-k", expression,
                    "tests/lowrank/training/test_data_parallel.py"]  # fmt: skip
         with log.open("w") as file:
             process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": search_path(),
@@ -454,7 +454,7 @@ def main(arguments: list[str] | None = None) -> int:
         "losses": lambda: tables.update(losses=equal_losses(runner, wrn)),
         "profile": lambda: tables.update(profile=profiles(runner, wrn, args.before)),
         "tests": lambda: notes.append("tests of two cards: " + runner.tests(
-            150, "test_two_processes_have_the_losses_of_one" if args.tiny else "two_gpus and not compiled"
+            150, *(("not gpu", "have_the_losses_of_one") if args.tiny else ("gpu", "two_gpus and not compiled"))
         )),
     }  # fmt: skip
     for part in args.only:

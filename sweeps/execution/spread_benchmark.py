@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -72,7 +73,8 @@ def measure_on_cards(trial: Trial, data_dir: Path | None, cpus: float, cards: in
     """
 
     def measure(count: int) -> float:
-        actor = ray.remote(_Measurer).options(num_cpus=cpus, num_gpus=cards).remote()
+        start: Any = ray.remote(_Measurer).options(num_cpus=cpus, num_gpus=cards)
+        actor = start.remote()
         threads = max(1, int(cpus / count))
         folder = None if data_dir is None else str(data_dir)
         answer = actor.measure.remote(trial.specification, folder, count, threads)
