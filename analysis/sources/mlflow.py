@@ -302,7 +302,10 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
             f"left out, since the store does not have their {names.TRIAL_FILE}: {', '.join(missing)}", file=sys.stderr
         )
     trials.sort(key=lambda trial: trial.proposed_at or 0.0)
-    return study_from_fields(study, {trial.trial_id: trial for trial in trials})
+    try:
+        return study_from_fields(study, {trial.trial_id: trial for trial in trials})
+    except (InputError, TypeError) as error:
+        raise ValueError(f"{names.STUDY_FILE} of {parent.info.run_name}: {first_line(error)}") from error
 
 
 def _trial(client: MlflowClient, run: Run, content: dict[str, object]) -> TrialRecord:

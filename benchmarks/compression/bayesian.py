@@ -23,13 +23,14 @@ from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_dat
 from lowrank.layers import Bayesian, Dense
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
+from lowrank.utils import OneLineParser
 
 SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", default="digits", help="as a space names it, e.g. parquet:DIR or idx:DIR")
     parser.add_argument("--train-images", type=int, help="train on so many images")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -33,6 +33,7 @@ from lowrank.data import AugmentationSettings, Batch
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
+from lowrank.utils import OneLineParser
 
 RESULT = "RESULT "  # before the line with a worker's answer
 WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
@@ -417,7 +418,7 @@ def profiles(runner: Runner, base: Job, before: Path | None) -> list[dict[str, A
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
     parser.add_argument("--before", type=Path, metavar="DIR", help="folder with an older `lowrank`, to be profiled")

@@ -403,7 +403,10 @@ def _read_study(folder: Path, table: pa.Table, epochs: pa.Table | None) -> Study
             )
         trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
     fields_of_study = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
-    study = study_from_fields(fields_of_study, trials)
+    try:
+        study = study_from_fields(fields_of_study, trials)
+    except InputError as error:  # it does not know the file
+        raise ValueError(str(error)) from error
     if not study.name:
         study.header = study.header.named(folder.resolve().name)
     return study

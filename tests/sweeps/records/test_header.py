@@ -6,12 +6,14 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from lowrank.errors import InputError
 from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, apply_event
-from sweeps.records.tables import study_fields, study_from_fields
+from sweeps.records.names import RESULTS_FILE
+from sweeps.records.tables import STUDY_KEY, read_tables, study_fields, study_from_fields, write_tables
 
 JOURNALS = sorted((Path(__file__).resolve().parents[3] / "docs" / "results").glob("*.journal.jsonl.gz"))
 
@@ -46,6 +48,18 @@ def test_what_has_changed_between_two_runs_of_the_driver_is_named():
     assert before.code_changes(other) == [
         "the code of lowrank, mine has changed (abc -> abd)", "torch 2.12 -> 2.13",
     ]  # fmt: skip
+
+
+def test_a_table_with_a_damaged_header_is_one_line_that_names_it(tmp_path):
+    write_tables(StudyRecord(header=StudyHeader(name="a")), tmp_path)
+    table = pq.read_table(tmp_path / RESULTS_FILE)
+    content = {**study_fields(StudyRecord()), "header": {"data": [1]}}
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, STUDY_KEY: json.dumps(content)}),
+        tmp_path / RESULTS_FILE,
+    )
+    with pytest.raises(InputError, match=f"{RESULTS_FILE} or .* is damaged .`header.data`: "):
+        read_tables(tmp_path)
 
 
 @pytest.mark.parametrize(
