@@ -1,8 +1,8 @@
 """Trains a network with variational layers, solves a front of sizes from that training, and prints errors and times.
 
-    python -m benchmarks.compression.bayesian --data digits --network mlp --hidden 300 100 --dense
+    python -m benchmarks.compression.bayesian --data digits --network mlp --methods dense normal_jeffreys
 
-`--dense` also trains the same network by the same recipe without variational layers. Nothing is asserted.
+`dense` is the same network, trained by the same recipe without variational layers. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lowrank.networks import NetworkSettings, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
 from lowrank.utils import OneLineParser
 
+DENSE, PRIORS = "dense", ("normal_jeffreys", "horseshoe")
 SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
 
 
@@ -37,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--network", default="mlp", choices=("mlp", "resnet9", "vgg16"))
     parser.add_argument("--hidden", type=int, nargs="+", default=[300, 100], help="of mlp")
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--prior", default="normal_jeffreys", choices=("normal_jeffreys", "horseshoe"))
+    parser.add_argument("--methods", nargs="+", default=["normal_jeffreys"], choices=(DENSE, *PRIORS))
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -51,7 +52,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--finetune-lr", type=float, default=1e-3)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.15, 0.1, 0.05])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--dense", action="store_true", help="train the network without variational layers too")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end each training after so many seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all records, also those of each epoch")
     return parser
@@ -68,17 +68,16 @@ def main() -> None:
         "runs": [],
     }  # fmt: skip
     for seed in options.seeds:
-        for variational in (False, True) if options.dense else (True,):
-            records["runs"].append(run(options, data, seed, variational))
+        for method in options.methods:
+            records["runs"].append(run(options, data, seed, method))
             if options.json:
                 options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print_means(records["runs"])
 
 
-def run(options: argparse.Namespace, data: ImageData, seed: int, variational: bool) -> dict[str, Any]:
+def run(options: argparse.Namespace, data: ImageData, seed: int, name: str) -> dict[str, Any]:
     """Train one network; give its epochs, its times and its front."""
-    trainer = make_trainer(options, data, seed, variational)
-    name = options.prior if variational else "dense"
+    trainer = make_trainer(options, data, seed, name)
     record: dict[str, Any] = {"seed": seed, "method": name, "epochs": [], "front": [], "finite": True}
     start, cpu = time.perf_counter(), time.process_time()
     while trainer.epoch < options.epochs and time.perf_counter() - start < options.seconds:
@@ -99,16 +98,16 @@ def run(options: argparse.Namespace, data: ImageData, seed: int, variational: bo
         f"{name} seed {seed}: {trainer.epoch} epochs in {record['seconds']:.1f} s ({record['cpu_seconds']:.1f} CPU s), "
         f"validation error {record['val_error']:.2f} %, test error {record['test_error']:.2f} %", flush=True,
     )  # fmt: skip
-    if variational:
+    if name != DENSE:
         record["front"] = [front_point(options, trainer, share) for share in options.budgets]
     return record
 
 
-def make_trainer(options: argparse.Namespace, data: ImageData, seed: int, variational: bool) -> Trainer:
+def make_trainer(options: argparse.Namespace, data: ImageData, seed: int, name: str) -> Trainer:
     """Make the trainer of one network at its first epoch."""
-    settings = network_settings(options)
+    settings, variational = network_settings(options), name != DENSE
     method = Bayesian(
-        prior=options.prior, warmup_epochs=options.warmup_epochs, max_std=options.max_std,
+        prior=name if variational else PRIORS[0], warmup_epochs=options.warmup_epochs, max_std=options.max_std,
         finetune_epochs=options.finetune, finetune_lr=options.finetune_lr,
     )  # fmt: skip
     recipe = Recipe(
