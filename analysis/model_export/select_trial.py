@@ -138,9 +138,10 @@ def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> tuple[ImageDat
 
 
 def _specification(trial: TrialRecord) -> TrialSpec:
-    if trial.specification is None:
+    specification = trial.built_specification
+    if specification is None:
         raise InputError(f"the specification of trial {trial.trial_id} is not on record")
-    return trial.specification
+    return specification
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lowrank.compression import SizedMethod
+from lowrank.compression import NetworkPlan, SizedMethod, network_plan
 from lowrank.data import BUILTIN_SETS
 from lowrank.errors import LowrankError
-from lowrank.layers import Dense, Separable
+from lowrank.layers import VARIATIONAL_METHODS, Dense, Separable
 from lowrank.networks import is_own_code
 from sweeps.records import HeaderData, TrialRecord
 
@@ -42,9 +42,13 @@ def recount(trial: TrialRecord, data: HeaderData, *, allow_code: bool = False) -
     if shape is None or not classes:
         what = "shape" if shape is None else "number of classes"
         raise NotOnRecordError(f"the {what} of the images of {spec.data.name} is not on record")
-    model = spec.model(shape, classes)
-    plan = model.plan()
-    sized = model.sized(plan)
-    forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}
-    counts = {f"{prefix}params": plan.params(form) for prefix, form in forms.items()}
-    return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, form in forms.items()}
+    if spec.method.name in VARIATIONAL_METHODS and (not trial.removed or trial.removed.get("masked")):
+        what = "its groups are only masked" if trial.removed else "its sizes follow from a training that has not ended"
+        raise NotOnRecordError(f"{what}, so that the specification alone does not count its network")
+    model = spec.built(trial.removed).model(shape, classes)
+    built, full = model.plan(), network_plan(spec.network, shape, classes)
+    forms: list[tuple[str, NetworkPlan, SizedMethod]] = [
+        ("", built, model.sized(built)), ("dense_", full, Dense()), ("separable_", full, Separable())
+    ]  # fmt: skip
+    counts = {f"{prefix}params": plan.params(form) for prefix, plan, form in forms}
+    return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, plan, form in forms}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         default_recipe as default_recipe,
         recipe_fields as recipe_fields,
     )
-    from lowrank.training.trainer import Trainer as Trainer
+    from lowrank.training.trainer import Trainer as Trainer, recorded_names as recorded_names
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -50,6 +50,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "optimizer": "check_network",
         "recipe": "Recipe",
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",
-        "trainer": "Trainer",
+        "trainer": "Trainer recorded_names",
     },
 )

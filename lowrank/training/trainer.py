@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
@@ -43,6 +43,18 @@ PREFIXED_METRICS = (
     "error_top5",
 )  # recorded as val_NAME; other metrics of evaluation keep their name
 EPOCH_SEED_STRIDE = 1_000_003  # a prime: epochs of neighbouring seeds do not draw the same numbers
+
+
+def recorded_names(measured: Mapping[str, float]) -> dict[str, float]:
+    """Give the metrics of the validation split the names that the records use.
+
+    Args:
+        measured: from `Trainer.evaluate`.
+
+    Returns:
+        The same values; errors and losses have the prefix `val_`.
+    """
+    return {f"val_{name}" if name in PREFIXED_METRICS else name: value for name, value in measured.items()}
 
 
 class Trainer:
@@ -159,7 +171,7 @@ class Trainer:
         metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._loss_scale_metrics()
         metrics |= self.timers.read()
         metrics |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
-        return metrics | {f"val_{name}" if name in PREFIXED_METRICS else name: value for name, value in val.items()}
+        return metrics | recorded_names(val)
 
     def train_steps(self, limit: int | None = None) -> TrainMeter:
         """Train the steps of an epoch. It is not evaluated, and `epoch` is not counted up.

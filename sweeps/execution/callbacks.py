@@ -119,6 +119,7 @@ class Recorder(_NoState, Callback):
         self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
         self._wrong_images: dict[str, str] = {}  # of the last epoch of running trials, by id
+        self._removed: dict[str, dict[str, Any]] = {}  # what is left of variational layers, by id
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any
@@ -143,6 +144,8 @@ class Recorder(_NoState, Callback):
             # On a GPU a repeated epoch may differ from the recorded one, and the record stays
             recorded = evaluated.get(VAL_ERROR) == result[VAL_ERROR]
             self._wrong_images[trial_id] = result.get("wrong_images", "") if recorded else ""
+        if result.get("removed"):
+            self._removed[trial_id] = result["removed"]
         if "outcome" in result:
             self._finish_or_postpone(trial_id, Status(result["outcome"]), result["reason"])
         self._config.on_change()
@@ -205,11 +208,11 @@ class Recorder(_NoState, Callback):
         self._ended.clear()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:
-        wrong_images = self._wrong_images.pop(trial_id, "")
+        wrong_images, removed = self._wrong_images.pop(trial_id, ""), self._removed.pop(trial_id, None)
         if self._search.record.trials[trial_id].status in TERMINAL:
             return
         ended_by_rule = status in (Status.COMPLETED, Status.STOPPED)
-        self._search.finish(trial_id, status, reason, wrong_images if ended_by_rule else "")
+        self._search.finish(trial_id, status, reason, wrong_images if ended_by_rule else "", removed)
 
 
 class TimeLimit(Stopper):

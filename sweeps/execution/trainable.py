@@ -7,21 +7,31 @@ and trials find them there, so that nothing depends on Ray's state.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 from torch import nn
 
+from lowrank.compression import Budget
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
-from lowrank.training import DivergedError, Trainer, number_format
+from lowrank.training import (
+    DivergedError,
+    Trainer,
+    compress_posterior,
+    mixed_precision_error,
+    number_format,
+    recorded_names,
+)
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointLocation
@@ -29,10 +39,18 @@ from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trial_config import trial_config
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
-from sweeps.records import VAL_ERROR, EventFields, Status, encode_wrong_images
+from sweeps.records import (
+    FULL_ERROR,
+    MACHINE_METRICS,
+    POSTERIORS_FOLDER,
+    VAL_ERROR,
+    EventFields,
+    Status,
+    encode_wrong_images,
+)
 from sweeps.resources import set_mps_environment
 from sweeps.teachers import make_teacher
-from sweeps.trials import load_trial_data, make_student, make_trainer
+from sweeps.trials import load_trial_data, make_student, make_trainer, variational_settings, without_teacher
 
 MAX_CHECKPOINTS = 2  # of a trial, so that a damaged newest one costs little
 
@@ -58,6 +76,7 @@ class TrialTrainable(tune.Trainable):
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
+        self.removed: EventFields = {}  # of variational layers: what is left of them after the training
         self.initial: EventFields = {}  # of a start from trained weights: error and layers before any training
         try:
             self._begin()
@@ -91,6 +110,7 @@ class TrialTrainable(tune.Trainable):
         self._load_checkpoint()
         if self.trainer.epoch == 0 and not self.initial:
             self._set_initial_weights()
+        self._take_shared_posterior()
         self.saved_at = time.monotonic()
         self.epoch_ended_at = time.perf_counter()
         self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": self.epoch_ended_at - started}
@@ -126,6 +146,8 @@ class TrialTrainable(tune.Trainable):
     def _make_trainer(self) -> Trainer | ProcessGroup:
         specification, cache = self.trial.specification, self.trial.cache
         if self.trial.processes > 1:
+            if variational_settings(specification) is not None:
+                raise InputError("bayesian is trained by one process, but `processes_per_trial` asks for several")
             return self._make_process_group()
 
         def find_teacher(student: nn.Module) -> Teacher | None:
@@ -181,6 +203,9 @@ class TrialTrainable(tune.Trainable):
                 return self._end_untrained(report)
             if not self._trained():
                 self.history.append(self._train_epoch())
+                if self._trained() and self._is_variational():
+                    self._save_shared_posterior()
+                    self._remove_groups()
                 if self._trained() or self.trial.may_stop:  # else no record will need them
                     self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
         except LoaderHungError as error:
@@ -198,7 +223,8 @@ class TrialTrainable(tune.Trainable):
         report |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
-            return {**report, **_ended(Status.COMPLETED, "")}
+            removed = {"removed": self.removed} if self.removed else {}
+            return {**report, **removed, **_ended(Status.COMPLETED, "")}
         if self.is_checkpoint_due(self.history[-1]["epoch_seconds"]):
             self.save_if_possible()
         return report
@@ -274,6 +300,8 @@ class TrialTrainable(tune.Trainable):
             metadata["wrong_images"] = self.wrong_images
         if self.initial:
             metadata["initial"] = json.dumps(self.initial)
+        if self.removed:
+            metadata["removed"] = json.dumps(self.removed)
         save_tensors(path, state, metadata, versions=MAX_CHECKPOINTS)
         versions = 1 if self._trained() else MAX_CHECKPOINTS  # a finished trial needs its last weights alone
         self.checkpoint_location.upload(versions)
@@ -294,6 +322,10 @@ class TrialTrainable(tune.Trainable):
             try:
                 state, metadata = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
                 history, initial = json.loads(metadata["history"]), json.loads(metadata.get("initial", "{}"))
+                removed = json.loads(metadata.get("removed", "{}"))
+                if removed:
+                    plain = without_teacher(self.trial.specification).built(removed)
+                    self.trainer = make_trainer(plain, self.data, self.device, notify=self.notices.append)
                 self.trainer.load_state(state)
             except (InputError, RuntimeError, KeyError, ValueError, OSError) as error:
                 if out_of_memory(error) or device_lost(error):
@@ -305,9 +337,69 @@ class TrialTrainable(tune.Trainable):
                 )
                 self.trainer = self._make_trainer()
             else:
-                self.history, self.initial = history, initial
+                self.history, self.initial, self.removed = history, initial, removed
                 self.wrong_images = metadata.get("wrong_images", "")
                 return
+
+    def _is_variational(self) -> bool:
+        return isinstance(self.trainer, Trainer) and self.trainer.variational is not None
+
+    def _remove_groups(self) -> None:
+        """Put the plain network that is left within the budget in the place of the variational one."""
+        assert isinstance(self.trainer, Trainer)
+        limits = self.trial.specification.budget
+        budget = None if limits is None else Budget(**limits.model_dump())
+        removed, plain = compress_posterior(self.trainer, budget)
+        plain.epoch = self.epochs
+        record, last = removed.record(), self.history[-1]
+        record["mixed_error"] = mixed_precision_error(plain, removed.widths)
+        measured = plain.evaluate("val")
+        self.history[-1] = {**last, **recorded_names(measured), FULL_ERROR: last[VAL_ERROR]}
+        upper = {name: limit for name, limit in limits.model_dump().items() if limit} if limits else {}
+        if upper:
+            tightest = min(upper, key=lambda name: 1 - removed.counts[name] / upper[name])
+            record["counts"] = {**removed.counts, "budget_gap": upper[tightest] - removed.counts[tightest]}
+        self.removed, self.trainer = record, plain
+
+    def _shared_posterior(self) -> Path | None:
+        """The file of the trained posterior, which trials share that differ in nothing but their budget."""
+        specification = self.trial.specification
+        if specification.budget is None or self.trial.relay is not None:
+            return None
+        content = specification.to_json() | {"budget": None, "data": specification.data.fingerprint}
+        content["method"] = {
+            name: value for name, value in specification.method.settings().items() if not name.startswith("finetune")
+        }
+        name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return Path(self.trial.study_dir) / POSTERIORS_FOLDER / f"{name}.safetensors"
+
+    def _save_shared_posterior(self) -> None:
+        """Keep the trained posterior for the other budgets; a full disk gives a notice."""
+        path = self._shared_posterior()
+        if path is None or path.is_file():
+            return
+        metadata = {"trial_id": self.trial.trial_id, "history": json.dumps(self.history)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, self.trainer.weights(), metadata)
+        except OSError as error:
+            self.notices.append(f"the posterior is not kept for other budgets, which train it again: {error}")
+
+    def _take_shared_posterior(self) -> None:
+        """Take the posterior that another trial of this study has trained, so that only groups are removed here."""
+        path = self._shared_posterior() if self._is_variational() and self.trainer.epoch == 0 else None
+        if path is None or not path.is_file():
+            return
+        state, metadata = load_tensors(path, self.device)
+        self.trainer.load_state(state)
+        self.history = [
+            {name: value for name, value in epoch.items() if name not in MACHINE_METRICS}
+            for epoch in json.loads(metadata["history"])
+        ]
+        self.history[-1]["epoch_seconds"] = 0.0  # no step was trained here
+        self.notices.append(f"the posterior is the one that trial {metadata['trial_id']} has trained")
+        self._remove_groups()
+        self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Do nothing: Ray's own checkpoints are not used."""

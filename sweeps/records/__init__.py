@@ -108,6 +108,7 @@ if TYPE_CHECKING:
         CHECKPOINT_FILE as CHECKPOINT_FILE,
         EPOCHS_FILE as EPOCHS_FILE,
         FRONT_PICTURE as FRONT_PICTURE,
+        FULL_ERROR as FULL_ERROR,
         INFEASIBLE_PREFIX as INFEASIBLE_PREFIX,
         JOURNAL_FILE as JOURNAL_FILE,
         MACHINE_METRICS as MACHINE_METRICS,
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
         MODELS_FOLDER as MODELS_FOLDER,
         NOTES_FILE as NOTES_FILE,
         OPTUNA_FILE as OPTUNA_FILE,
+        POSTERIORS_FOLDER as POSTERIORS_FOLDER,
         RANK_COSTS_FILE as RANK_COSTS_FILE,
         REPORT_FOLDER as REPORT_FOLDER,
         RESULTS_FILE as RESULTS_FILE,
@@ -131,6 +133,7 @@ if TYPE_CHECKING:
     from sweeps.records.reasons import reasons_by_method as reasons_by_method
     from sweeps.records.specification import (
         AllocationSection as AllocationSection,
+        BudgetSection as BudgetSection,
         DataSection as DataSection,
         JsonObject as JsonObject,
         MethodSection as MethodSection,
@@ -199,15 +202,16 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "intern_names resolve_number_format"
         ),
         "names": (
-            "ARTIFACTS_FOLDER BALANCED_ERROR CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
+            "ARTIFACTS_FOLDER BALANCED_ERROR CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE FULL_ERROR INFEASIBLE_PREFIX "
+            "JOURNAL_FILE POSTERIORS_FOLDER "
             "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER NOTES_FILE OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER "
             "RESULTS_FILE SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE TRACKING_LOG_FILE "
             "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
         "reasons": "reasons_by_method",
         "specification": (
-            "AllocationSection DataSection JsonObject MethodSection StartSection TeacherSection Trial TrialSpec "
-            "check_specifications identify trial_ids"
+            "AllocationSection BudgetSection DataSection JsonObject MethodSection StartSection TeacherSection Trial "
+            "TrialSpec check_specifications identify trial_ids"
         ),
         "study_folders": (
             "check_studies_folder find_study_folder hold_new_study_folder hold_study_folder new_study_folder "

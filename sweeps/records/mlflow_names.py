@@ -22,7 +22,7 @@ from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_key
 from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC_PREFIX, VAL_ERROR
+from sweeps.records.names import EPOCH_METRICS, PART_METRIC_PREFIXES, VAL_ERROR
 
 STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
 POINT_TAG, BROKEN_TAG, SOUND = "point", "broken", "no"
@@ -189,7 +189,7 @@ def metric_of(name: str) -> str | None:
         The name in the journal; None for what is no metric of an epoch, such as sizes and the test error.
     """
     metric = _METRICS_BY_SYSTEM_NAME.get(name) or name.replace("/", ".", 1)
-    return metric if metric in EPOCH_METRICS or metric.startswith(STAGE_METRIC_PREFIX) else None
+    return metric if metric in EPOCH_METRICS or metric.startswith(PART_METRIC_PREFIXES) else None
 
 
 def identity_tags(study: StudyRecord, trial: TrialRecord, parent: str) -> dict[str, str]:

@@ -96,6 +96,9 @@ class TrialRecord:
     initial: EventFields = field(default_factory=dict)
     adopted: EventFields = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
     wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
+    # Of variational layers after the training: network (its settings with the channels that are left), threshold,
+    # counts, alive (groups by layer), bits (by layer), masked, full_error, mixed_error
+    removed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_trial_id(self.trial_id)
@@ -119,6 +122,11 @@ class TrialRecord:
         if not self.epochs:
             return self.initial.get(VAL_ERROR) if self.status is Status.COMPLETED else None
         return self.epochs[self.last_epoch].get(VAL_ERROR)
+
+    @property
+    def built_specification(self) -> TrialSpec | None:
+        """What was built in the end: of variational layers the plain network that is left; None without a record."""
+        return None if self.specification is None else self.specification.built(self.removed)
 
     @property
     def initial_error(self) -> float | None:
@@ -379,6 +387,9 @@ def _postponed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 def _finished(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.status, trial.reason = Status(event["status"]), event.get("reason", "")
     trial.finished_at = event["time"]
+    if event.get("removed"):
+        trial.removed = dict(event["removed"])
+        trial.counts |= {name: int(count) for name, count in trial.removed["counts"].items()}
     _set_wrong_images(trial, "val", event)
 
 

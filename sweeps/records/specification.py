@@ -147,6 +147,20 @@ class TeacherSection(_Section):
     network: NetworkSettings | None = None
 
 
+class BudgetSection(_Section):
+    """Upper limits that are met after the training; None is no limit.
+
+    Attributes:
+        params: most parameters.
+        mult_adds: most mult-adds for one image.
+        bytes: most bytes of the weights as a safetensors file in float32.
+    """
+
+    params: int | None = None
+    mult_adds: int | None = None
+    bytes: int | None = None
+
+
 class TrialSpec(_Section):
     """Everything that decides what a trial builds and trains.
 
@@ -160,6 +174,7 @@ class TrialSpec(_Section):
         seed: of initial weights and order.
         teacher: None where the recipe uses none.
         start: None where initial weights are random.
+        budget: of a method whose size follows from training; None for others, whose sizes are in their settings.
     """
 
     network: NetworkSettings
@@ -171,6 +186,7 @@ class TrialSpec(_Section):
     seed: int
     teacher: TeacherSection | None = None
     start: StartSection | None = None
+    budget: BudgetSection | None = None
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> TrialSpec:
@@ -241,6 +257,24 @@ class TrialSpec(_Section):
             image_shape=image_shape, classes=classes,
         )  # fmt: skip
 
+    def built(self, removed: Mapping[str, Any]) -> TrialSpec:
+        """Describe the plain network that is left of a variational one.
+
+        Args:
+            removed: as a record has it; its `network` holds the settings with the channels that are left. {} for a
+                trial of any other method.
+
+        Returns:
+            The specification of that network; this one where nothing was removed.
+
+        Raises:
+            InputError: the settings are damaged.
+        """
+        if not removed:
+            return self
+        network = validate_model(NetworkSettings, removed["network"], "network")
+        return self.model_copy(update={"network": network, "method": MethodSection(name="dense"), "budget": None})
+
     def networks(self) -> list[str]:
         """List the networks that are made for the trial.
 
@@ -265,12 +299,13 @@ class Trial:
     specification: TrialSpec
     counts: dict[str, int]
     point_id: str = ""  # the same for repeats, which differ in nothing but the seed
+    same_training: str | None = None  # id of the trial that trains the same posterior for another budget
 
     @property
     def depends_on(self) -> str | None:
         """Id of the trial of this study whose weights this one starts from; None where there is none."""
         start = self.specification.start
-        return None if start is None else start.trial_id
+        return self.same_training if start is None else start.trial_id
 
 
 def identify(specification: TrialSpec, image_shape: ImageShape, classes: int) -> tuple[str, str]:

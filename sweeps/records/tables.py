@@ -24,7 +24,7 @@ from lowrank.utils import atomic_path, first_line
 from sweeps.records.events import Role, Status
 from sweeps.records.header import StudyHeader
 from sweeps.records.model import StudyRecord, TrialRecord, parse_record_specification
-from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
+from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, PART_METRIC_PREFIXES, RESULTS_FILE, STAGE_COLUMN
 from sweeps.records.specification import TrialSpec
 
 PlainFields = dict[str, Any]  # of a record, as JSON has them
@@ -33,10 +33,10 @@ STUDY_KEY = b"study"  # key of the metadata of results.parquet
 JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
-    "wrong_images": "wrong_images", "initial": "initial",
+    "wrong_images": "wrong_images", "initial": "initial", "removed": "removed",
 }  # fmt: skip
 # Columns that tables of earlier versions lack
-NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs", "postponed")
+NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs", "postponed", "removed", "mixed_bytes")
 GENERATION_KEY = b"generation"  # key of the metadata of both tables: those that were written together have the same
 READ_SECONDS, POLL_SECONDS = 5.0, 0.05  # for a writer that has replaced one table to replace the other
 LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
@@ -176,7 +176,7 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
     trial = TrialRecord(
         **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
         **read_fields,
-        counts={name: row[name] for name in COUNTS if row[name] is not None},
+        counts={name: row[name] for name in COUNTS if row.get(name) is not None},
         point_id=row["point_id"] or "", broken=row["broken"] or "", postponed=row.get("postponed") or "",
     )  # fmt: skip
     if row["epochs"]:
@@ -275,7 +275,7 @@ def _plain_to_fields(content: Mapping[str, Any]) -> PlainFields:
 
 def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, object]:
     """Write one epoch as a row of EPOCHS_SCHEMA; a metric that is missing is None."""
-    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC_PREFIX)]
+    stages = [(name, value) for name, value in metrics.items() if name.startswith(PART_METRIC_PREFIXES)]
     columns = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
     return {"trial_id": trial_id, "epoch": epoch, **columns, STAGE_COLUMN: stages}
 

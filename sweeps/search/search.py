@@ -283,7 +283,7 @@ class Search:
                 self.write_epoch(trial_id, epoch, {name: value for name, value in metrics.items() if name != "time"})
         self.adopted.append(self.record.trials[trial_id])
         wrong_images = sibling.trial.wrong_images.get("val", "")
-        self.finish(trial_id, sibling.trial.status, sibling.trial.reason, wrong_images)
+        self.finish(trial_id, sibling.trial.status, sibling.trial.reason, wrong_images, sibling.trial.removed)
         return True
 
     def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
@@ -364,15 +364,21 @@ class Search:
         self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
         self.postponed.append(_to_trial(self.record.trials[trial_id]))
 
-    def finish(self, trial_id: str, status: Status, reason: str = "", wrong_images: str = "") -> None:
+    def finish(
+        self, trial_id: str, status: Status, reason: str = "", wrong_images: str = "",
+        removed: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Journal a trial's end and tell the proposer; a second end of the same trial changes nothing.
 
         `wrong_images` are those of the last epoch on record (sweeps.records.image_errors); empty where not known.
+        `removed` is what is left of variational layers.
         """
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
-        fields = {"wrong_images": wrong_images} if wrong_images else {}
+        fields: dict[str, Any] = {"wrong_images": wrong_images} if wrong_images else {}
+        if removed:
+            fields["removed"] = dict(removed)
         self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason, **fields)
         if trial.role is Role.SEARCH and trial.proposal:
             (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))

@@ -120,6 +120,12 @@ def _check_value(space: Space, name: str, value: Value) -> None:
 
 def _check_search(space: Space) -> None:
     _check_scales(space)
+    names = [str(name) for alternative in space.alternatives for name in alternative_names(alternative)]
+    if "bayesian" in names and space.search.stop != "none":
+        raise InputError(
+            "bayesian is small only after its training, so that no trial of it may end early: `search.stop` must be "
+            f"none, but got {space.search.stop}"
+        )
     if space.search.sampler == "grid":
         sections = (space.domains, *(domains for _, domains in space.alternatives))
         continuous = [name for section in sections for name, domain in section.items() if domain.count() is None]

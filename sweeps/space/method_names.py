@@ -34,11 +34,11 @@ def resolve_method(name: str) -> type[Method]:
     Raises:
         InputError: the name is unknown; the text lists the names.
     """
-    from lowrank.layers import METHODS  # imports torch, which listing spaces does without
+    from lowrank.layers import METHODS, VARIATIONAL_METHODS  # imports torch, which listing spaces does without
 
-    method = METHODS.get(THIN_BASELINES.get(name, name))
+    method = METHODS.get(THIN_BASELINES.get(name, name)) or VARIATIONAL_METHODS.get(name)
     if method is None:
-        raise unknown("method", name, [*METHODS, *THIN_BASELINES])
+        raise unknown("method", name, [*METHODS, *VARIATIONAL_METHODS, *THIN_BASELINES])
     return method
 
 

@@ -114,8 +114,9 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
         raise InputError(f"its weights are not there: {path}") from error
     except OSError as error:
         raise InputError(f"its weights cannot be read: {one_line(error)}") from error
-    assert trial.specification is not None  # it has been trained
-    trainer = make_trainer(without_teacher(trial.specification), data, device)
+    specification = trial.built_specification
+    assert specification is not None  # it has been trained
+    trainer = make_trainer(without_teacher(specification), data, device)
     try:
         trainer.load_state(state)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -136,8 +137,9 @@ def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageD
         trainer: a trainer with the trial's weights, see `restore_trainer`.
         data: the images that it was trained on.
     """
-    assert trial.specification is not None
+    specification = trial.built_specification
+    assert specification is not None
     try:
-        save_classifier(folder, trainer.network, data, trial.specification.model(data.image_shape, len(data.classes)))
+        save_classifier(folder, trainer.network, data, specification.model(data.image_shape, len(data.classes)))
     except InputError as error:
         print(f"{trial.trial_id} is not written as a model: {error}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         load_trial_data as load_trial_data,
         make_student as make_student,
         make_trainer as make_trainer,
+        variational_settings as variational_settings,
     )
     from sweeps.trials.feasibility import (
         corner_points as corner_points,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "build": "load_trial_data make_student make_trainer",
+        "build": "load_trial_data make_student make_trainer variational_settings",
         "feasibility": "corner_points infeasible_lines reachable_strata",
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from lowrank.compression import VariationalSettings, make_variational
 from lowrank.data import ImageData, load_data
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError
-from lowrank.layers import make_method
+from lowrank.layers import Bayesian, make_method
 from lowrank.training import DataParallelGroup, Trainer
-from sweeps.records import TrialSpec
+from sweeps.records import MethodSection, TrialSpec
 
 
 def make_trainer(
@@ -43,8 +44,24 @@ def make_trainer(
         network, data, specification.train, augmentation=specification.views, order_seed=specification.seed,
         decay_ratio=decay_ratio, device=device, teacher=find_teacher(network),
         taps=teacher.student_taps if teacher else (), cache_epochs=teacher.views if teacher else None, group=group,
-        notify=notify,
+        notify=notify, variational=variational_settings(specification),
     )  # fmt: skip
+
+
+def variational_settings(specification: TrialSpec) -> VariationalSettings | None:
+    """Return what a trial's variational layers are made from.
+
+    Args:
+        specification: of the trial.
+
+    Returns:
+        The settings; None for a trial without such layers.
+
+    Raises:
+        InputError: the specification names what this code does not have.
+    """
+    method = make_method(specification.method.settings())
+    return VariationalSettings(method=method, network=specification.network) if isinstance(method, Bayesian) else None
 
 
 def make_student(specification: TrialSpec, data: ImageData) -> tuple[nn.Module, float]:
@@ -61,6 +78,12 @@ def make_student(specification: TrialSpec, data: ImageData) -> tuple[nn.Module, 
     Raises:
         InputError: the specification names what this code does not have.
     """
+    variational = variational_settings(specification)
+    if variational is not None:
+        plain = specification.model_copy(update={"method": MethodSection(name="dense")})
+        student = plain.model(data.image_shape, len(data.classes)).student(specification.seed)
+        make_variational(student.network, variational.method)
+        return student.network, 1.0
     network, plan, sized = specification.model(data.image_shape, len(data.classes)).student(specification.seed)
     return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from lowrank.compression import (
     build_sized_student,
     network_plan,
     network_to_count,
+    smallest_sizes,
     solve_allocation,
     solve_width,
 )
 from lowrank.data import ImageData
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.layers import Dense, Method, Separable, WholeKernelMethod, make_method
+from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training import Recipe, augmentation_for, check_network
 from lowrank.utils import validate_model
-from sweeps.records import TRIAL_WEIGHTS, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
+from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
     ALL_SIZES,
     ALLOCATIONS_BY_ERROR,
@@ -53,6 +55,7 @@ from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
 from sweeps.trials.trained_network import builder_fingerprint, trained_epochs, weights_fingerprint
 
+_REMOVAL_LIMITS = ("budget.params", "budget.mult_adds", "budget.bytes")
 _FULL_WIDTH = (UNCHANGED, "dense", "separable")  # references of the network's own width
 # Fields of a recipe that name a part of the network
 _PART_FIELDS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
@@ -173,12 +176,40 @@ class Resolver:
         sized: SizedMethod = method
         if name in THIN_BASELINES:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
+        elif isinstance(method, Bayesian):
+            self._check_removal(network, method, budget, point)
         elif self.space.has_budget:
             sized = self._solved(network, method, budget, point)
         elif (reason := self.plan(network).infeasible(method)) is not None:
             raise InfeasibleError(reason)
         recipe = self.space.recipe(_under(point, "train"), network.name)
-        return self._trial(network, sized, recipe, {**point}, role, repeat, budget, self._start(point, method))
+        trial = self._trial(network, sized, recipe, {**point}, role, repeat, budget, self._start(point, method))
+        if not isinstance(method, Bayesian):
+            return trial
+        first = {name: domain.corners()[0] for name, domain in self.space.domains.items() if name in _REMOVAL_LIMITS}
+        if all(point[name] == value for name, value in first.items()):
+            return trial
+        try:  # one training meets all budgets: the trials of the others wait for that of the first
+            return replace(trial, same_training=self.resolve({**point, **first}, repeat, role).trial_id)
+        except InfeasibleError:
+            return trial
+
+    def _check_removal(self, network: NetworkSettings, method: Bayesian, budget: Budget, point: Point) -> None:
+        """Raise InfeasibleError if no removal of groups can meet a budget."""
+        if self._limits(point)["step_ms"] is not None:
+            raise InfeasibleError(f"{method.name}: the step of its training says nothing of the network that is left")
+        if any(getattr(budget, f"{name}_min") for name in ("params", "mult_adds", "bytes")):
+            raise InfeasibleError(f"{method.name}: sizes follow from training, so that no budget can have a minimum")
+        if point.get("budget.allocation", self.space.budget.allocation) != "even":
+            raise InfeasibleError(f"{method.name}: training shares the budget out; `budget.allocation` must be even")
+        smallest = smallest_sizes(network, self.image_shape, self.classes)
+        if smallest is None and (budget.mult_adds is not None or budget.bytes is not None):
+            raise InfeasibleError(
+                f"{method.name}: groups of {network.name} are only masked, which changes neither mult-adds nor bytes"
+            )
+        for name, size in (smallest or {}).items():
+            if (limit := getattr(budget, name)) is not None and size > limit:
+                raise InfeasibleError(f"{method.name} cannot be that small: its minimum is {size:,} {name}")
 
     def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> SizedMethod:
         plan, allocation = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
@@ -362,7 +393,12 @@ class Resolver:
             recipe = recipe.model_copy(update=dict.fromkeys(TEACHER_WEIGHTS, 0.0))
         plan = self.plan(network)
         full_plan = self.plan(_keeping_stem(network) if "network.name" in self.space.domains else self.plain_network)
-        counts = count(plan, sized, full_plan) | self._budgeted(network, sized, budget)
+        counts = count(plan, sized, full_plan)
+        limits = None
+        if isinstance(sized, Bayesian):
+            counts, limits = _at_most(counts, budget), _removal_limits(budget)
+        else:
+            counts |= self._budgeted(network, sized, budget)
         if role is not Role.REFERENCE:
             counts |= self._step(network, sized, point)
         label = REFERENCE_STRATUM
@@ -373,6 +409,8 @@ class Resolver:
             specification = specification.model_copy(update={"teacher": teacher})
         if start is not None:
             specification = specification.model_copy(update={"start": start})
+        if limits is not None:
+            specification = specification.model_copy(update={"budget": limits})
         trial_id, point_id = trial_ids(specification, plan.signature(sized))
         return Trial(trial_id, role, label, point, specification, counts, point_id)
 
@@ -402,6 +440,8 @@ class Resolver:
         how = str(point.get("start.how", self.space.start.how))
         if how == "scratch":
             return None
+        if isinstance(method, Bayesian):
+            raise InfeasibleError(f"{method.name} begins at random weights, but `start` is {how}")
         if point.get("method.name") in THIN_BASELINES:
             raise InfeasibleError("a thinner network cannot start from the weights of the full one")
         if how in FITTED_STARTS and not isinstance(method, WholeKernelMethod):
@@ -475,6 +515,19 @@ def print_flushed(line: str) -> None:
 def _keeping_stem(network: NetworkSettings) -> NetworkSettings:
     """The network without `substitute_all`, which is for factors of whole kernels alone."""
     return network.model_copy(update={"substitute_all": False})
+
+
+def _at_most(counts: dict[str, int], budget: Budget | None) -> dict[str, int]:
+    """Bound the counts of a network whose sizes follow from its training, until the trial ends."""
+    limits = {name: getattr(budget, name) for name in ("params", "mult_adds")} if budget is not None else {}
+    return counts | {name: min(counts[name], limit) for name, limit in limits.items() if limit is not None}
+
+
+def _removal_limits(budget: Budget | None) -> BudgetSection | None:
+    """The upper limits of a budget as a specification has them; None where there are none."""
+    if budget is None or all(limit is None for limit in (budget.params, budget.mult_adds, budget.bytes)):
+        return None
+    return BudgetSection(params=budget.params, mult_adds=budget.mult_adds, bytes=budget.bytes)
 
 
 def _limits_bytes(budget: Budget) -> bool:
