@@ -160,9 +160,9 @@ def lr_multipliers(network: nn.Module, recipe: Recipe, head: Sequence[str] = ())
     """
     multipliers = {id(parameter): recipe.body_lr for parameter in network.parameters()}
     multipliers.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
-    multipliers.update({id(parameter): recipe.factor_lr for parameter in posterior_parameters(network, means=False)})
     for name in head:
         multipliers.update({id(parameter): recipe.head_lr for parameter in network.get_submodule(name).parameters()})
+    multipliers.update({id(parameter): recipe.factor_lr for parameter in posterior_parameters(network, means=False)})
     return multipliers
 
 
