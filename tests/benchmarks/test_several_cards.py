@@ -1,0 +1,69 @@
+"""What is computed from measurements of several cards: a profile's sums, and simulated schedules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu.several_cards import summary
+from benchmarks.studies.spread_simulation import NETWORKS, Network, SimulatedTrial, Simulation, speeds_on_two
+
+
+def event(category: str, name: str, begin: float, duration: float) -> dict[str, Any]:
+    return {"cat": category, "name": name, "ts": begin, "dur": duration}
+
+
+def test_a_profile_counts_overlapping_kernels_once_and_exchanges_that_hide_nothing():
+    events = [
+        event("kernel", "conv", 0, 4000), event("kernel", "ncclDevKernel_AllReduce", 3000, 2000),
+        event("kernel", "conv", 8000, 2000), event("cuda_runtime", "cudaGraphLaunch", 0, 10),
+        event("cuda_driver", "cuLaunchKernel", 0, 10), event("cuda_runtime", "cudaStreamSynchronize", 0, 10),
+        {"name": "a mark without length", "ph": "i"},
+    ]  # fmt: skip
+    assert summary(events, 1) == pytest.approx({
+        "launches": 2, "kernels": 3, "exchanges": 1, "waits": 1, "exchange ms": 2.0, "exchanging alone ms": 1.0,
+        "idle %": 30.0,
+    })  # fmt: skip
+
+
+SMALL, LARGE = Network("small", {1: 100.0, 2: 150.0}), Network("large", {1: 10.0}, on_two=16.0)
+
+
+def simulate(way: str, cards: int, *trials: tuple[Network, float]) -> Simulation:
+    simulation = Simulation([SimulatedTrial(network, images, start=0.0) for network, images in trials], cards, way)
+    simulation.run()
+    assert sum(simulation.trained) + simulation.idle == pytest.approx(cards * simulation.seconds)
+    return simulation
+
+
+def test_trials_that_share_a_card_train_as_fast_as_was_measured_for_their_number():
+    assert simulate("one", 1, (SMALL, 3000.0), (SMALL, 3000.0)).seconds == pytest.approx(60)
+    assert simulate("packed", 1, (SMALL, 3000.0), (SMALL, 3000.0)).seconds == pytest.approx(40)
+
+
+def test_the_last_trial_goes_on_on_two_cards_after_it_has_been_begun_again():
+    packed = simulate("packed", 2, (LARGE, 1000.0))
+    assert (packed.seconds, packed.idle) == pytest.approx((100, 100))
+    spread = simulate("spread", 2, (LARGE, 1000.0))
+    assert (spread.seconds, spread.idle) == pytest.approx((15 + 1000 / 16, 0))
+
+
+def test_a_trial_that_ends_soon_is_not_begun_again():
+    assert simulate("spread", 2, (LARGE, 200.0)).seconds == pytest.approx(20)
+
+
+def test_the_speed_on_two_cards_is_that_at_the_batch_of_one(tmp_path: Path):
+    rows = [
+        {"network": "resnet9", "cards": 1, "batch": 512, "images/s": 1.0},
+        {"network": "resnet9", "cards": 2, "batch": 512, "images/s": 2.0},
+        {"network": "resnet9", "cards": 2, "batch": 1024, "images/s": 3.0},
+        {"network": "wrn_28_10", "cards": 1, "batch": 256, "images/s": 1.0},
+        {"network": "wrn_28_10", "cards": 2, "batch": 256, "images/s": None},
+    ]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"tables": [{"rows": rows}]}))
+    assert speeds_on_two(path) == {"resnet9": 2.0}
+    assert set(NETWORKS) == {"resnet9", "wrn_28_10"}
