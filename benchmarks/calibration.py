@@ -17,12 +17,16 @@ two networks of 3 % error share about half of their wrong images.
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +44,9 @@ from analysis.stats.inference.paired import (
     two_level_bootstrap,
 )
 from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
-from benchmarks.measurement import Goal, Measurement, Options, Table
+from benchmarks.measurement import Goal, Measurement, Options, Table, processor
 from lowrank.utils import OneLineParser
+from lowrank.utils.processes import usable_cores
 from sweeps.records import (
     HeaderData,
     Role,
@@ -537,6 +542,23 @@ def _goals(row: Row) -> Iterator[Goal]:
         yield Goal(what=f"{name}: reported minus true", limit=BIAS_GOAL, found=abs(row.bias), unit="deviations")
 
 
+def table_header(load_before: float, load_after: float) -> list[str]:
+    """What stands above the table in a file: when, where and with what it was made, and the goals."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
+    command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])
+    return [
+        "How often the sentences of an answer are right: simulated studies, seeds fixed.",
+        f"{time.strftime('%Y-%m-%d')}; {processor()}, {usable_cores()} cores; Python {platform.python_version()}, "
+        f"{packages}; {command}",
+        f"Load {load_before:.1f} before and {load_after:.1f} after, of which one core is this command's: above that, "
+        "the last column (seconds of the clock) is no measurement.",
+        f"Goals: coverage at least {COVERAGE_GOAL} %, false alarms at most {ALARM_GOAL} %, bias at most {BIAS_GOAL} "
+        f"standard deviations between seeds ({SEED_POINTS} points).",
+        "Rows with fewer studies than the others are of kinds that take longer.",
+        "",
+    ]
+
+
 HEADINGS = ("studies", "coverage", "false alarms", "bias", "naive bias", "width", "claims", "oracle", "s")
 
 
@@ -574,6 +596,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [heading(width)]
     print(lines[0], flush=True)
     missed = []
+    load_before = os.getloadavg()[0]
     for row in measure_all(args.studies, args.seed, only, args.processes):
         lines.append(line(row, width))
         print(lines[-1], flush=True)
@@ -581,7 +604,8 @@ def main(arguments: list[str] | None = None) -> int:
     verdict = missed or ["every goal is met"]
     print(*verdict, sep="\n")
     if args.out:
-        args.out.write_text("\n".join([*lines, *verdict]) + "\n")
+        header = table_header(load_before, os.getloadavg()[0])
+        args.out.write_text("\n".join([*header, *lines, "", *verdict]) + "\n")
     return int(bool(missed))
 
 

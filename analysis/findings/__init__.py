@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from analysis.findings.cost import StudyCost as StudyCost, study_cost as study_cost
+    from analysis.findings.cost import OutcomeCost as OutcomeCost, StudyCost as StudyCost, study_cost as study_cost
     from analysis.findings.curves import (
         LearningCurve as LearningCurve,
         evenly_spaced as evenly_spaced,
@@ -92,7 +92,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ChosenDifference Evidence chosen_difference describe_equivalence equivalence selected_error study_evidence"
         ),
         "study_answers.undecided": "undecided_sentence",
-        "cost": "StudyCost study_cost",
+        "cost": "OutcomeCost StudyCost study_cost",
         "curves": "LearningCurve evenly_spaced learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",
         "heatmap": "Cell HeatMap heat_maps",

@@ -5,17 +5,19 @@ Errors are in percent, differences in points of error, times in seconds unless a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from analysis.findings import (
     Answer,
+    Cell,
     Failure,
     FailureGroup,
     HeatMap,
     LearningCurve,
+    OutcomeCost,
     PointComparison,
     PublishedResult,
     ReproduceCommand,
@@ -28,8 +30,10 @@ from analysis.stats import (
     ExpectedBest,
     FrontPoint,
     Importance,
+    MethodAtSize,
     PairedEffect,
     RepeatedSetting,
+    SizeLevel,
     Stratum,
     expected_bests,
 )
@@ -83,6 +87,61 @@ class ReportTable:
         return path
 
 
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column of a table: its names, values and words in one place.
+
+    Attributes:
+        name: heading in the CSV file; "" where readers alone have the column.
+        value: for the CSV file.
+        heading: for readers; "" where the CSV file alone has the column.
+        words: for readers; None for the value as it is.
+    """
+
+    name: str
+    value: Callable[[Row], Any] | None = None
+    heading: str = ""
+    words: Callable[[Row], str] | None = None
+
+    def text(self, row: Row) -> str:
+        """Return the cell for readers."""
+        if self.words is not None:
+            return self.words(row)
+        assert self.value is not None
+        return str(self.value(row))
+
+
+def make_table(
+    name: str, columns: Sequence[Column[Row]], rows: Iterable[Row], shown: Iterable[Row] | None = None,
+    *, leave_out_empty: bool = False,
+) -> ReportTable:  # fmt: skip
+    """Make a table from a list of columns.
+
+    Args:
+        name: of the CSV file, without its ending.
+        columns: in their order, for the CSV file and for readers.
+        rows: of the CSV file.
+        shown: the rows for readers; None for the same.
+        leave_out_empty: whether readers see no column in which nothing stands.
+
+    Returns:
+        The table.
+    """
+    rows = tuple(rows)
+    shown = rows if shown is None else tuple(shown)
+    stored = [(column.name, column.value) for column in columns if column.name and column.value is not None]
+    texts = [(column.heading, [column.text(row) for row in shown]) for column in columns if column.heading]
+    texts = [(heading, cells) for heading, cells in texts if any(cells) or not leave_out_empty]
+    return ReportTable(
+        name=name, columns=tuple(heading for heading, _ in stored),
+        rows=tuple(tuple(value(row) for _, value in stored) for row in rows),
+        texts=tuple(zip(*(cells for _, cells in texts), strict=True)), headings=tuple(heading for heading, _ in texts),
+    )  # fmt: skip
+
+
 BALANCED_SHOWN = 0.5  # points
 
 
@@ -104,6 +163,83 @@ def format_point_error(point: FrontPoint) -> str:
     return f"{text}, balanced {format_percent(point.balanced_error)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _BudgetRow:
+    """The best of a budget with what it is compared with."""
+
+    answer: Answer
+    best: FrontPoint
+    separable: PointComparison | None
+    rival: PointComparison | None
+    expected: ExpectedBest
+    rival_expected: ExpectedBest | None
+
+    @property
+    def limit(self) -> str:
+        return _limit(self.answer)
+
+    @property
+    def interval(self) -> str:
+        if self.answer.interval is None:
+            return ""
+        low, high = self.answer.interval
+        return f"{format_percent(self.answer.corrected or 0.0)} ({low:.1f} to {high:.1f})"
+
+    @property
+    def rival_words(self) -> str:
+        if self.rival is None:
+            return ""
+        return f"{self.rival.other.form}: {_gap(self.rival)}{', at equal size' * bool(self.rival.level)}"
+
+    @property
+    def expected_words(self) -> str:
+        theirs = self.rival_expected
+        if theirs is None:
+            return ""
+        return f"{_expected(self.expected)}, against {format_percent(theirs.error)}, {theirs.settings} tried"
+
+
+def _limit(answer: Answer) -> str:
+    return f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
+
+
+def _optional(item: Any, name: str) -> Any:
+    """An attribute; None of nothing."""
+    return None if item is None else getattr(item, name)
+
+
+_BUDGET_COLUMNS: tuple[Column[_BudgetRow], ...] = (
+    Column("budget", lambda row: row.answer.stratum.label, "budget", lambda row: row.limit),
+    Column("budget_params", lambda row: row.answer.stratum.params),
+    Column("trial_id", lambda row: row.best.trial_id),
+    Column("setting", lambda row: row.best.name, "best"),
+    Column("params", lambda row: row.best.params, "parameters", lambda row: f"{row.best.params:,}"),
+    Column("", None, "epochs", lambda row: format_epochs(row.best)),
+    Column("mult_adds", lambda row: row.best.mult_adds),
+    Column("val_error", lambda row: row.best.error, "error", lambda row: format_point_error(row.best)),
+    Column("val_error_corrected", lambda row: row.answer.corrected, "corrected for the choice (95 %)",
+           lambda row: row.interval),
+    Column("val_error_low_95", lambda row: row.answer.interval and row.answer.interval[0]),
+    Column("val_error_high_95", lambda row: row.answer.interval and row.answer.interval[1]),
+    Column("seeds", lambda row: row.best.seeds),
+    Column("standard_deviation", lambda row: row.best.spread),
+    Column("points_to_separable", lambda row: _optional(row.separable, "gap"), "against separable",
+           lambda row: _gap(row.separable)),
+    Column("next_best_method", lambda row: row.rival and row.rival.other.name, "next method",
+           lambda row: row.rival_words),
+    Column("points_to_next_best", lambda row: _optional(row.rival, "gap")),
+    Column("compared_at", lambda row: row.answer.level.size if row.rival and row.rival.level and row.answer.level
+           else None),
+    Column("epochs", lambda row: row.best.epochs),
+    Column("total_epochs", lambda row: row.best.total_epochs),
+    Column("settings_of_method", lambda row: row.expected.settings),
+    Column("settings_of_next_best", lambda row: _optional(row.rival_expected, "settings")),
+    Column("n", lambda row: row.expected.n),
+    Column("expected_best_of_n", lambda row: row.expected.error, "expected best of n", lambda row: row.expected_words),
+    Column("next_best_expected_best_of_n", lambda row: _optional(row.rival_expected, "error")),
+)  # fmt: skip
+
+
 def budget_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> ReportTable:
     """Return the best of each budget, against separable and the next best method.
 
@@ -114,57 +250,76 @@ def budget_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> Rep
     Returns:
         The table, one row a budget.
     """
-    rows, texts = [], []
+    rows = []
     for answer in answers:
-        best = answer.best
-        if best is None:
+        if answer.best is None:
             continue
-        low, high = answer.interval or (None, None)
-        separable = _comparison(answer, "separable reference")
         rival = _comparison(answer, "next best method")
-        methods = [best.method, *([rival.other.method] if rival else [])]
+        methods = [answer.best.method, *([rival.other.method] if rival else [])]
         expected = expected_bests([point for point in points if answer.stratum.holds(point)], methods)
-        ours, theirs = expected[best.method], expected.get(rival.other.method) if rival else None
-        rows.append((
-            answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
-            best.error, answer.corrected, low, high, best.seeds, best.spread, separable.gap if separable else None,
-            rival.other.name if rival else None, rival.gap if rival else None,
-            answer.level.size if rival and rival.level and answer.level else None,
-            best.epochs, best.total_epochs, ours.settings, theirs.settings if theirs else None, ours.n, ours.error,
-            theirs.error if theirs else None,
+        rows.append(_BudgetRow(
+            answer=answer, best=answer.best, separable=_comparison(answer, "separable reference"), rival=rival,
+            expected=expected[answer.best.method],
+            rival_expected=expected.get(rival.other.method) if rival else None,
         ))  # fmt: skip
-        limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
-        interval = ""
-        if low is not None and high is not None:
-            interval = f"{format_percent(answer.corrected or 0.0)} ({low:.1f} to {high:.1f})"
-        texts.append((
-            limit, best.name, f"{best.params:,}", format_epochs(best), format_point_error(best), interval,
-            _gap(separable),
-            f"{rival.other.form}: {_gap(rival)}{', at equal size' * bool(rival.level)}" if rival else "",
-            f"{_expected(ours)}, against {format_percent(theirs.error)}, {theirs.settings} tried" if theirs else "",
-        ))  # fmt: skip
-    columns = (
-        "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_corrected",
-        "val_error_low_95", "val_error_high_95", "seeds", "standard_deviation", "points_to_separable",
-        "next_best_method", "points_to_next_best", "compared_at", "epochs", "total_epochs", "settings_of_method",
-        "settings_of_next_best", "n", "expected_best_of_n", "next_best_expected_best_of_n",
-    )  # fmt: skip
-    headings = (
-        "budget",
-        "best",
-        "parameters",
-        "epochs",
-        "error",
-        "corrected for the choice (95 %)",
-        "against separable",
-        "next method",
-        "expected best of n",
-    )
-    return ReportTable(name="best", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
+    return make_table("best", _BUDGET_COLUMNS, rows, leave_out_empty=True)
 
 
 def _expected(best: ExpectedBest) -> str:
     return f"{format_percent(best.error)} (n = {best.n} of {best.settings} tried)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LevelRow:
+    """A method at the size of a budget."""
+
+    answer: Answer
+    level: SizeLevel
+    method: MethodAtSize
+    expected: ExpectedBest | None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        return self.method.estimate if len(self.method.by_seed) > 1 else None
+
+    @property
+    def ends(self) -> tuple[int | None, int | None]:
+        return self.method.below.size(self.level.measure), self.method.above.size(self.level.measure)
+
+    @property
+    def epochs(self) -> str:
+        return " and ".join(dict.fromkeys(format_epochs(point) for point in (self.method.below, self.method.above)))
+
+    @property
+    def source(self) -> str:
+        return f"interpolated, {self.ends[0]:,} to {self.ends[1]:,}" if self.method.between else "measured"
+
+    @property
+    def error(self) -> str:
+        return format_error_interval(self.estimate) if self.estimate else format_percent(self.method.error)
+
+
+_LEVEL_COLUMNS: tuple[Column[_LevelRow], ...] = (
+    Column("budget", lambda row: row.answer.stratum.label, "budget", lambda row: _limit(row.answer)),
+    Column("measure", lambda row: row.level.measure),
+    Column("size", lambda row: row.level.size, "size", lambda row: f"{row.level.size:,}"),
+    Column("method", lambda row: row.method.method, "method", lambda row: method_label(row.method.method)),
+    Column("", None, "epochs", lambda row: row.epochs),
+    Column("val_error", lambda row: row.method.error, "error", lambda row: row.error),
+    Column("", None, "how", lambda row: row.source),
+    Column("val_error_low_95", lambda row: _optional(row.estimate, "low")),
+    Column("val_error_high_95", lambda row: _optional(row.estimate, "high")),
+    Column("seeds", lambda row: len(row.method.by_seed), "seeds"),
+    Column("interpolated", lambda row: row.method.between),
+    Column("size_below", lambda row: row.ends[0]),
+    Column("size_above", lambda row: row.ends[1]),
+    Column("total_epochs_below", lambda row: row.method.below.total_epochs),
+    Column("total_epochs_above", lambda row: row.method.above.total_epochs),
+    Column("settings", lambda row: row.expected.settings if row.expected else 0),
+    Column("n", lambda row: _optional(row.expected, "n")),
+    Column("expected_best_of_n", lambda row: _optional(row.expected, "error"), "expected best of n",
+           lambda row: _expected(row.expected) if row.expected else ""),
+)  # fmt: skip
 
 
 def equal_size_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> ReportTable:
@@ -177,38 +332,17 @@ def equal_size_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) ->
     Returns:
         The table, one row a budget and method; the expected best of n is that of settings within the budget.
     """
-    rows, texts = [], []
+    rows = []
     for answer in answers:
-        level = answer.level
+        if answer.level is None:
+            continue
         fitting = [point for point in points if answer.stratum.holds(point)]
-        expected_by_method = expected_bests(fitting, [method.method for method in level.methods] if level else [])
-        for method in level.methods if level else ():
-            assert level is not None
-            expected = expected_by_method.get(method.method)
-            epochs = " and ".join(dict.fromkeys(format_epochs(point) for point in (method.below, method.above)))
-            ends = (method.below.size(level.measure), method.above.size(level.measure))
-            seeds = len(method.by_seed)
-            estimate = method.estimate if seeds > 1 else None
-            low, high = (estimate.low, estimate.high) if estimate else (None, None)
-            rows.append((
-                answer.stratum.label, level.measure, level.size, method.method, method.error, low, high, seeds,
-                method.between, *ends, method.below.total_epochs, method.above.total_epochs,
-                *((expected.settings, expected.n, expected.error) if expected else (0, None, None)),
-            ))  # fmt: skip
-            limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
-            source = f"interpolated, {ends[0]:,} to {ends[1]:,}" if method.between else "measured"
-            error = format_error_interval(estimate) if estimate else format_percent(method.error)
-            texts.append((
-                limit, f"{level.size:,}", method_label(method.method), epochs, error, source, str(seeds),
-                _expected(expected) if expected else "",
-            ))  # fmt: skip
-    columns = (
-        "budget", "measure", "size", "method", "val_error", "val_error_low_95", "val_error_high_95", "seeds",
-        "interpolated", "size_below", "size_above", "total_epochs_below", "total_epochs_above", "settings", "n",
-        "expected_best_of_n",
-    )  # fmt: skip
-    headings = ("budget", "size", "method", "epochs", "error", "how", "seeds", "expected best of n")
-    return ReportTable(name="equal_size", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
+        expected = expected_bests(fitting, [method.method for method in answer.level.methods])
+        rows += [
+            _LevelRow(answer=answer, level=answer.level, method=method, expected=expected.get(method.method))
+            for method in answer.level.methods
+        ]
+    return make_table("equal_size", _LEVEL_COLUMNS, rows)
 
 
 def _comparison(answer: Answer, label: str) -> PointComparison | None:
@@ -233,29 +367,37 @@ def points_table(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[
     Returns:
         The table, one row a trial.
     """
-    names = [field.name for field in fields(FrontPoint)]
-    rows = tuple(
-        (*(getattr(point, field) for field in names), *(point.trial_id in ids for ids in fronts.values()))
-        for point in points
-    )
-    columns = (*names, *(f"on_front_{front}" for front in fronts))
-    headings = ("setting", "parameters", "of separable", "mult-adds", "error", "epochs", "front", "trial")
-    texts = tuple(_point_texts(point, fronts) for point in points)
-    return ReportTable(name=name, columns=columns, rows=rows, texts=texts, headings=headings)
+    columns: list[Column[FrontPoint]] = [Column(field.name, _attribute(field.name)) for field in fields(FrontPoint)]
+    columns += [Column(f"on_front_{front}", _belongs(ids)) for front, ids in fronts.items()]
+    columns += [
+        Column("", None, "setting", lambda point: point.name),
+        Column("", None, "parameters", lambda point: f"{point.params:,}"),
+        Column("", None, "of separable", lambda point: "" if point.ratio is None else f"{100 * point.ratio:.1f} %"),
+        Column("", None, "mult-adds",
+               lambda point: "" if point.mult_adds is None else format_count(point.mult_adds)),
+        Column("", None, "error", format_point_error),
+        Column("", None, "epochs", format_epochs),
+        Column("", None, "front", lambda point: _front_words(point, fronts)),
+        Column("", None, "trial", lambda point: point.trial_id),
+    ]  # fmt: skip
+    return make_table(name, columns, points)
 
 
-def _point_texts(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, ...]:
+def _attribute(name: str) -> Callable[[Any], Any]:
+    return lambda row: getattr(row, name)
+
+
+def _belongs(ids: set[str]) -> Callable[[FrontPoint], bool]:
+    return lambda point: point.trial_id in ids
+
+
+def _front_words(point: FrontPoint, fronts: dict[str, set[str]]) -> str:
     marks = [
         {"params": "parameters"}.get(name, name.replace("_", "-"))
         for name, ids in fronts.items()
         if point.trial_id in ids
     ]
-    return (
-        point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
-        "" if point.mult_adds is None else format_count(point.mult_adds), format_point_error(point),
-        format_epochs(point),
-        ", ".join(marks) or str(point.role), point.trial_id,
-    )  # fmt: skip
+    return ", ".join(marks) or str(point.role)
 
 
 def format_epochs(point: FrontPoint) -> str:
@@ -265,53 +407,84 @@ def format_epochs(point: FrontPoint) -> str:
     return f"{point.epochs} ({'?' if point.total_epochs is None else point.total_epochs} in all)"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TestRow:
+    """A test error that was measured, or printed elsewhere."""
+
+    setting: str
+    params: float
+    error: float
+    source: str
+    trial_id: str | None = None
+    spread: float | None = None
+    seeds: int | None = None
+    validation: float | None = None
+
+
+_TEST_COLUMNS: tuple[Column[_TestRow], ...] = (
+    Column("trial_id", lambda row: row.trial_id),
+    Column("setting", lambda row: row.setting, "setting"),
+    Column("params", lambda row: row.params, "parameters", lambda row: f"{row.params:,.0f}"),
+    Column("test_error", lambda row: row.error, "test error",
+           lambda row: format_mean_and_deviation(row.error, row.spread, row.seeds or 1)),
+    Column("standard_deviation", lambda row: row.spread),
+    Column("seeds", lambda row: row.seeds),
+    Column("val_error", lambda row: row.validation, "validation error",
+           lambda row: "" if row.validation is None else format_percent(row.validation)),
+    Column("source", lambda row: row.source, "from"),
+    Column("", None, "trial", lambda row: row.trial_id or ""),
+)  # fmt: skip
+
+
 def table_of_test_errors(errors: Sequence[SettingTestError], published: Sequence[PublishedResult]) -> ReportTable:
     """Return the study's test errors, then printed ones of the same data and split."""
-    rows: tuple[tuple[Any, ...], ...] = tuple(
-        (
-            e.point.trial_id,
-            e.point.name,
-            e.point.params,
-            e.error,
-            e.spread,
-            e.seeds,
-            e.point.error,
-            "measured, has left the front" if e.left_front else "measured",
+    rows = [
+        _TestRow(
+            trial_id=entry.point.trial_id, setting=entry.point.name, params=entry.point.params, error=entry.error,
+            spread=entry.spread, seeds=entry.seeds, validation=entry.point.error,
+            source="measured, has left the front" if entry.left_front else "measured",
         )
-        for e in errors
-    )
-    by_size = sorted(published, key=lambda result: result.params)
-    rows += tuple((None, method_label(p.method), p.params, p.error, None, None, None, "printed") for p in by_size)
-    texts = tuple(
-        (name, f"{params:,.0f}", format_mean_and_deviation(error, spread, seeds or 1),
-         "" if validation is None else format_percent(validation), source, trial or "")
-        for trial, name, params, error, spread, seeds, validation, source in rows
-    )  # fmt: skip
-    columns = ("trial_id", "setting", "params", "test_error", "standard_deviation", "seeds", "val_error", "source")
-    headings = ("setting", "parameters", "test error", "validation error", "from", "trial")
-    return ReportTable(name="test_errors", columns=columns, rows=rows, texts=texts, headings=headings)
+        for entry in errors
+    ]  # fmt: skip
+    rows += [
+        _TestRow(setting=method_label(result.method), params=result.params, error=result.error, source="printed")
+        for result in sorted(published, key=lambda result: result.params)
+    ]
+    return make_table("test_errors", _TEST_COLUMNS, rows)
+
+
+_CURVE_COLUMNS: tuple[Column[tuple[LearningCurve, int, float]], ...] = (
+    Column("trial_id", lambda row: row[0].trial_id),
+    Column("setting", lambda row: row[0].label),
+    Column("epoch", lambda row: row[1]),
+    Column("val_error", lambda row: row[2]),
+)
 
 
 def curves_table(curves: Sequence[LearningCurve]) -> ReportTable:
     """Return the learning curves, one row an epoch; for CSV only."""
-    rows = tuple((c.trial_id, c.label, epoch, error) for c in curves for epoch, error in c.points)
-    return ReportTable(name="learning_curves", columns=("trial_id", "setting", "epoch", "val_error"), rows=rows)
+    rows = [(curve, epoch, error) for curve in curves for epoch, error in curve.points]
+    return make_table("learning_curves", _CURVE_COLUMNS, rows)
+
+
+_INITIAL_COLUMNS: tuple[Column[FrontPoint], ...] = (
+    Column("trial_id", lambda point: point.trial_id),
+    Column("setting", lambda point: point.name, "setting"),
+    Column("params", lambda point: point.params, "parameters", lambda point: f"{point.params:,}"),
+    Column("initial_error", lambda point: point.initial_error, "before training",
+           lambda point: format_percent(point.initial_error or 0.0)),
+    Column("val_error", lambda point: point.val_error, "after",
+           lambda point: "" if point.val_error is None else format_percent(point.val_error)),
+    Column("epochs", lambda point: point.epochs, "epochs"),
+    Column("total_epochs", lambda point: point.total_epochs, "in all",
+           lambda point: "" if point.total_epochs is None else str(point.total_epochs)),
+    Column("", None, "trial", lambda point: point.trial_id),
+)  # fmt: skip
 
 
 def initial_table(points: Sequence[FrontPoint]) -> ReportTable:
     """Return trials that started from trained weights, with their errors before and after training."""
-    rows = tuple(
-        (p.trial_id, p.name, p.params, p.initial_error, p.val_error, p.epochs, p.total_epochs)
-        for p in points if p.initial_error is not None
-    )  # fmt: skip
-    texts = tuple(
-        (name, f"{params:,}", format_percent(before), "" if after is None else format_percent(after), str(epochs),
-         "" if total is None else str(total), trial_id)
-        for trial_id, name, params, before, after, epochs, total in rows
-    )  # fmt: skip
-    columns = ("trial_id", "setting", "params", "initial_error", "val_error", "epochs", "total_epochs")
-    headings = ("setting", "parameters", "before training", "after", "epochs", "in all", "trial")
-    return ReportTable(name="before_training", columns=columns, rows=rows, texts=texts, headings=headings)
+    return make_table("before_training", _INITIAL_COLUMNS, [p for p in points if p.initial_error is not None])
 
 
 def budgets_table(strata: Sequence[Stratum], points: Sequence[FrontPoint]) -> ReportTable:
@@ -346,146 +519,184 @@ def budgets_table(strata: Sequence[Stratum], points: Sequence[FrontPoint]) -> Re
 
 def layers_table(study: StudyRecord, shown: Sequence[FrontPoint]) -> ReportTable:
     """Return how far each fitted layer was from the trained one before any training; in words those of `shown`."""
-    rows = tuple(
-        (trial.trial_id, layer["name"], layer.get("method", "dense"), " x ".join(map(str, layer.get("ranks", []))),
-         layer["weight_error"], layer["output_error"])
-        for trial in study.trials.values() for layer in trial.initial.get("layers", [])
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        (trial.trial_id, layer) for trial in study.trials.values() for layer in trial.initial.get("layers", [])
+    ]
+    names = {point.trial_id: f"{method_label(point.method)}, {point.params:,}" for point in shown}
+    columns: tuple[Column[tuple[str, Mapping[str, Any]]], ...] = (
+        Column("trial_id", lambda row: row[0], "network", lambda row: names[row[0]]),
+        Column("layer", lambda row: row[1]["name"], "layer"),
+        Column("method", lambda row: _layer_method(row[1]), "method", lambda row: method_label(_layer_method(row[1]))),
+        Column("ranks", lambda row: " x ".join(map(str, row[1].get("ranks", []))), "ranks"),
+        Column("weight_error", lambda row: row[1]["weight_error"], "weight error",
+               lambda row: f"{row[1]['weight_error']:.2f}"),
+        Column("output_error", lambda row: row[1]["output_error"], "output error",
+               lambda row: f"{row[1]['output_error']:.2f}"),
     )  # fmt: skip
-    sizes = {point.trial_id: f"{method_label(point.method)}, {point.params:,}" for point in shown}
-    texts = tuple(
-        (sizes[trial_id], name, method_label(method), ranks, f"{weight:.2f}", f"{output:.2f}")
-        for trial_id, name, method, ranks, weight, output in rows if trial_id in sizes
-    )  # fmt: skip
-    columns = ("trial_id", "layer", "method", "ranks", "weight_error", "output_error")
-    headings = ("network", "layer", "method", "ranks", "weight error", "output error")
-    return ReportTable(name="layers", columns=columns, rows=rows, texts=texts, headings=headings)
+    return make_table("layers", columns, layers, [row for row in layers if row[0] in names])
+
+
+def _layer_method(layer: Mapping[str, Any]) -> str:
+    return str(layer.get("method", "dense"))
 
 
 def heat_map_table(name: str, heat: HeatMap) -> ReportTable:
     """Return a heat map, one row a cell; for CSV only."""
-    rows = tuple(
-        (heat.method, dims, column, cell.error, cell.seeds, cell.completed, cell.stopped, cell.failed)
+    cells = [
+        (dims, column, cell)
         for dims, line in zip(heat.rows, heat.cells, strict=True)
         for column, cell in zip(heat.columns, line, strict=True)
         if cell is not None
+    ]
+    columns: tuple[Column[tuple[str, str, Cell]], ...] = (
+        Column("method", lambda _: heat.method),
+        Column("dims", lambda row: row[0]),
+        Column(heat.column_quantity, lambda row: row[1]),
+        Column("lowest_val_error", lambda row: row[2].error),
+        Column("seeds", lambda row: row[2].seeds),
+        Column("completed", lambda row: row[2].completed),
+        Column("stopped_early", lambda row: row[2].stopped),
+        Column("failed", lambda row: row[2].failed),
     )
-    columns = (
-        "method", "dims", heat.column_quantity, "lowest_val_error", "seeds", "completed", "stopped_early", "failed",
-    )  # fmt: skip
-    return ReportTable(name=name, columns=columns, rows=rows)
+    return make_table(name, columns, cells)
+
+
+_IMPORTANCE_COLUMNS: tuple[Column[tuple[Importance, str, float]], ...] = (
+    Column("", None, "field", lambda row: row[1]),
+    Column("", None, "share", lambda row: f"{100 * row[2]:.1f} %"),
+    Column("evaluator", lambda row: row[0].evaluator, "evaluator"),
+    Column("within_budgets", lambda row: row[0].within_budgets, "taken",
+           lambda row: "within budgets" if row[0].within_budgets else "over all sizes"),
+    Column("settings", lambda row: row[0].trials, "settings"),
+    Column("seeds_at_most", lambda row: row[0].seeds, "seeds at most"),
+    Column("field", lambda row: row[1]),
+    Column("share", lambda row: row[2]),
+)  # fmt: skip
 
 
 def importance_table(importances: Sequence[Importance]) -> ReportTable:
     """Return shares by evaluator and field."""
-    rows = tuple((i.evaluator, i.within_budgets, i.trials, i.seeds, *share) for i in importances for share in i.shares)
-    texts = tuple(
-        (
-            name,
-            f"{100 * share:.1f} %",
-            evaluator,
-            "within budgets" if within else "over all sizes",
-            str(trials),
-            str(seeds),
-        )
-        for evaluator, within, trials, seeds, name, share in rows
-    )
-    columns = ("evaluator", "within_budgets", "settings", "seeds_at_most", "field", "share")
-    headings = ("field", "share", "evaluator", "taken", "settings", "seeds at most")
-    return ReportTable(name="importance", columns=columns, rows=rows, texts=texts, headings=headings)
+    rows = [(importance, *share) for importance in importances for share in importance.shares]
+    return make_table("importance", _IMPORTANCE_COLUMNS, rows)
+
+
+def _units(effect: PairedEffect) -> str:
+    count = effect.estimate.count
+    return f"{count} {effect.unit if count != 1 else effect.unit.removesuffix('s')}"
+
+
+_EFFECT_COLUMNS: tuple[Column[PairedEffect], ...] = (
+    Column("field", lambda effect: effect.factor, "field"),
+    Column("base", lambda effect: effect.base),
+    Column("other", lambda effect: effect.other),
+    Column("", None, "change", lambda effect: f"{effect.other} instead of {effect.base}"),
+    Column("", None, "points (95 % t-interval)", lambda effect: format_points_interval(effect.estimate)),
+    Column("", None, "verdict", lambda effect: effect.verdict()),
+    Column("pairing", lambda effect: effect.pairing, "pairing"),
+    Column("difference", lambda effect: effect.estimate.mean),
+    Column("low_95", lambda effect: effect.estimate.low),
+    Column("high_95", lambda effect: effect.estimate.high),
+    Column("interval", lambda _: "t-interval, 95 %"),
+    Column("units", lambda effect: effect.estimate.count, "interval over", _units),
+    Column("unit", lambda effect: effect.unit),
+    Column("pairs", lambda effect: effect.pairs, "pairs"),
+    Column("seeds", lambda effect: effect.seeds, "seeds"),
+)
 
 
 def paired_effects_table(effects: Sequence[PairedEffect]) -> ReportTable:
     """Return paired differences, one row a pair of values."""
-    rows = tuple(
-        (e.factor, e.base, e.other, e.pairing, e.estimate.mean, e.estimate.low, e.estimate.high, "t-interval, 95 %",
-         e.estimate.count, e.unit, e.pairs, e.seeds)
-        for e in effects
-    )  # fmt: skip
-    texts = tuple(
-        (e.factor, f"{e.other} instead of {e.base}", format_points_interval(e.estimate), e.verdict(), e.pairing,
-         f"{e.estimate.count} {e.unit if e.estimate.count != 1 else e.unit.removesuffix('s')}", str(e.pairs),
-         str(e.seeds))
-        for e in effects
-    )  # fmt: skip
-    columns = (
-        "field", "base", "other", "pairing", "difference", "low_95", "high_95", "interval", "units", "unit", "pairs",
-        "seeds",
-    )  # fmt: skip
-    headings = ("field", "change", "points (95 % t-interval)", "verdict", "pairing", "interval over", "pairs", "seeds")
-    return ReportTable(name="ablation", columns=columns, rows=rows, texts=texts, headings=headings)
+    return make_table("ablation", _EFFECT_COLUMNS, effects)
+
+
+def _estimate_columns(
+    prefix: str, estimate: Callable[[RepeatedSetting], Estimate | None], heading: str,
+    words: Callable[[RepeatedSetting], str],
+) -> list[Column[RepeatedSetting]]:  # fmt: skip
+    """Mean and interval of an estimate; in words one column."""
+    return [
+        Column(f"{prefix}_mean", lambda row: _optional(estimate(row), "mean"), heading, words),
+        Column(f"{prefix}_low_95", lambda row: _optional(estimate(row), "low")),
+        Column(f"{prefix}_high_95", lambda row: _optional(estimate(row), "high")),
+    ]
+
+
+_REPEAT_COLUMNS: tuple[Column[RepeatedSetting], ...] = (
+    Column("setting_id", lambda row: row.point.setting),
+    Column("setting", lambda row: row.point.name, "setting"),
+    Column("params", lambda row: row.point.params, "parameters", lambda row: f"{row.point.params:,}"),
+    Column("seeds", lambda row: len(row.seeds), "seeds",
+           lambda row: ", ".join(filter(None, (str(len(row.seeds)), row.point.lost)))),
+    *_estimate_columns("val_error", lambda row: row.val_error, "error",
+                       lambda row: format_error_interval(row.val_error)),
+    *_estimate_columns("test_error", lambda row: row.test_error, "test error",
+                       lambda row: format_error_interval(row.test_error)),
+    *_estimate_columns("points_to_separable", lambda row: row.gap, "against separable, paired by seed",
+                       lambda row: format_points_interval(row.gap)),
+    Column("same_images", lambda row: None if row.gap is None else row.same_images),
+)  # fmt: skip
 
 
 def repeats_table(repeats: Sequence[RepeatedSetting]) -> ReportTable:
     """Return settings that were trained with several seeds."""
-    rows = tuple(
-        (r.point.setting, r.point.name, r.point.params, len(r.seeds), *_values(r.val_error), *_values(r.test_error),
-         *_values(r.gap), None if r.gap is None else r.same_images)
-        for r in repeats
-    )  # fmt: skip
-    texts = tuple(
-        (r.point.name, f"{r.point.params:,}", ", ".join([str(len(r.seeds)), *[r.point.lost] * bool(r.point.lost)]),
-         format_error_interval(r.val_error),
-         format_error_interval(r.test_error), format_points_interval(r.gap))
-        for r in repeats
-    )  # fmt: skip
-    columns = (
-        "setting_id", "setting", "params", "seeds", *(f"val_error_{part}" for part in _PARTS),
-        *(f"test_error_{part}" for part in _PARTS), *(f"points_to_separable_{part}" for part in _PARTS),
-        "same_images",
-    )  # fmt: skip
-    headings = ("setting", "parameters", "seeds", "error", "test error", "against separable, paired by seed")
-    return ReportTable(name="repeats", columns=columns, rows=rows, texts=texts, headings=headings)
-
-
-_PARTS = ("mean", "low_95", "high_95")
-
-
-def _values(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if estimate is None else (estimate.mean, estimate.low, estimate.high)
+    return make_table("repeats", _REPEAT_COLUMNS, repeats)
 
 
 def failures_table(failures: Sequence[Failure]) -> ReportTable:
     """Return every failure; for CSV."""
-    names = tuple(field.name for field in fields(Failure))
-    rows = tuple(tuple(getattr(failure, name) for name in names) for failure in failures)
-    return ReportTable(name="failures", columns=names, rows=rows)
+    columns: list[Column[Failure]] = [Column(field.name, _attribute(field.name)) for field in fields(Failure)]
+    return make_table("failures", columns, failures)
+
+
+_FAILURE_COLUMNS: tuple[Column[FailureGroup], ...] = (
+    Column("trials", lambda group: group.count, "trials"),
+    Column("kind", lambda group: group.kind, "what"),
+    Column("method", lambda group: group.method, "method"),
+    Column("stratum", lambda group: group.stratum, "where"),
+    Column("commonest_reason", lambda group: group.reason, "why (the commonest)"),
+)
 
 
 def failure_groups_table(groups: Sequence[FailureGroup]) -> ReportTable:
     """Return failures by kind, method and stratum."""
-    rows = tuple((g.count, g.kind, g.method, g.stratum, g.reason) for g in groups)
-    columns = ("trials", "kind", "method", "stratum", "commonest_reason")
-    headings = ("trials", "what", "method", "where", "why (the commonest)")
-    texts = tuple(tuple(str(value) for value in row) for row in rows)
-    return ReportTable(name="failure_groups", columns=columns, rows=rows, texts=texts, headings=headings)
+    return make_table("failure_groups", _FAILURE_COLUMNS, groups)
 
 
 def cost_table(cost: StudyCost) -> ReportTable:
     """Return the time of training by outcome."""
-    rows = tuple((str(o.status), o.trials, o.epochs, o.seconds) for o in cost.outcomes)
-    texts = tuple(
-        (status_label(o.status), f"{o.trials:,}", f"{o.epochs:,}", format_duration(o.seconds), _share(o.seconds, cost))
-        for o in cost.outcomes
+    columns: tuple[Column[OutcomeCost], ...] = (
+        Column("status", lambda row: str(row.status), "ended", lambda row: status_label(row.status)),
+        Column("trials", lambda row: row.trials, "trials", lambda row: f"{row.trials:,}"),
+        Column("epochs", lambda row: row.epochs, "epochs", lambda row: f"{row.epochs:,}"),
+        Column("train_seconds", lambda row: row.seconds, "training time", lambda row: format_duration(row.seconds)),
+        Column("", None, "share", lambda row: _share(row.seconds, cost)),
     )
-    headings = ("ended", "trials", "epochs", "training time", "share")
-    columns = ("status", "trials", "epochs", "train_seconds")
-    return ReportTable(name="cost", columns=columns, rows=rows, texts=texts, headings=headings)
+    return make_table("cost", columns, cost.outcomes)
 
 
 def profile_table(profile: TimeProfile) -> ReportTable:
     """Return where the time of all slots went, in the order of a study's course."""
     total = profile.slot_seconds or 1.0
-    rows = tuple((part, seconds, seconds / total) for part, seconds in profile.seconds.items())
-    texts = tuple((part, format_duration(seconds), f"{100 * share:.1f} %") for part, seconds, share in rows)
-    columns, headings = ("part", "slot_seconds", "share"), ("spent on", "slots' time", "share")
-    return ReportTable(name="profile", columns=columns, rows=rows, texts=texts, headings=headings)
+    columns: tuple[Column[tuple[str, float]], ...] = (
+        Column("part", lambda row: row[0], "spent on"),
+        Column("slot_seconds", lambda row: row[1], "slots' time", lambda row: format_duration(row[1])),
+        Column("share", lambda row: row[1] / total, "share", lambda row: f"{100 * row[1] / total:.1f} %"),
+    )
+    return make_table("profile", columns, profile.seconds.items())
 
 
 def _share(seconds: float, cost: StudyCost) -> str:
     return f"{100 * seconds / cost.train_seconds:.0f} %" if cost.train_seconds else ""
 
 
+_REPRODUCE_COLUMNS: tuple[Column[ReproduceCommand], ...] = (
+    Column("trial_id", lambda row: row.trial_id),
+    Column("setting", lambda row: row.name),
+    Column("command", lambda row: row.command),
+    Column("why_not", lambda row: row.why_not),
+)
+
+
 def reproduce_table(commands: Sequence[ReproduceCommand]) -> ReportTable:
     """Return the command of each point; for CSV."""
-    rows = tuple((c.trial_id, c.name, c.command, c.why_not) for c in commands)
-    return ReportTable(name="reproduce", columns=("trial_id", "setting", "command", "why_not"), rows=rows)
+    return make_table("reproduce", _REPRODUCE_COLUMNS, commands)

@@ -28,33 +28,81 @@ from sweeps.trials.build import make_trainer
 from sweeps.trials.resolver import Resolver
 from tests.support.synthetic_data import study, trial
 
+POINT = {
+    "method.name": "tucker", "method.dims": 3, "budget.params": 0.6, "train.weight_decay": 1e-4,
+    "train.scaled_decay": True,
+}  # fmt: skip
+
+
+def write_untrained(folder: Path, seeds: int, recorded: float | None = None) -> list[tuple[str, float]]:
+    """Write a study of untrained networks that differ in the seed; returns their ids and measured errors.
+
+    `recorded` stands in the records instead of what was measured.
+    """
+    space = read_space("tt_dims", ["network.width=0.125", "data.train_images=200"])
+    data = load_data(space.data)
+    resolver = Resolver(space, data)
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.STUDY, name="mine", question="which?", data={"name": "digits", "classes": 10})
+    trials = []
+    for seed in range(seeds):
+        one = resolver.resolve(POINT, repeat=seed, role=Role.REPEAT if seed else Role.SEARCH)
+        trainer = make_trainer(one.specification, data, "cpu")
+        state = {name: tensor for name, tensor in trainer.state().items() if not name.startswith("momentum.")}
+        save_tensors(folder / TRIALS_FOLDER / one.trial_id / CHECKPOINT_FILE, state, {})
+        error = trainer.evaluate("val")["error"]
+        journal.append(
+            Event.PROPOSED, trial=one.trial_id, role="repeat" if seed else "search", stratum="", parameters=one.point,
+            proposal={}, specification=one.specification.to_json(), counts=one.counts,
+        )  # fmt: skip
+        journal.append(Event.EPOCH, trial=one.trial_id, epoch=1, metrics={"val_error": recorded or error})
+        journal.append(Event.FINISHED, trial=one.trial_id, status="completed", reason="")
+        trials.append((one.trial_id, error))
+    journal.close()
+    return trials
+
+
+def export(folder: Path, out: Path, *options: str) -> int:
+    """Run the real command with as few rounds of latency as it takes: that is not tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.model_export.trial_export.measure_latency", partial(measure_latency, seconds=0.0))
+        return main(["export", "--study", str(folder), *options, "--out", str(out)])
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A study of one untrained network, exported by the real command: its folder, the files, the proof, the error."""
     folder = tmp_path_factory.mktemp("studies") / "mine"
-    space = read_space("tt_dims", ["network.width=0.125", "data.train_images=200"])
-    data = load_data(space.data)
-    point = {"method.name": "tucker", "method.dims": 3, "budget.params": 0.6, "train.weight_decay": 1e-4}
-    one = Resolver(space, data).resolve({**point, "train.scaled_decay": True})
-    trainer = make_trainer(one.specification, data, "cpu")
-    state = {name: tensor for name, tensor in trainer.state().items() if not name.startswith("momentum.")}
-    save_tensors(folder / TRIALS_FOLDER / one.trial_id / CHECKPOINT_FILE, state, {})
-    error = trainer.evaluate("val")["error"]
-    journal = Journal(folder / JOURNAL_FILE)
-    journal.append(Event.STUDY, name="mine", question="which?", data={"name": "digits", "classes": 10})
-    journal.append(
-        Event.PROPOSED, trial=one.trial_id, role="search", stratum="", parameters=one.point, proposal={},
-        specification=one.specification.to_json(), counts=one.counts,
-    )  # fmt: skip
-    journal.append(Event.EPOCH, trial=one.trial_id, epoch=1, metrics={"val_error": error})
-    journal.append(Event.FINISHED, trial=one.trial_id, status="completed", reason="")
-    journal.close()
+    ((_, error),) = write_untrained(folder, 1)
     out = folder.parent / "out"
-    with pytest.MonkeyPatch.context() as patch:  # as few rounds as it takes: what is measured is not tested here
-        patch.setattr("analysis.model_export.trial_export.measure_latency", partial(measure_latency, seconds=0.0))
-        assert main(["export", "--study", str(folder), "--max-params", "7e5", "--out", str(out)]) == 0
+    assert export(folder, out, "--max-params", "7e5") == 0
     return folder, out, json.loads((out / "proof.json").read_text()), error
+
+
+@pytest.mark.slow
+def test_of_several_seeds_the_card_leads_with_the_error_of_its_own_files(tmp_path):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    trials = write_untrained(folder, 3)
+    errors = [error for _, error in trials]
+    assert len(set(errors)) > 1
+    mean = sum(errors) / 3
+    for trial_id, error in trials[:2]:  # of the setting, then a later seed by its id
+        assert export(folder, out, "--trial", trial_id) == 0
+        proof = json.loads((out / "proof.json").read_text())
+        assert proof["measured_error"] == pytest.approx(error) == pytest.approx(proof["recorded_error"])
+        card = (out / "README.md").read_text()
+        own = card.index(f"Validation error of these files: {error:.2f} %")
+        assert own < card.index(f"Mean over the 3 seeds of this setting: {mean:.2f} %")
+
+
+@pytest.mark.slow
+def test_weights_of_another_error_than_the_recorded_one_are_no_success(tmp_path, capsys):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    ((_, error),) = write_untrained(folder, 1, recorded=5.0)
+    assert export(folder, out) == 1
+    message = f"the network has {error:.2f} % validation error, but the study recorded 5.00 %"
+    assert message in capsys.readouterr().out
+    assert message in (out / "README.md").read_text()
 
 
 @pytest.mark.slow  # the fixture exports programs and ONNX files: half a minute
