@@ -548,7 +548,7 @@ def heat_map_table(name: str, heat: HeatMap) -> ReportTable:
         for column, cell in zip(heat.columns, line, strict=True)
         if cell is not None
     ]
-    columns: tuple[Column[tuple[str, str, Cell]], ...] = (
+    columns: tuple[Column[tuple[int, str, Cell]], ...] = (
         Column("method", lambda _: heat.method),
         Column("dims", lambda row: row[0]),
         Column(heat.column_quantity, lambda row: row[1]),
