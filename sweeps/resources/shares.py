@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 
 from lowrank.errors import InputError
+from lowrank.utils import first_line, validate_model
 from sweeps.space import AUTO, ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
@@ -49,6 +51,9 @@ def read_cluster(*, autoscaled: bool) -> Cluster:
 
     Returns:
         The machines that are alive or, on a head whose autoscaler may start more, all that it may start.
+
+    Raises:
+        InputError: the cluster file on this head is damaged.
     """
     # Ray takes long to import, and `--plan` needs no cluster
     from sweeps.cluster import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
@@ -70,14 +75,38 @@ def planned_machines(path: Path) -> list[dict[str, float]]:
 
     Returns:
         The resources of each worker (`CPU`, `GPU`), those with the most GPUs first; none if there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
     """
     if not path.exists():
         return []
-    config = yaml.safe_load(path.read_text())
-    types = [fields for name, fields in config["available_node_types"].items() if name != config["head_node_type"]]
-    workers = [fields.get("resources") or {} for fields in types for _ in range(fields.get("max_workers", 0))]
+    try:
+        content = yaml.safe_load(path.read_text())
+        file = validate_model(_ClusterFile, content if isinstance(content, dict) else {})
+    except (OSError, ValueError, yaml.YAMLError, InputError) as error:
+        raise InputError(
+            f"{path}, which `ray up` has put here, is damaged: {first_line(error)}; run `ray up` again, or remove it"
+        ) from error
+    types = [machine for name, machine in file.available_node_types.items() if name != file.head_node_type]
+    workers = [machine.resources or {} for machine in types for _ in range(machine.max_workers)]
     workers.sort(key=lambda resources: -resources.get("GPU", 0))
-    return workers[: config.get("max_workers", 0)]
+    return workers[: file.max_workers]
+
+
+class _MachineType(BaseModel):
+    """What a cluster file says of a type of machines."""
+
+    resources: dict[str, float] | None = None
+    max_workers: int = 0
+
+
+class _ClusterFile(BaseModel):
+    """What of a cluster file says how many machines there may be."""
+
+    available_node_types: dict[str, _MachineType]
+    head_node_type: str
+    max_workers: int = 0
 
 
 def _sum(nodes: Sequence[Mapping[str, float]]) -> Cluster:

@@ -104,6 +104,27 @@ def test_an_idle_cluster_counts_the_machines_that_it_may_start(tmp_path):
     assert planned_machines(tmp_path / "none") == []
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("available_node_types: {a: [", "while parsing a flow"),
+        ("", "`available_node_types` is missing"),
+        ("head_node_type: head", "`available_node_types` is missing"),
+        (
+            "{head_node_type: h, available_node_types: {a: {max_workers: many}}}",
+            "`available_node_types.a.max_workers`",
+        ),
+    ],
+)
+def test_a_damaged_cluster_file_is_one_line(tmp_path, content, reason):
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        planned_machines(path)
+    assert str(caught.value).startswith(f"{path}, which `ray up` has put here, is damaged: {reason}")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("planned", [[], [{"CPU": 4, "GPU": 1}] * 8])
 def test_a_head_without_workers_counts_those_that_it_may_start(monkeypatch, planned):
     head = {"CPU": 0.0, "node:__internal_head__": 1.0}

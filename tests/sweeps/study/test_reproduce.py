@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sweeps.records.model import StudyRecord
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
+from sweeps.study import driver, start
 from sweeps.study.retrain import Retrain, select_trial
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
@@ -92,6 +94,34 @@ def test_a_reference_too(tmp_path, teachers):
     assert dense.role is Role.REFERENCE
     retrain = select_trial(str(write(tmp_path, dense)), dense.trial_id, tmp_path)
     assert checked(retrain, teachers) == dense.trial_id
+
+
+@pytest.mark.parametrize("kind", ["taught", "allocated", "from dense"])
+def test_a_resume_after_a_kill_before_the_first_proposal_trains_that_trial(tmp_path, teachers, monkeypatch, kind):
+    changes, point, seed = KINDS[kind]
+    trained = resolver(teachers, changes).resolve(point, seed)
+    write(tmp_path / "mine", resolver(teachers, changes).reference("dense"), trained)
+
+    def killed_early(space, resolver, config, retrain, history=None, mirror=None):
+        driver._write_space(space, config)
+        with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
+            journal.append(Event.STUDY, name=config.name, repeats=config.origin.to_json())
+        return 130
+
+    def resumed(space, resolver, config, retrain=None, history=None, mirror=None):
+        with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
+            retrain.propose(journal, load_study(config.folder), config.folder, config.origin)
+        return 0
+
+    options = ("--out", str(tmp_path), "--teachers", str(teachers))
+    monkeypatch.setattr(start, "run_study", killed_early)
+    assert main(["--reproduce", "mine", trained.trial_id, *options]) == 130
+    monkeypatch.setattr(start, "run_study", resumed)
+    name = f"mine_{trained.trial_id[:6]}"
+    assert load_study(tmp_path / name).trials == {}
+    assert main(["--resume", name, *options]) == 0
+    again = load_study(tmp_path / name).trials[trained.trial_id]
+    assert again.specification == trained.specification
 
 
 class TestRefused:
