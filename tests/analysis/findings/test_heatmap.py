@@ -47,6 +47,12 @@ class TestHeat:
         assert [[(c.error, c.seeds, c.completed) for c in row] for row in heat.cells] == [[(5.0, 2, 1)], [(4.0, 1, 1)]]
         assert heat.seeds == (1, 2)
 
+    def test_a_cell_says_how_many_settings_its_lowest_error_is_of(self):
+        shape = {"method": "tucker", "scale": 0.1}
+        trials = [trial(f"t{n}", error=5.0 + n, dims=2, train__lr=0.1 * (n + 1), **shape) for n in range(3)]
+        (heat,) = heat_maps(study(*trials, trial("one", error=6.0, dims=3, **shape)))
+        assert [[(cell.error, cell.completed) for cell in row] for row in heat.cells] == [[(5.0, 3)], [(6.0, 1)]]
+
     def test_methods_without_dimensions_have_none(self):
         assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
 

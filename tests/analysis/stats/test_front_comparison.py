@@ -64,6 +64,33 @@ class TestCompare:
         assert found.growths[0].at(8) == pytest.approx(160.0)
         assert [[point.trial_id for point in points] for points in found.fronts] == [["b"], ["d"]]
 
+    @pytest.mark.parametrize(
+        ("asked", "unit", "note"),
+        [
+            (None, "epochs", "Costs are epochs, because the machines differ (one cpu; two cuda 0.5 GPU)."),
+            ("seconds", "seconds", "Seconds of unlike machines (one cpu; two cuda 0.5 GPU) are no equal cost."),
+            ("epochs", "epochs", ""),
+        ],
+    )
+    def test_seconds_of_unlike_machines_are_no_default(self, asked, unit, note):
+        studies = [named("l", trial("a", epochs=2)), named("r", trial("b", epochs=2))]
+        machines = ({"host": "one", "device": "cpu"}, {"host": "two", "device": "cuda", "gpus": 0.5})
+        for one, machine in zip(studies, machines, strict=True):
+            next(iter(one.trials.values())).attempts = [machine]
+        compared = compare_fronts(studies, asked)
+        assert (compared.unit, compared.cost_note) == (unit, note)
+
+    def test_seconds_of_one_machine_are_the_default(self):
+        studies = [named(name, trial(name, epochs=2)) for name in "lr"]
+        for one in studies:
+            next(iter(one.trials.values())).attempts = [{"host": "one", "device": "cpu"}]
+        assert compare_fronts(studies).unit == "seconds"
+
+    def test_a_study_without_a_finished_trial_is_called_empty_and_not_of_other_data(self):
+        compared = compare_studies([named("l", trial("a")), named("r")])
+        assert compared.fronts.same_data
+        assert "There is nothing to compare: r completed no trial." in compared.sentences()
+
     def test_fronts_say_how_many_seeds_and_how_far_apart(self):
         repeated = [trial("a", error=4.0), trial("a1", error=6.0, seed=1, role=Role.REPEAT)]
         found = compare_fronts(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
+from analysis.stats.factors import METHOD
 from analysis.stats.front import collect_points
 from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
 from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, PairedEffect, find_paired_effects
@@ -172,6 +173,23 @@ class TestAblation:
         (effect,) = [e for e in find_paired_effects(study(*trials)) if e.factor == "method.dims"]
         assert (effect.pairing, effect.unit, effect.estimate.count) == (BEST_WITHIN_BUDGET, "budgets", 2)
         assert effect.estimate.mean == pytest.approx(0.0)
+
+    def test_methods_of_more_settings_than_others_are_not_paired_all_else_equal(self):
+        """Tensor trains in 2 to 5 dims against one bottleneck: 4, 5, 9, 12 % have the best, and a worse mean."""
+        trains = [
+            trial(f"tt{dims}-{seed}", error=error, method="tensor_train", dims=dims, seed=seed, stratum="s",
+                  method__name="tensor_train", method__dims=dims)
+            for dims, error in zip((2, 3, 4, 5), (4.0, 5.0, 9.0, 12.0), strict=True) for seed in range(3)
+        ]  # fmt: skip
+        bottleneck = [
+            trial(f"b-{seed}", error=6.0, method="bottleneck", dims=None, seed=seed, stratum="s",
+                  method__name="bottleneck")
+            for seed in range(3)
+        ]  # fmt: skip
+        effects = [effect for effect in find_paired_effects(study(*trains, *bottleneck)) if effect.factor == METHOD]
+        assert [(effect.pairing, effect.other, effect.estimate.mean) for effect in effects] == [
+            (BEST_WITHIN_BUDGET, "tensor train", -2.0)
+        ]
 
     def test_only_what_trained_to_its_end_and_is_sound(self):
         left = seeds_study([1.0, 1.0])
