@@ -163,7 +163,7 @@ class _Bucket:
         """Wait for the sum, and let the parameters have the mean as their gradients."""
         assert self._work is not None
         self._work.wait()  # of a GPU the stream waits, not the program
-        self._work, self.missing = None, len(self.parameters)
+        self._work = None
         self._flat.div_(dist.get_world_size())
         for parameter, view in self._present:
             parameter.grad = view
@@ -209,6 +209,8 @@ class GradientBuckets:
     def begin(self) -> None:
         """Expect the last backward pass of a step; earlier ones (of micro-batches) only add to the gradients."""
         self._collecting = not exchange_is_suspended()
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.parameters)
 
     def finish(self) -> None:
         """Wait until every gradient is the mean over the processes.
