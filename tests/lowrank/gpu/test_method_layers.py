@@ -62,6 +62,7 @@ def test_weights_rebuilt_together_in_a_graph_equal_those_rebuilt_alone(name: str
         return [each.detach() for each in (*found, *torch.autograd.grad(found, parameters, directions))]
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # images and weights may still be on their way
     with torch.cuda.stream(side):
         expected = [each.clone() for each in step(False)]
         step(True)
