@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +27,8 @@ ADAMW = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05}
 The values are usual ones for a vision transformer of this size."""
 EMA_DECAY = 0.99
 """Of the moving average of the weights, which is compared with the last weights: it forgets half in 69 steps."""
+LOG_TEMPERATURES = (-3.0, 3.0)
+"""Natural logarithms of the temperatures between which `tempered_cross_entropy` looks for the best."""
 
 
 def finetune(
@@ -49,8 +53,8 @@ def finetune(
         data: the training split is trained on, with the data set's own augmentation.
         network_name: chooses the recipe.
         epochs: of each training.
-        choosing: images (normalised) and labels on whose cross entropy the rate is chosen, and whether the last weights
-            or their moving average are taken.
+        choosing: images (normalised) and labels on whose cross entropy, at each network's own best temperature, the
+            rate is chosen, and whether the last weights or their moving average are taken.
         rates: learning rates to try; None for RATES times that of the data set's recipe (SGD), or times that of ADAMW
             for a network without batch norms, in proportion to the size of a batch.
         seed: of the order of the images and of their augmentation.
@@ -72,7 +76,7 @@ def finetune(
     base = scratch.model_copy(
         update={"batch_size": batch_size, "lr": scratch.lr * batch_size / scratch.batch_size, "ema_decay": EMA_DECAY}
     )
-    best, best_rate, best_loss = network, 0.0, cross_entropy(network, *choosing)
+    best, best_rate, best_loss = network, 0.0, tempered_cross_entropy(network, *choosing)
     countdown = Countdown(progress, "fine-tuning", epochs * len(rates or RATES))
     for rate in rates or [base.lr * factor for factor in RATES]:
         recipe = base.model_copy(update={"lr": rate})
@@ -93,17 +97,35 @@ def finetune(
         with trainer.step.ema.swapped_in():
             average = copy.deepcopy(student)
         for candidate in (student, average):
-            loss = cross_entropy(candidate, *choosing)
+            loss = tempered_cross_entropy(candidate, *choosing)
             if loss < best_loss:
                 best, best_rate, best_loss = candidate, rate, loss
     return best.eval(), best_rate
 
 
 @torch.no_grad()
-def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The mean cross entropy (nats) of a network on images (B, C, H, W) and labels (B)."""
-    logits = torch.cat([network.eval()(part).float() for part in images.split(256)])
-    return float(functional.cross_entropy(logits.double(), labels))
+def tempered_cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Compute the cross entropy of a network at its own best temperature.
+
+    A short training on labels makes a network more confident, which can raise its cross entropy while its error falls.
+
+    Args:
+        network: put in evaluation mode.
+        images: (B, C, H, W), normalised.
+        labels: (B).
+
+    Returns:
+        The mean over the images in nats, the least over all temperatures of the softmax.
+
+    Source: Guo, Pleiss, Sun and Weinberger 2017, "On calibration of modern neural networks" (temperature scaling).
+    """
+    logits = torch.cat([network.eval()(part).float() for part in images.split(256)]).double().cpu()
+    expected = labels.cpu()
+
+    def loss(log_temperature: float) -> float:
+        return float(functional.cross_entropy(logits / math.exp(log_temperature), expected))
+
+    return float(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").fun)
 
 
 def _teacher(dense: nn.Module, device: torch.device) -> LiveTeacher:
