@@ -7,7 +7,8 @@ imported, do not count, nor does `lowrank.utils.lazy_exports`, which imports.
 * `teacher`: from a space's teacher to the first target that its student reads from the cache.
 * `export`: from a folder of `models/` to a classifier that answers, and to its files in other forms.
 
-Modules of `sweeps` and `analysis` lead the way; those of `lowrank` build, train and measure. They are counted apart.
+Three kinds are counted apart: modules of `sweeps` and `analysis`, which lead the way; those that plan, build and run
+the network itself (`NETWORK`), of which another network has others; and the rest of `lowrank`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 OUR_PACKAGES = ("lowrank", "sweeps", "analysis")
 IMPORTING = "lowrank.utils.lazy_exports"
+NETWORK = ("lowrank.networks.", "lowrank.layers.", "lowrank.kernels.", "lowrank.compression.")
 SETTINGS = ["network.width=0.25", "train.epochs=1", "data.train_images=200", "references=[]", "search.trials=1"]
 
 
@@ -174,10 +176,14 @@ def main() -> int:
             way = prepare(Path(folder))
             with recorded_modules() as modules:
                 way()
-        leading = sorted(module for module in modules if not module.startswith("lowrank."))
-        library = sorted(modules - set(leading))
-        print(f"{name}: {len(modules)} modules, {len(leading)} of sweeps, {len(library)} of lowrank (goal: {goal})")
-        for module in (*leading, *library):
+        kinds = {
+            "of sweeps and analysis": sorted(module for module in modules if not module.startswith("lowrank.")),
+            "of the network itself": sorted(module for module in modules if module.startswith(NETWORK)),
+        }
+        kinds["the rest of lowrank"] = sorted(modules.difference(*kinds.values()))
+        counts = ", ".join(f"{len(members)} {kind}" for kind, members in kinds.items())
+        print(f"{name}: {len(modules)} modules: {counts} (goal: {goal})")
+        for module in (module for members in kinds.values() for module in members):
             print(f"  {module}")
     return 0
 
