@@ -7,13 +7,11 @@ import math
 import os
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 
 from lowrank.errors import InputError
@@ -65,12 +63,16 @@ def commit() -> str:
     """
     if _git("ls-files", Path(__file__).name):  # else the environment lies in the repository of another project
         return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+    from importlib.metadata import distributions  # takes a while, and --help needs no commit
+
     installed = list(distributions(name=DISTRIBUTION, path=[str(_PROJECT)]))
     return f"{DISTRIBUTION}-{installed[0].version}" if installed else "unknown"
 
 
 def _git(*words: str) -> str:
     """Return what git prints in the folder of this file; "" if git is missing or fails."""
+    import subprocess  # takes a while, and --help needs no commit
+
     folder = Path(__file__).resolve().parent
     try:
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
