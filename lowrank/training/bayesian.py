@@ -200,12 +200,12 @@ def mixed_precision_error(plain: Trainer, widths: dict[str, BitWidth]) -> float:
     Returns:
         The validation error in percent.
     """
-    layers = {name: plain.network.get_submodule(name) for name in widths}
-    before = {name: layer.weight.clone() for name, layer in layers.items()}
+    weights = {name: plain.network.get_parameter(f"{name}.weight") for name in widths}
+    before = {name: weight.clone() for name, weight in weights.items()}
     try:
-        for name, layer in layers.items():
-            layer.weight.copy_(round_significand(before[name], widths[name].significant))
+        for name, weight in weights.items():
+            weight.copy_(round_significand(before[name], widths[name].significant))
         return plain.evaluate("val")["error"]
     finally:
-        for name, layer in layers.items():
-            layer.weight.copy_(before[name])
+        for name, weight in weights.items():
+            weight.copy_(before[name])

@@ -196,7 +196,7 @@ class Resolver:
 
     def _check_removal(self, network: NetworkSettings, method: Bayesian, budget: Budget, point: Point) -> None:
         """Raise InfeasibleError if no removal of groups can meet a budget."""
-        if self._limits(point)["step_ms"] is not None:
+        if self._limits(point).step_ms is not None:
             raise InfeasibleError(f"{method.name}: the step of its training says nothing of the network that is left")
         if any(getattr(budget, f"{name}_min") for name in ("params", "mult_adds", "bytes")):
             raise InfeasibleError(f"{method.name}: sizes follow from training, so that no budget can have a minimum")

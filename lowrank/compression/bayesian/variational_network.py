@@ -109,7 +109,7 @@ def _plain_layer(layer: VariationalLayer) -> nn.Module:
         return as_linear(layer.weight, layer.bias)
     assert isinstance(layer, VariationalConv2d)
     bias = layer.mean_bias()
-    conv = nn.utils.skip_init(
+    conv: nn.Conv2d = nn.utils.skip_init(
         nn.Conv2d, layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride,
         padding=layer.padding, dilation=layer.dilation, bias=bias is not None, device=layer.weight_mean.device,
     )  # fmt: skip
