@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 
@@ -11,9 +13,11 @@ from lowrank.errors import HungError
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord
 from sweeps.search.earlier_study import absolute_names, earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
+from sweeps.search.proposer import Proposal
 from sweeps.search.search import PreparedTrial, Search
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
@@ -186,6 +190,93 @@ def test_two_threads_never_launch_one_trial_twice(content, open_search):
         sys.setswitchinterval(before)
     proposed = [event["trial"] for event in read_events(search.journal.path) if event["event"] == "proposed"]
     assert len(proposed) == len(set(proposed)) == len(launched)
+
+
+class Turns:
+    """Lets one of several threads run at a time, from one entry into a lock to the next, in a given order."""
+
+    def __init__(self, programs: dict[str, Callable[[], None]]):
+        self._holding: set[int] = set()
+        self._lock = threading.RLock()
+        self._turns = {name: threading.Semaphore(0) for name in programs}
+        self._stops = threading.Semaphore(0)
+        self._running = {name: threading.Thread(target=self._run, args=(name, programs[name])) for name in programs}
+        self._names: dict[int, str] = {}
+        self.errors: list[BaseException] = []
+        for thread in self._running.values():
+            thread.start()
+
+    def _run(self, name: str, program: Callable[[], None]) -> None:
+        self._names[threading.get_ident()] = name
+        self._turns[name].acquire()
+        try:
+            program()
+        except BaseException as error:
+            self.errors.append(error)
+        del self._running[name]
+        self._stops.release()
+
+    def play(self, order: str) -> None:
+        """Give turns by the letters of `order`, and then in turn until all have ended."""
+        letters = iter(order)
+        while self._running:
+            name = next(letters, min(self._running))
+            if name in self._running:
+                self._turns[name].release()
+                assert self._stops.acquire(timeout=scaled())
+
+    def __enter__(self) -> None:
+        thread = threading.get_ident()
+        if thread in self._names and thread not in self._holding:
+            self._stops.release()
+            self._turns[self._names[thread]].acquire()
+        self._lock.acquire()
+        self._holding.add(thread)
+
+    def __exit__(self, *_: object) -> None:
+        self._holding.discard(threading.get_ident())
+        self._lock.release()
+
+
+@pytest.mark.parametrize("ready", [0, 1])
+def test_in_every_order_of_two_threads_each_trial_is_launched_once(small, open_search, monkeypatch, ready):
+    """One prepares three times and one commits three times, in all orders; most of the proposals are equal."""
+    search = open_search(small)
+    search.pop_waiting()
+    trials = [search.prepare().trial for _ in range(7)]
+    monkeypatch.setattr(search.proposer, "ask", lambda *_, **__: Proposal(trials[0].point, {}))
+    monkeypatch.setattr(search.proposer, "tell", lambda *_: None)
+    before, orders = dict(search.record.trials), set(permutations("PPPDDD"))
+    launched_by_order = set()
+    for order in sorted("".join(order) for order in orders):
+        monkeypatch.setattr(search, "record", StudyRecord(trials=dict(before)))
+        search.reserved.clear()
+        answers = iter([trials[index] for index in (0, 0, 1, 0, 1, 2, 0, 3, 4, 5, 6)])
+        monkeypatch.setattr(search.resolver, "resolve", lambda *_: next(answers))  # noqa: B023
+        prepared = [search.prepare() for _ in range(ready)]
+        launched: list[str] = []
+
+        def prepare() -> None:
+            for _ in range(3):
+                prepared.append(search.prepare())  # noqa: B023
+
+        def commit() -> None:
+            for _ in range(3):
+                if prepared:  # noqa: B023
+                    trial = search.commit_proposal(prepared.pop(0))  # noqa: B023
+                    launched.extend([trial.trial_id] if trial else [])  # noqa: B023
+
+        turns = Turns({"P": prepare, "D": commit})
+        search._lock = turns
+        turns.play(order)
+        assert turns.errors == []
+        remaining = [each.trial.trial_id for each in prepared if each.trial is not None]
+        assert len(launched) == len(set(launched))
+        assert not set(launched) & set(remaining)
+        assert sorted(search.reserved) == sorted(remaining)
+        assert set(search.record.trials) - set(before) == set(launched)
+        launched_by_order.add(len(launched))
+    assert len(launched_by_order) > 1  # the orders differ
 
 
 def test_a_trial_that_is_committed_while_an_equal_one_is_prepared_is_not_new(small, open_search, monkeypatch):
