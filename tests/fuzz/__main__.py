@@ -4,7 +4,7 @@ A fault is a traceback, an exit code other than 0 and 2, more time or memory tha
 message that is longer than 300 characters or two lines. The exit code is 1 if there was a fault.
 
 `--processes N` runs N cases at a time; the cases and their limits, which count the time of one core, stay the same.
-`--log FILE` keeps the outcome of each case, and the same command goes on from there after an interruption.
+`--log FILE` keeps the outcome of each case, and the same command on the same commit goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from lowrank.utils import OneLineParser
+from lowrank.utils import OneLineParser, commit
 from tests.fuzz.cases import KINDS, LIMITS, make_arguments, run_case
 
 BATCH = {"file": 200, "set": 200, "plan": 10}  # cases of one child process
@@ -81,20 +81,20 @@ class Log:
 
         Args:
             path: of the file, JSON lines; None keeps outcomes in memory alone.
-            seed: of the cases; outcomes of another seed are passed over.
+            seed: of the cases; outcomes of another seed or of other code are passed over.
         """
-        self.path, self.seed = path, seed
+        self.path, self.origin = path, {"seed": seed, "commit": commit()}
         self.outcomes: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
         for line in path.read_bytes().split(b"\n")[:-1] if path is not None and path.exists() else ():
             entry = json.loads(line)
-            if entry["seed"] == seed:
+            if self.origin.items() <= entry.items():
                 self.outcomes[entry["kind"]][entry["index"]] = entry["outcome"]
 
     def add(self, kind: str, index: int, outcome: dict[str, Any]) -> None:
         """Keep an outcome."""
         self.outcomes[kind][index] = outcome
         if self.path is not None:
-            entry = {"seed": self.seed, "kind": kind, "index": index, "outcome": outcome}
+            entry = {**self.origin, "kind": kind, "index": index, "outcome": outcome}
             with self.path.open("ab") as file:
                 file.write(json.dumps(entry).encode() + b"\n")
 
@@ -103,7 +103,7 @@ def report(kind: str, count: int, log: Log, processes: int) -> int:
     """Run the cases of a kind that the log lacks, and print each fault and a summary; returns the number of faults."""
     start = time.monotonic()
     missing = [index for index in range(count) if index not in log.outcomes[kind]]
-    for index, outcome in run_cases(kind, log.seed, missing, processes):
+    for index, outcome in run_cases(kind, log.origin["seed"], missing, processes):
         log.add(kind, index, outcome)
         if outcome["fault"]:
             print(fault_line(kind, index, outcome), flush=True)
