@@ -63,6 +63,11 @@ class SpotConfig:
             raise InputError(f"--gpus must be at least 1, but got {self.gpus}")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise InputError(f"--rate must be a positive number, but got {self.rate:g}")
+        for name in ("data", "data_dir", "set", "rate"):
+            if self.plan is None and getattr(self, name) not in (None, []):
+                raise InputError(f"--{name.replace('_', '-')} means nothing without --plan; leave it out")
+        if not self.write and self.cluster != CLUSTER_FILE:
+            raise InputError("--cluster means nothing without --write; leave it out")
         if self.write:
             read_cluster_file(self.cluster)
 

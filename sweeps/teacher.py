@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED_MESSAGE = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
+# The options that count where no teacher is trained; the others are refused, so that none is passed over
+OPTIONS_OF_TASK = {"list": ("list", "json", "teachers"), "register": ("register", "teachers", "tracking_uri")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ def dispatch(config: TeacherConfig) -> int:
     from sweeps.teachers import read_teacher, register_or_explain
     from sweeps.tracking import check_tracking_uri, environment_uri
 
+    _check_options(config)
     if config.list:
         return print_teachers(config.teachers, as_json=config.json)
     root = check_studies_folder(config.teachers)
@@ -130,6 +133,19 @@ def dispatch(config: TeacherConfig) -> int:
     read_teacher(root, config.register)
     register_or_explain(root, config.register, config.tracking_uri)
     return ExitCode.DONE
+
+
+def _check_options(config: TeacherConfig) -> None:
+    """Check that every option that was typed counts for what the command is to do."""
+    defaults = vars(make_parser().parse_args([]))
+    given = [name for name, value in vars(config).items() if value != defaults[name]]
+    task = next((name for name in OPTIONS_OF_TASK if name in given), None)
+    for name in given:
+        flag = f"--{name.replace('_', '-')}"
+        if task is None and name == "json":
+            raise InputError("--json means nothing without --list; leave it out")
+        if task is not None and name not in OPTIONS_OF_TASK[task]:
+            raise InputError(f"{flag} means nothing for --{task}; leave it out")
 
 
 def _train(config: TeacherConfig, root: Path) -> int:

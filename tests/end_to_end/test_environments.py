@@ -84,7 +84,7 @@ def test_a_user_whom_nobody_knows_runs_a_study_in_an_odd_folder(bare_environment
     again = run_analysis(environment, out / "odd")
     assert again.returncode == 0, again.stdout + again.stderr
     folder = out / "odd"
-    assert record(folder).header["question"] == question
+    assert record(folder).header.question == question
     assert rows(folder / MLFLOW_FILE, "select count(*) from runs") == [(2,)]
     assert (folder / FRONT_PICTURE).stat().st_size > 10_000
     assert f"mlflow ui --backend-store-uri 'sqlite:///{out.name}/odd/mlflow.db'" in done.stdout
