@@ -20,7 +20,7 @@ from sweeps.tracking.uri import default_tracking_uri
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
 TERMINATE_SECONDS = 3.0
-CHECK_SECONDS = 60.0  # for the start of MLflow and a few calls of at most 10 s
+CHECK_SECONDS = 30.0  # for the start of MLflow and a few calls of at most 10 s
 REPORT_SECONDS = 5.0  # between two looks at what the process says
 
 
