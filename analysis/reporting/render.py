@@ -10,6 +10,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ SMALL, SMALL_DPI, SMALL_COLOURS = Layout(width=6.4, columns=3, title=False), 100
 HASH_KEY = "Comment"  # of a small picture's text that tells what it shows
 PRELOADED = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 MIN_TRIALS = 500  # of a study whose pictures are drawn by several processes
+LONGEST_FOLDER = 70  # bytes: paths of the server's sockets in the temporary folder must stay below 108
 MAX_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
 
 
@@ -89,8 +91,15 @@ def start_forkserver() -> None:
     It takes a second; the caller reads meanwhile. The caller itself cannot be forked safely: it has threads (Arrow's,
     OpenBLAS's), and a copy of its memory would wait for locks that they hold.
     """
+    if not _takes_sockets():
+        return
     forkserver.set_forkserver_preload(["__main__", *PRELOADED])
     forkserver.ensure_running()
+
+
+def _takes_sockets() -> bool:
+    """Whether the path of the temporary folder is short enough for sockets in it."""
+    return len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
 
 
 @contextmanager
@@ -101,10 +110,10 @@ def drawing_executor(trials: int) -> Iterator[Executor]:
         trials: of the study. With fewer than `MIN_TRIALS` processes would take longer to start than to draw.
 
     Yields:
-        Several processes for a large study, else this one.
+        Several processes for a large study, else this one; this one too where the path of the temporary folder is long.
     """
     processes = min(usable_cores(), MAX_PROCESSES)
-    if trials < MIN_TRIALS or processes == 1:
+    if trials < MIN_TRIALS or processes == 1 or not _takes_sockets():
         yield InlineExecutor()
         return
     start_forkserver()

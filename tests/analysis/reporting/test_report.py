@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from analysis.__main__ import main
+from analysis.reporting import render
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, Picture, drawing_executor
 from analysis.reporting.write import PAGE_FILE, write_report
@@ -262,3 +264,13 @@ class TestSources:
             assert main(["report", "--study", str(folder)]) == 0
         assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
         assert pushed == [closed]
+
+
+def test_a_long_path_of_the_temporary_folder_costs_processes_and_no_report(monkeypatch, tmp_path):
+    """Sockets of a server of processes would lie in it, and their paths have a limit."""
+    monkeypatch.setattr(render, "usable_cores", lambda: 4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    monkeypatch.setattr(render.forkserver, "ensure_running", lambda: pytest.fail("a server was started"))
+    render.start_forkserver()
+    with render.drawing_executor(10 * render.MIN_TRIALS) as executor:
+        assert isinstance(executor, render.InlineExecutor)
