@@ -17,13 +17,16 @@ from lowrank.training.engine.data_parallel import DataParallelGroup
 from tests.support.waiting import scaled
 
 
-def run_in_group(count: int, work: Callable[..., Any], *arguments: Any, on_gpus: bool = False) -> list[Any]:
+def run_in_group(
+    count: int, work: Callable[..., Any], *arguments: Any, on_gpus: bool = False, seconds: float = 200
+) -> list[Any]:  # fmt: skip
     """Call `work(group, *arguments)` in each of several new processes.
 
     Args:
         count: how many processes.
         work: can be pickled.
         arguments: can be pickled.
+        seconds: within which each must answer, on an idle machine.
         on_gpus: give each process the GPU of its number, over NCCL; else they use gloo on the CPU.
 
     Returns:
@@ -46,7 +49,7 @@ def run_in_group(count: int, work: Callable[..., Any], *arguments: Any, on_gpus:
         try:
             outcomes = []
             for receive, _ in pipes:
-                assert receive.poll(scaled(200)), f"no answer of a process of the group within {scaled(200):g} s"
+                assert receive.poll(scaled(seconds)), f"no answer of a process within {scaled(seconds):g} s"
                 outcomes.append(pickle.loads(receive.recv_bytes()))
         finally:
             for process in processes:

@@ -261,10 +261,11 @@ def test_no_process_runs_compiled_steps_where_one_of_them_cannot(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_compile_one_after_the_other_and_have_the_losses_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     losses, *_ = train(None, ["tensor_train"])["tensor_train"]
-    for ours, compiled in run_in_group(2, compiled_losses):
+    for ours, compiled in run_in_group(2, compiled_losses, seconds=800):
         assert compiled
         assert ours == pytest.approx(losses, rel=5e-6)
     assert len(list((tmp_path / COMPILED_FOLDER).glob("*.lock"))) == 1  # both have compiled the same function
