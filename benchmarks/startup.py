@@ -21,9 +21,9 @@ from pathlib import Path
 from lowrank.utils import OneLineParser
 
 COMMANDS = {
-    "--help": ["--help"],
-    "--list": ["--list"],
-    "--plan": ["--space", "tt_dims", "--plan"],
+    "help": ["--help"],
+    "list": ["--list"],
+    "plan": ["--space", "tt_dims", "--plan"],
 }
 
 
@@ -69,9 +69,11 @@ def main() -> int:
     parser = OneLineParser(prog="python -m benchmarks.startup", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT", help="a folder of this repository")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that are counted (5)")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="to run (all)")
     options: argparse.Namespace = parser.parse_args()
     print("| command | checkout | wall s | processor s |\n|---|---|---|---|")
-    for name, words in COMMANDS.items():
+    for name in options.commands:
+        words = COMMANDS[name]
         runs: dict[Path, list[StartUp]] = {checkout: [] for checkout in options.checkouts}
         for _ in range(options.rounds + 1):
             for checkout, measured in runs.items():
@@ -79,7 +81,7 @@ def main() -> int:
         for checkout, measured in runs.items():
             counted = measured[1:]
             wall, processor = min(one.wall for one in counted), min(one.processor for one in counted)
-            print(f"| `{name}` | {checkout.resolve().name} | {wall:.2f} | {processor:.2f} |", flush=True)
+            print(f"| `{' '.join(words)}` | {checkout.resolve().name} | {wall:.2f} | {processor:.2f} |", flush=True)
     return 0
 
 
