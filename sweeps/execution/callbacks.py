@@ -16,7 +16,7 @@ from ray.tune.stopper import Stopper
 from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
 from sweeps.execution.trial_config import TrialConfig, trial_config
-from sweeps.records import TERMINAL, VAL_ERROR, FullDiskError, Role, Status, Trial, is_study_disk_full
+from sweeps.records import TERMINAL, VAL_ERROR, EventFields, FullDiskError, Role, Status, Trial, is_study_disk_full
 from sweeps.resources import TrialResources
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.teachers import NO_CACHE, CacheOptions
@@ -119,7 +119,7 @@ class Recorder(_NoState, Callback):
         self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
         self._wrong_images: dict[str, str] = {}  # of the last epoch of running trials, by id
-        self._removed: dict[str, dict[str, Any]] = {}  # what is left of variational layers, by id
+        self._removed: dict[str, EventFields] = {}  # what is left of variational layers, by id
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any

@@ -98,7 +98,7 @@ class TrialRecord:
     wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
     # Of variational layers after the training: network (its settings with the channels that are left), threshold,
     # counts, alive (groups by layer), bits (by layer), masked, full_error, mixed_error
-    removed: dict[str, Any] = field(default_factory=dict)
+    removed: EventFields = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_trial_id(self.trial_id)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from sweeps.records import EventFields
 
 MIN_GAIN = 1.05  # times the speed of one card, under which several are not worth their time
 
@@ -23,7 +24,7 @@ class Spreading:
     on_one: float
     on_several: float
 
-    def to_event(self) -> dict[str, Any]:
+    def to_event(self) -> EventFields:
         """Return the fields of the journal's event."""
         return {"cards": self.cards, "tried": self.tried, "one": self.on_one, "several": self.on_several}
 

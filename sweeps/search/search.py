@@ -376,7 +376,7 @@ class Search:
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
-        fields: dict[str, Any] = {"wrong_images": wrong_images} if wrong_images else {}
+        fields: EventFields = {"wrong_images": wrong_images} if wrong_images else {}
         if removed:
             fields["removed"] = dict(removed)
         self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason, **fields)

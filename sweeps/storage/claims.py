@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from sweeps.storage.remote import Storage
 
@@ -55,7 +54,7 @@ def _newest_first(claim: tuple[int, str]) -> tuple[int, str]:
     return -claim[0], claim[1]
 
 
-def read_claim(storage: Storage, name: str) -> dict[str, Any]:
+def read_claim(storage: Storage, name: str) -> dict[str, object]:
     """Read a claim.
 
     Args:

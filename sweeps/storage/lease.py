@@ -48,7 +48,7 @@ class Lease:
         self.number = 0  # of this driver; 0 before `acquire`
         self._name = ""  # of the claim
         self._driver = {"token": uuid.uuid4().hex, **process_identity()}
-        self._stored: dict[str, Any] = {}
+        self._stored: dict[str, object] = {}
         self._checked = float("-inf")
         self._lock = threading.Lock()
 
@@ -136,7 +136,8 @@ class Lease:
         owners = []
         if name:
             claim = read_claim(self._storage, name)
-            self._stored = claim.get("stored", {})
+            stored = claim.get("stored")
+            self._stored = stored if isinstance(stored, dict) else {}
             if not claim.get("released"):
                 owners.append((name, claim))
         signed = read_driver_file(self._storage)
