@@ -41,7 +41,7 @@ from tests.faults.scene import (
 from tests.support import studies
 from tests.support.clusters import machines
 from tests.support.environment import changed_environment
-from tests.support.processes import child_pids, command_line, command_lines, group_worker_pids
+from tests.support.processes import child_pids, command_line, group_worker_pids, tracker_pids
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
 from tests.support.waiting import scaled, wait_until
@@ -156,13 +156,9 @@ def fill_disk(scene: Scene, study: Study, rng: random.Random) -> bool:
         assert f"--resume {NAME}" in study.end(ExitCode.DISK_FULL)
     finally:
         ballast.unlink()
-    wait_until(lambda: not _trackers(study.folder), "the old tracker to see that its driver is gone")
+    wait_until(lambda: not tracker_pids(study.folder), "the old tracker to see that its driver is gone")
     study.resume(*scene.location)
     return True
-
-
-def _trackers(folder: Path) -> list[int]:
-    return [pid for pid, line in command_lines().items() if "sweeps.tracking" in line and str(folder) in line]
 
 
 def damage(path: Path, rng: random.Random) -> str:
@@ -220,7 +216,7 @@ def strike_journal(change: Callable[[list[bytes], int, random.Random], None], wh
         if study.one(rng) is None:
             return False
         study.kill()
-        wait_until(lambda: not _trackers(study.folder), "the old tracker to see that its driver is gone")
+        wait_until(lambda: not tracker_pids(study.folder), "the old tracker to see that its driver is gone")
         path = study.folder / JOURNAL_FILE
         truncate_torn_line(path)  # as every resume does; here the lines are to be whole
         unfinished = {name for name, trial in studies.record(study.folder).trials.items() if not trial.ended}

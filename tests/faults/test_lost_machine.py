@@ -9,6 +9,7 @@ import pytest
 from sweeps.records.events import TERMINAL
 from sweeps.storage.remote import list_stored_studies
 from tests.support import studies
+from tests.support.processes import tracker_pids
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
@@ -32,6 +33,7 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
 
         wait_until(carried, "the ends of two trials in the storage")
         assert process.poll() is None  # the end of this block is a SIGKILL
+    wait_until(lambda: not tracker_pids(first / "lost"), "the tracker to see that its driver is gone")
     shutil.rmtree(first)
     assert list_stored_studies(uri) == ["lost"]
     again = studies.run("--resume", "lost", "--storage", uri, "--out", str(second))

@@ -51,6 +51,11 @@ def command_lines() -> dict[int, str]:
     return {int(path.name): command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
 
 
+def tracker_pids(folder: Path) -> list[int]:
+    """Return the ids of the processes that carry the study in `folder` into MLflow."""
+    return [pid for pid, line in command_lines().items() if "sweeps.tracking" in line and str(folder) in line]
+
+
 def is_running(pid: int) -> bool:
     """Whether a process has not ended; one that has, and is not yet waited for, does not run."""
     try:
