@@ -18,7 +18,6 @@ what a study on so many cards was seen to do.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Goal, Measurement, Table, environment, header, load, show
+from lowrank.utils import OneLineParser
 
 CARDS = (2, 4, 8, 64)
 MAX_IDLE = 5.0  # percent: the goal
@@ -206,7 +206,7 @@ def simulate(networks: dict[str, Network], trials: int, seed: int) -> list[dict[
 
 def main(arguments: list[str] | None = None) -> int:
     """Simulate and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.spread_simulation", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.studies.spread_simulation", description=__doc__)
     parser.add_argument("--several", type=Path, metavar="FILE", help="several_cards_table.json of gpu.several_cards")
     parser.add_argument("--trials", type=int, default=200, help="for each 8 cards, and for fewer")
     parser.add_argument("--seed", type=int, default=0)
