@@ -27,7 +27,11 @@ from analysis.reporting.tables import (
     layers_table,
     paired_effects_table,
     points_table,
+    posterior_epochs_table,
+    posterior_layers_table,
     profile_table,
+    removed_layers_table,
+    removed_table,
     repeats_table,
     reproduce_table,
     table_of_test_errors,
@@ -251,6 +255,41 @@ def initial_section(page: Page, study: StudyRecord, report: Report, folder: Path
         page.file("layers.csv")
 
 
+def posterior_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add what Bayesian compression has left, and what its posteriors looked like while they were trained."""
+    table = removed_table(study)
+    if not table.rows:
+        return
+    page.section("Bayesian compression")
+    table.write(folder)
+    page.text(
+        "Groups of weights with a score over the threshold are removed after the training; the threshold is the "
+        "largest whose network is within the trial's budget. Before and after: validation errors of the posterior mean "
+        "with all groups and of what is left. Mixed precision: with the bits that the posterior variances ask for, as "
+        "Louizos, Ullrich and Welling (2017) count them; the bytes are those of the weights alone.", "note",
+    )  # fmt: skip
+    page.table(table)
+    layers = removed_layers_table(study)
+    layers.write(folder)
+    page.heading("Layers")
+    page.table(layers)
+    epochs = posterior_epochs_table(study)
+    epochs.write(folder)
+    if epochs.texts:
+        page.heading("By epoch")
+        page.text(
+            "Sparsity and compression are those at the fixed threshold of the method's settings. The last epoch's "
+            "error is the one after the removal.", "note",
+        )  # fmt: skip
+        page.table(epochs)
+    histograms = posterior_layers_table(study)
+    histograms.write(folder)
+    if histograms.texts:
+        page.heading("Signal-to-noise ratios after the last epoch")
+        page.text("Weights of each layer in percent, by |mean| over standard deviation of their posterior.", "note")
+        page.table(histograms)
+
+
 def importance_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
     """Add which fields the error depends on."""
     page.section("What the error depends on")
@@ -398,7 +437,7 @@ def reproduce_section(page: Page, study: StudyRecord, report: Report, folder: Pa
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
     ("answer", answer_section), ("fronts", front_section), ("test errors", test_error_section),
-    ("shapes", heat_map_section), ("start", initial_section), ("curves", curve_section),
-    ("importance", importance_section), ("ablation", paired_effects_section), ("repeats", repeat_section),
-    ("failures", failure_section), ("cost", cost_section), ("commands", reproduce_section),
+    ("shapes", heat_map_section), ("start", initial_section), ("posterior", posterior_section),
+    ("curves", curve_section), ("importance", importance_section), ("ablation", paired_effects_section),
+    ("repeats", repeat_section), ("failures", failure_section), ("cost", cost_section), ("commands", reproduce_section),
 )  # fmt: skip

@@ -5,7 +5,7 @@ Errors are in percent, differences in points of error, times in seconds unless a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -49,7 +49,7 @@ from analysis.utils import (
     write_csv,
 )
 from lowrank.utils import format_count
-from sweeps.records import StudyRecord
+from sweeps.records import FULL_ERROR, LAYER_METRIC_PREFIXES, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -700,3 +700,145 @@ _REPRODUCE_COLUMNS: tuple[Column[ReproduceCommand], ...] = (
 def reproduce_table(commands: Sequence[ReproduceCommand]) -> ReportTable:
     """Return the command of each point; for CSV."""
     return make_table("reproduce", _REPRODUCE_COLUMNS, commands)
+
+
+# Bayesian compression
+
+KL, ALIVE, SIGNAL_TO_NOISE = LAYER_METRIC_PREFIXES
+SHOWN_EPOCHS = 8  # on the page; the table has all
+_EPOCH_METRICS = ("loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
+
+
+def removed_table(study: StudyRecord) -> ReportTable:
+    """Return what is left of each trial's network: sizes, errors before and after the removal, and the threshold.
+
+    Args:
+        study: the records.
+
+    Returns:
+        One row a trial that has lost groups.
+    """
+    rows = tuple(
+        (trial.trial_id, _prior(trial), trial.counts.get("params"), trial.counts.get("dense_params"),
+         trial.counts.get("bytes"), trial.counts.get("mixed_bytes"), trial.removed.get("threshold"),
+         _last(trial, FULL_ERROR), trial.val_error, trial.removed.get("mixed_error"), bool(trial.removed.get("masked")))
+        for trial in _removed_trials(study)
+    )  # fmt: skip
+    texts = tuple(
+        (trial_id, prior, f"{params:,}", f"{params / dense:.1%}" if dense else "", f"{size:,}", f"{mixed:,}",
+         "none" if threshold > 1e20 else f"{threshold:.2f}", _percent(full), _percent(error), _percent(rounded),
+         "masked" if masked else "removed")
+        for trial_id, prior, params, dense, size, mixed, threshold, full, error, rounded, masked in rows
+    )  # fmt: skip
+    columns = (
+        "trial_id", "prior", "params", "dense_params", "bytes", "mixed_bytes", "threshold", "full_val_error",
+        "val_error", "mixed_val_error", "masked",
+    )  # fmt: skip
+    headings = (
+        "trial", "prior", "parameters", "of dense", "bytes", "bytes, mixed", "threshold", "before", "after",
+        "mixed precision", "groups",
+    )  # fmt: skip
+    return ReportTable(name="removed", columns=columns, rows=rows, texts=texts, headings=headings)
+
+
+def removed_layers_table(study: StudyRecord) -> ReportTable:
+    """Return the groups that stay in each layer of each trial, and the bits of their weights.
+
+    Args:
+        study: the records.
+
+    Returns:
+        One row a layer of a trial.
+    """
+    rows = tuple(
+        (trial.trial_id, _prior(trial), trial.counts.get("params"), name, alive, groups,
+         trial.removed.get("bits", {}).get(name), _last(trial, KL + name))
+        for trial in _removed_trials(study) for name, (alive, groups) in trial.removed.get("alive", {}).items()
+    )  # fmt: skip
+    texts = tuple(
+        (f"{prior}, {params:,}", name, f"{alive} of {groups}", str(bits), "" if kl is None else f"{kl:,.0f}")
+        for _, prior, params, name, alive, groups, bits, kl in rows
+    )
+    columns = ("trial_id", "prior", "params", "layer", "alive", "groups", "bits", "kl")
+    headings = ("network", "layer", "groups that stay", "bits", "KL in nats")
+    return ReportTable(name="removed_layers", columns=columns, rows=rows, texts=texts, headings=headings)
+
+
+def posterior_epochs_table(study: StudyRecord) -> ReportTable:
+    """Return the data term, the divergence and what the posterior would leave, by epoch.
+
+    Args:
+        study: the records.
+
+    Returns:
+        One row an epoch of a trial; in words some epochs of the first trial of each prior.
+    """
+    rows = tuple(
+        (trial.trial_id, _prior(trial), number, *(metrics.get(name) for name in _EPOCH_METRICS))
+        for trial in _removed_trials(study) for number, metrics in sorted(trial.epochs.items())
+    )  # fmt: skip
+    texts = []
+    for trial in _first_of_each_prior(study):
+        numbers = sorted(trial.epochs)
+        step = max(1, len(numbers) // SHOWN_EPOCHS)
+        for number in [*numbers[step - 1 : -1 : step], numbers[-1]]:
+            values = [trial.epochs[number].get(name) for name in _EPOCH_METRICS]
+            texts.append((_prior(trial), str(number), *("" if value is None else f"{value:.4g}" for value in values)))
+    columns = ("trial_id", "prior", "epoch", *_EPOCH_METRICS)
+    headings = ("prior", "epoch", "data term", "KL / examples", "weight of KL", "sparsity", "compression", "error in %")
+    return ReportTable(name="posterior_epochs", columns=columns, rows=rows, texts=tuple(texts), headings=headings)
+
+
+def posterior_layers_table(study: StudyRecord) -> ReportTable:
+    """Return by epoch and layer the divergence, the groups alive and the histogram of signal-to-noise ratios.
+
+    Args:
+        study: the records.
+
+    Returns:
+        One row a metric of a layer in an epoch; in words the last histogram of each layer, of the first trial of each
+        prior.
+    """
+    rows = tuple(
+        (trial.trial_id, number, name, value)
+        for trial in _removed_trials(study) for number, metrics in sorted(trial.epochs.items())
+        for name, value in metrics.items() if name.startswith(LAYER_METRIC_PREFIXES)
+    )  # fmt: skip
+    texts = []
+    edges: tuple[str, ...] = ()
+    for trial in _first_of_each_prior(study):
+        last = trial.epochs[trial.last_epoch]
+        for layer in (name.removeprefix(KL) for name in last if name.startswith(KL)):
+            prefix = f"{SIGNAL_TO_NOISE}{layer}."
+            shares = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+            edges = edges or tuple(shares)
+            texts.append((_prior(trial), layer, *(f"{100 * shares.get(edge, 0):.0f}" for edge in edges)))
+    columns = ("trial_id", "epoch", "metric", "value")
+    headings = ("prior", "layer", *(f"< 10^{edge}" if edge != "inf" else "above" for edge in edges))
+    return ReportTable(name="posterior_layers", columns=columns, rows=rows, texts=tuple(texts), headings=headings)
+
+
+def _removed_trials(study: StudyRecord) -> Iterator[TrialRecord]:
+    return (trial for trial in study.trials.values() if trial.removed and not trial.broken)
+
+
+def _first_of_each_prior(study: StudyRecord) -> Sequence[TrialRecord]:
+    """The first trial of each prior that has epochs on record."""
+    trials: dict[str, TrialRecord] = {}
+    for trial in _removed_trials(study):
+        if trial.epochs:
+            trials.setdefault(_prior(trial), trial)
+    return list(trials.values())
+
+
+def _prior(trial: TrialRecord) -> str:
+    settings = {} if trial.specification is None else trial.specification.method.settings()
+    return str(settings.get("prior", "")).replace("_", "-")
+
+
+def _last(trial: TrialRecord, name: str) -> float | None:
+    return trial.epochs.get(trial.last_epoch, {}).get(name)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
