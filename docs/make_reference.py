@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # it is run as a script
 
 from analysis.__main__ import COMMANDS  # noqa: E402
 from lowrank.data import DataSettings  # noqa: E402
-from lowrank.layers.registry import METHODS  # noqa: E402
+from lowrank.layers.registry import METHODS, VARIATIONAL_METHODS  # noqa: E402
 from lowrank.networks import NetworkSettings  # noqa: E402
 from lowrank.training import Recipe  # noqa: E402
 from lowrank.utils.cli import EXIT_CODE_TEXTS, ExitCode, OneLineParser  # noqa: E402
@@ -171,7 +171,7 @@ def _methods() -> Iterator[str]:
     texts = FIELDS["method"]
     yield from (f"| `{name}` | {_cell(text)} |" for name, text in texts.items())
     yield from ["", "| method | its fields, with types and defaults |", "|---|---|"]
-    for method, model in METHODS.items():
+    for method, model in {**METHODS, **VARIATIONAL_METHODS}.items():
         fields = []
         for name, schema in model.model_json_schema()["properties"].items():
             if name == "name":

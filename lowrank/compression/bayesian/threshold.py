@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
+from lowrank.compression.bayesian.channels import find_structure
 from lowrank.compression.bayesian.removal import Remover
 from lowrank.compression.budget import Budget
 from lowrank.compression.file_size import safetensors_size
@@ -120,6 +122,7 @@ def _bisect(candidates: list[float], fits: Callable[[float], bool]) -> float:
     return candidates[low]
 
 
+@lru_cache(maxsize=256)
 def smallest_sizes(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> dict[str, int] | None:
     """Count the smallest network that removal can leave: one channel in each layer.
 
@@ -131,8 +134,6 @@ def smallest_sizes(settings: NetworkSettings, image_shape: ImageShape, classes: 
     Returns:
         Parameters and mult-adds; None for a network whose groups are only masked.
     """
-    from lowrank.compression.bayesian.channels import find_structure
-
     structure = find_structure(network_to_count(settings, image_shape, classes), settings)
     if structure is None:
         return None
