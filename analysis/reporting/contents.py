@@ -285,13 +285,14 @@ def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
 def _rival_clause(rival: PointComparison) -> str:
     """The difference as it was measured; better or worse is said only of what is beyond noise after all corrections."""
     size = " at equal size" if rival.level else ""
+    seeds = f" {rival.shared_seeds}" if rival.shared_seeds else ""
     if rival.gap == 0:
-        return f", the same measured error as {rival.other.form}{size}"
+        return f", the same measured error as {rival.other.form}{size}{seeds}"
     side = ("better", "worse") if rival.within_noise is False else ("lower", "higher")
     verdict = {True: ", within noise", False: ", beyond noise", None: ", noise unknown"}[rival.within_noise]
     if rival.level is not None:
         verdict += " (not corrected for the choice)"
-    return f", {abs(rival.gap):.2f} points {side[rival.gap > 0]} than {rival.other.form}{size}{verdict}"
+    return f", {abs(rival.gap):.2f} points {side[rival.gap > 0]} than {rival.other.form}{size}{seeds}{verdict}"
 
 
 def _compare_with_reference(

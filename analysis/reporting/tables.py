@@ -228,6 +228,8 @@ _BUDGET_COLUMNS: tuple[Column[_BudgetRow], ...] = (
     Column("next_best_method", lambda row: row.rival and row.rival.other.name, "next method",
            lambda row: row.rival_words),
     Column("points_to_next_best", lambda row: _optional(row.rival, "gap")),
+    Column("points_to_separable_seeds", lambda row: _optional(row.separable, "seeds")),
+    Column("points_to_next_best_seeds", lambda row: _optional(row.rival, "seeds")),
     Column("compared_at", lambda row: row.answer.level.size if row.rival and row.rival.level and row.answer.level
            else None),
     Column("epochs", lambda row: row.best.epochs),
@@ -353,7 +355,8 @@ def _gap(comparison: PointComparison | None) -> str:
     if comparison is None:
         return ""
     verdict = {True: ", within noise", False: ", beyond noise", None: ""}[comparison.within_noise]
-    return f"{format_points(comparison.gap)}{verdict}"
+    seeds = f" {comparison.shared_seeds}" if comparison.shared_seeds else ""
+    return f"{format_points(comparison.gap)}{seeds}{verdict}"
 
 
 def points_table(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]]) -> ReportTable:

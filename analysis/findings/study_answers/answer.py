@@ -93,6 +93,11 @@ class PointComparison:
         """Whether the best was chosen among several points, and the difference pays for that."""
         return self.chosen is not None and self.chosen.candidates > 1
 
+    @property
+    def shared_seeds(self) -> str:
+        """Over which seeds the gap is, in words; "" where it is the difference of the two errors shown."""
+        return "" if self.seeds is None else f"over the {self.seeds} seed{'s' * (self.seeds != 1)} of both"
+
     def text(self) -> str:
         """Return one clause, e.g. `separable reference: 1.9 % at 755,000, 0.2 points lower (within noise)`."""
         side = "lower" if self.gap > 0 else "higher"
@@ -107,8 +112,8 @@ class PointComparison:
         """Over which seeds, the interval, and whether it is beyond noise; signs are those of the clause."""
         sign = 1 if self.gap > 0 else -1
         parts = []
-        if self.seeds is not None:
-            parts.append(f"over the {self.seeds} seed{'s' * (self.seeds != 1)} of both")
+        if self.shared_seeds:
+            parts.append(self.shared_seeds)
         if self.chosen is not None:
             selected = self.chosen.selected
             low, high = sorted((sign * selected.low, sign * selected.high))

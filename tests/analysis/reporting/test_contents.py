@@ -231,6 +231,19 @@ class TestSeeds:
         assert plot_of(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
 
 
+def test_sentence_and_table_say_over_how_many_seeds_a_difference_is():
+    """A setting of three seeds against one of a single seed: 5 against 9 %, 3 points over the seed of both."""
+    trials = [trial_of_images(f"a{seed}", range(wrong), seed=seed, params=100, dims=2)
+              for seed, wrong in enumerate((6, 5, 4))]  # fmt: skip
+    record = study(*trials, trial_of_images("b", range(9), params=100, method="tucker"), data={"val_images": 100})
+    (sentence,) = [paragraph for paragraph in summary(record) if paragraph.startswith("Any size")]
+    assert "3.00 points lower than Tucker over the 1 seed of both" in sentence
+    table = budget_table(budget_answers(record), collect_points(record))
+    (row,) = rows_of(table)
+    assert (row["points_to_next_best"], row["points_to_next_best_seeds"]) == (-3.0, 1)
+    assert "Tucker: -3.00 over the 1 seed of both" in " ".join(table.texts[0])
+
+
 def rows_of(table):
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
