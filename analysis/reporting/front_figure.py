@@ -89,22 +89,32 @@ def draw_front(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
     """
     lines = plot.title.count("\n") + 1
     top = 1 - (0.61 + 0.23 * lines) / layout.height if layout.title else 0.985
-    entries = len(plot.series) + len(plot.references) + len(plot.thin) + bool(plot.front) + bool(plot.stopped)
-    rows = -(-entries // layout.columns)
-    bottom = (0.57 + 0.23 * rows) / layout.height + (0.11 / layout.height if not layout.title else 0.0357)
     left = 0.72 / layout.width if layout.title else 0.62 / layout.width
-    axes = figure.add_axes((left, bottom, 0.98 - left, top - bottom))
+    axes = figure.add_axes((left, 0.2, 0.98 - left, top - 0.2))
     if layout.title:
         figure.text(left, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
         figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
     _draw_axes(axes, plot, layout)
     _draw_points(axes, plot)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=-(-len(handles) // rows),
-        frameon=False, fontsize=9, columnspacing=1.6, handletextpad=0.5,
-    )  # fmt: skip
+    rows = _draw_legend(figure, axes, layout.columns)
+    bottom = (0.57 + 0.23 * rows) / layout.height + (0.11 / layout.height if not layout.title else 0.0357)
+    axes.set_position((left, bottom, 0.98 - left, top - bottom))
     _draw_labels(figure, axes, plot)
+
+
+def _draw_legend(figure: Figure, axes: Axes, columns: int) -> int:
+    """Draw the legend below the axes, in at most `columns` columns and as many as fit the width; returns its rows."""
+    handles, names = axes.get_legend_handles_labels()
+    rows = -(-len(handles) // columns)
+    while True:
+        legend = figure.legend(
+            handles, names, loc="lower center", bbox_to_anchor=(0.5, 0.008), ncols=-(-len(handles) // rows),
+            frameon=False, fontsize=9, columnspacing=1.6, handletextpad=0.5,
+        )  # fmt: skip
+        if rows == len(handles) or legend.get_window_extent().width <= figure.bbox.width:
+            return rows
+        legend.remove()
+        rows += 1
 
 
 def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from analysis.reporting.front_data import front_plot
-from analysis.reporting.front_figure import write_front_picture
+from analysis.reporting.front_figure import Layout, draw_front, write_front_picture
 from analysis.stats.front import collect_points, pareto_front
 from analysis.utils.styles import METHOD_STYLES
 from sweeps.records.events import Role, Status
@@ -77,3 +80,18 @@ class TestPlot:
         study = load_study(write_study(tmp_path, Plan(trials=0, references=False)))
         with pytest.raises(ValueError, match="a picture needs a completed trial, but tt_dims has none"):
             front_plot(study, collect_points(study))
+
+
+def test_the_legend_lies_within_the_picture(study):
+    plot = front_plot(study, collect_points(study))
+    name, x, y = plot.references[0]
+    many = replace(plot, references=tuple((f"{name} with a long name, number {index}", x, y) for index in range(11)))
+    figure = Figure(figsize=(Layout().width, Layout().height))
+    FigureCanvasAgg(figure)
+    draw_front(figure, many, Layout())
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= figure.bbox.width
+    axes = figure.axes[0].get_tightbbox()
+    assert axes is not None
+    assert axes.y0 >= legend.get_window_extent().y1 - 1
