@@ -188,8 +188,8 @@ class RunOptions:
             The options with these folders.
         """
 
-        def folder(typed: Path | None, kept: str | None) -> Path | None:
-            return typed or (Path(kept) if kept else None)
+        def folder(typed: Path | None, recorded: str | None) -> Path | None:
+            return typed or (Path(recorded) if recorded else None)
 
         return replace(
             self, data_dir=folder(self.data_dir, stored.data_dir), teachers=folder(self.teachers, stored.teachers),
