@@ -1,6 +1,6 @@
 """Small and large trials on many cards, simulated from measured speeds: how long, and how many cards stand idle.
 
-    python -m benchmarks.studies.spread_simulation [--several FILE] [--trials 200] [--seed 0] [--json FILE]
+    python -m benchmarks.studies.spread_simulation [--several FILE | --on-two NETWORK=SPEED ...] [--trials 200]
 
 A study has ResNet-9 and WRN-28-10 trials, of which successive halving stops most. Ways to give them cards:
 
@@ -12,8 +12,8 @@ A study has ResNet-9 and WRN-28-10 trials, of which successive halving stops mos
 * sorted: as spread, with the trials of the slowest network first, as a grid could have them.
 
 The speeds of trials that share a card are those of docs/results/h200_engine.txt. That of one trial on two cards is read
-from a record of benchmarks.gpu.several_cards; without one, trials are only moved. This says what a rule would give, not
-what a study on so many cards was seen to do.
+from a record of benchmarks.gpu.several_cards, or given; a network without one is only moved. This says what a rule would
+give, not what a study on so many cards was seen to do.
 """
 
 from __future__ import annotations
@@ -208,18 +208,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Simulate and print."""
     parser = OneLineParser(prog="python -m benchmarks.studies.spread_simulation", description=__doc__)
     parser.add_argument("--several", type=Path, metavar="FILE", help="several_cards_table.json of gpu.several_cards")
+    parser.add_argument("--on-two", nargs="+", default=[], metavar="NETWORK=SPEED", help="images/s, instead of a file")
     parser.add_argument("--trials", type=int, default=200, help="for each 8 cards, and for fewer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     args = parser.parse_args(arguments)
     around = environment()
     on_two = {} if args.several is None else speeds_on_two(args.several)
+    for name, _, speed in (text.partition("=") for text in args.on_two):
+        on_two[name] = float(speed)
     networks = {name: Network(name, network.together, on_two.get(name)) for name, network in NETWORKS.items()}
     rows = simulate(networks, args.trials, args.seed)
-    way = rows[-1]["way"]
     goals = [
-        Goal(what=f"{row['cards']} cards, {way}: idle", limit=MAX_IDLE, found=row["idle %"], unit="%")
-        for row in rows if row["way"] == way
+        Goal(what=f"{row['cards']} cards, {row['way']}: idle", limit=MAX_IDLE, found=row["idle %"], unit="%")
+        for row in rows if row["way"] == "spread"
     ]  # fmt: skip
     known = ", ".join(f"{name} {speed:,.0f}" for name, speed in on_two.items()) or "none"
     record = Measurement(
