@@ -12,8 +12,8 @@ A study has ResNet-9 and WRN-28-10 trials, of which successive halving stops mos
 * sorted: as spread, with the trials of the slowest network first, as a grid could have them.
 
 The speeds of trials that share a card are those of docs/results/h200_engine.txt. That of one trial on two cards is read
-from a record of benchmarks.gpu.several_cards, or given; a network without one is only moved. This says what a rule would
-give, not what a study on so many cards was seen to do.
+from a record of benchmarks.gpu.several_cards, or given; a network without one is only moved. This says what a rule
+would give, not what a study on so many cards was seen to do.
 """
 
 from __future__ import annotations
