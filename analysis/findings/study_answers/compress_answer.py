@@ -121,11 +121,17 @@ def compress_paragraphs(
     paragraphs = [" ".join(part for part in first if part)]
     for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
         if size.best is not None and smaller is not None and smaller.best == size.best:
-            text = f"{_capital(_share_words(size))}: no network is better than that of the smaller budget."
+            text = f"{_capital(_share_words(size))}: {_smaller_is_best(size, smaller)}."
         else:
             text = _size_paragraph(size, base, compared)
         paragraphs.append(" ".join(filter(None, (text, (others or {}).get(size.stratum.label)))))
     return [*paragraphs, *_worsened_paragraph(points)]
+
+
+def _smaller_is_best(size: CompressedSize, smaller: CompressedSize) -> str:
+    if all(point in smaller.points for point in size.points):
+        return "no trial above the smaller budget was completed"
+    return f"no network is better than that of the smaller budget, best of {len(size.points)}"
 
 
 def _worsened_paragraph(points: Sequence[FrontPoint]) -> list[str]:

@@ -96,7 +96,10 @@ def test_what_is_as_good_as_the_trained_network_is_said_at_its_margin():
 def test_a_larger_budget_without_a_better_network_names_none():
     small = study(TRIALS[0], record("tucker2", 98_000, 3.0, stratum=QUARTER), record("svd", 199_000, 3.5, stratum=HALF))
     half = compress_paragraphs(small, collect_points(small))[1]
-    assert half == "Half the parameters: no network is better than that of the smaller budget."
+    assert half == "Half the parameters: no network is better than that of the smaller budget, best of 2."
+    small = study(TRIALS[0], record("tucker2", 98_000, 3.0, stratum=QUARTER))
+    half = compress_paragraphs(small, collect_points(small))[1]
+    assert half == "Half the parameters: no trial above the smaller budget was completed."
 
 
 def test_before_any_training_no_network_is_taught():
