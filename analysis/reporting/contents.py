@@ -191,7 +191,7 @@ def summarise(
         paragraphs += [sentence] if (sentence := comparisons_sentence(budget_answers)) else []
         paragraphs += _compare_with_thin(study, points, evidence)
     if common:
-        paragraphs.insert(2 if begins_trained else 0, common_sentence(common))
+        paragraphs.insert(1 if begins_trained else 0, common_sentence(common))
     paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
     paragraphs += _effect_paragraphs(effects)
     paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]

@@ -293,7 +293,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     paragraphs = compressed or [text for answer, text in texts if answer not in untried]
     paragraphs += [sentence] if not compressed and (sentence := comparisons_sentence(answered)) else []
     if common:
-        paragraphs.insert(2 if compressed else 0, common_sentence(common))
+        paragraphs.insert(1 if compressed else 0, common_sentence(common))
     if untried:
         paragraphs.insert(
             0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."
