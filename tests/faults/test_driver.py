@@ -64,7 +64,8 @@ def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
     os.killpg(process.pid, signal.SIGTERM)
     said = studies.finish(process)
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted, and so was Ray; nothing is lost, go on with --resume hit"
+    command = f"python sweeps/run.py --resume hit --out {folder.parent}"
+    assert said.splitlines()[-1] == f"interrupted, and so was Ray; nothing is lost, go on with: {command}"
     assert "Traceback" not in said
     done = studies.run("--resume", "hit", "--out", str(folder.parent))
     assert done.returncode == 0, done.stdout + done.stderr
