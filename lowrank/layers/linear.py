@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.layers.base_method import ConvShape, Method
+from lowrank.layers.bayesian.method import Bayesian
+from lowrank.layers.dense import Dense
 from lowrank.layers.low_rank.whole_kernel import KernelChain, WholeKernelMethod
 
 
@@ -83,16 +85,18 @@ def build_linear(method: Method, shape: ConvShape) -> nn.Module:
         shape: the linear map's, with I and O as channels; stride, padding and dilation are ignored.
 
     Returns:
-        A layer (.., I) -> (.., O): a `KernelChain` for methods that factorise whole kernels, a `StructuredLinear` for
-        the others, or an `nn.Linear` where the method leaves this shape dense.
+        A layer (.., I) -> (.., O): a `KernelChain` for methods that factorise whole kernels, a `VariationalLinear` for
+        bayesian, a `StructuredLinear` for the others, or an `nn.Linear` where the method leaves this shape dense.
     """
     if isinstance(method, WholeKernelMethod) and not method.stays_dense(shape):
         return KernelChain(method, shape, method.ranks_at(shape), linear=True)
-    conv = method.build(shape._replace(stride=(1, 1), padding=(0, 0), dilation=(1, 1)))
+    plain = shape._replace(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    conv = Dense().build(plain) if isinstance(method, Bayesian) else method.build(plain)
     if isinstance(conv, StructuredMap | SeparableConv2d):
         return StructuredLinear(conv)
     assert isinstance(conv, nn.Conv2d)
-    return as_linear(conv.weight.flatten(1), conv.bias)
+    linear = as_linear(conv.weight.flatten(1), conv.bias)
+    return method.make_layer(linear) if isinstance(method, Bayesian) else linear
 
 
 def as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from lowrank.compression import VariationalSettings
 from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation import Teacher
-from lowrank.layers import checkpoint_rebuild
+from lowrank.errors import InputError
+from lowrank.layers import checkpoint_rebuild, variational_layers
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.cuda_graph import make_captured_epoch
@@ -109,6 +110,8 @@ class Trainer:
         if group is not None:
             group.use_global_batch(network)
         self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
+        if variational is None and any(True for _ in variational_layers(network)):
+            raise InputError("a network with variational layers needs `variational`, from which it was made")
         self.variational = None if variational is None else VariationalTraining(
             network, variational, seed=order_seed, examples=len(data.train), steps_per_epoch=self.steps_per_epoch,
             image_shape=data.image_shape, classes=len(data.classes),

@@ -13,16 +13,30 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lowrank.compression import NetworkPlan, build_sized_student, find_builder_weights
+from lowrank.compression import (
+    NetworkPlan,
+    build_sized_student,
+    find_builder_weights,
+    make_variational,
+    network_to_count,
+)
 from lowrank.data import ImageData, load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
-from lowrank.layers import Dense, Separable
+from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
 from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, use_channels_last
 from lowrank.utils import usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
-from sweeps.space import NETWORK_WEIGHTS, RunOptions, Space, Stratum, Value, teacher_space
+from sweeps.space import (
+    NETWORK_WEIGHTS,
+    RunOptions,
+    Space,
+    Stratum,
+    Value,
+    alternative_names,
+    teacher_space,
+)
 from sweeps.study.initial_errors import InitialErrors
 from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, reachable_strata
 from sweeps.utils import format_duration
@@ -129,13 +143,24 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
         initial_errors.unmeasured, unseen,
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
-        _augmentation_words(space, resolver), list(resolver.data.notes), list_layers(resolver.plan(space.network)),
+        _augmentation_words(space, resolver), list(resolver.data.notes), _replaced_layers(space, resolver),
     )  # fmt: skip
 
 
 def _method_and_allocation(trial: Trial) -> str:
     method, allocation = _method_name(trial), trial.specification.allocation
     return f"{method} by {allocation.by}" if allocation else method
+
+
+def _replaced_layers(space: Space, resolver: Resolver) -> list[dict[str, str]]:
+    """List the layers; where all trials are Bayesian, also the stem and the one that gives the classes are replaced."""
+    layers = list_layers(resolver.plan(space.network))
+    if {str(name) for alternative in space.alternatives for name in alternative_names(alternative)} != {"bayesian"}:
+        return layers
+    reasons = make_variational(
+        network_to_count(space.network, resolver.image_shape, resolver.classes), Bayesian()
+    )  # fmt: skip
+    return [{**layer, "kept": reasons.get(layer["name"], "") if layer["shape"] else layer["kept"]} for layer in layers]
 
 
 def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:

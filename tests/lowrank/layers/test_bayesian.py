@@ -20,6 +20,7 @@ from lowrank.layers import (
     NormalJeffreysScales,
     VariationalConv2d,
     VariationalLinear,
+    build_linear,
     make_method,
 )
 from lowrank.layers.bayesian.divergences import (
@@ -182,6 +183,7 @@ def test_settings_are_those_of_a_method_that_is_declared_apart() -> None:
     method = make_method({"name": "bayesian", "prior": "horseshoe"})
     assert (method.params(shape), method.mult_adds(shape)) == (4 * 6 * 9 + 6, 4 * 6 * 9 * 9)
     assert isinstance(method.build(shape), VariationalConv2d)
+    assert isinstance(build_linear(method, ConvShape(4, 6, bias=True)), VariationalLinear)
     assert "2 groups" in (method.infeasible(shape._replace(groups=2)) or "")
     with pytest.raises(InputError, match=r"`method\.prior`"):
         make_method({"name": "bayesian", "prior": "laplace"})

@@ -11,6 +11,7 @@ import torch
 
 from lowrank.compression import Budget, VariationalSettings, make_variational
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
+from lowrank.errors import InputError
 from lowrank.layers import Bayesian, posterior_parameters, variational_layers
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
@@ -204,3 +205,10 @@ def test_fine_tuning_leaves_masked_groups_masked() -> None:
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
     )  # fmt: skip
     assert total - zeros == removed.counts["params"] <= 0.6 * total
+
+
+def test_variational_layers_are_not_trained_without_their_divergence(digits: ImageData) -> None:
+    network = make_network(NETWORK, digits.image_shape, len(digits.classes))
+    make_variational(network, Bayesian())
+    with pytest.raises(InputError, match="needs `variational`"):
+        Trainer(network, digits, Recipe(epochs=1), augmentation=AugmentationSettings(), order_seed=0)
