@@ -728,8 +728,8 @@ def removed_table(study: StudyRecord) -> ReportTable:
         for trial in _removed_trials(study)
     )  # fmt: skip
     texts = tuple(
-        (trial_id, prior, f"{params:,}", f"{params / dense:.1%}" if dense else "", f"{size:,}", f"{mixed:,}",
-         "none" if threshold > 1e20 else f"{threshold:.2f}", _percent(full), _percent(error), _percent(rounded),
+        (trial_id, prior, _grouped(params), f"{params / dense:.1%}" if params and dense else "", _grouped(size),
+         _grouped(mixed), "none" if threshold is None or threshold > 1e20 else f"{threshold:.2f}", _percent(full), _percent(error), _percent(rounded),
          "masked" if masked else "removed")
         for trial_id, prior, params, dense, size, mixed, threshold, full, error, rounded, masked in rows
     )  # fmt: skip
@@ -819,6 +819,10 @@ def posterior_layers_table(study: StudyRecord) -> ReportTable:
     columns = ("trial_id", "epoch", "metric", "value")
     headings = ("prior", "layer", *(f"< 10^{edge}" if edge != "inf" else "above" for edge in edges))
     return ReportTable(name="posterior_layers", columns=columns, rows=rows, texts=tuple(texts), headings=headings)
+
+
+def _grouped(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def _removed_trials(study: StudyRecord) -> Iterator[TrialRecord]:

@@ -50,7 +50,7 @@ def test_a_specification_is_plain_data(resolver):
     ("changes", "message"),
     [
         ({"train": {"epochs": -1}}, "`specification.train.epochs`: must be greater than or equal to 0, but got -1"),
-        ({"colour": "red"}, "unknown field `specification.colour`; choose from: allocation, data, "),
+        ({"colour": "red"}, "unknown field `specification.colour`; choose from: allocation, budget, data, "),
         (
             {"train": {"pace": 1}},
             "unknown field `specification.train.pace`; choose from: batch_size, ",
