@@ -729,7 +729,8 @@ def removed_table(study: StudyRecord) -> ReportTable:
     )  # fmt: skip
     texts = tuple(
         (trial_id, prior, _grouped(params), f"{params / dense:.1%}" if params and dense else "", _grouped(size),
-         _grouped(mixed), "none" if threshold is None or threshold > 1e20 else f"{threshold:.2f}", _percent(full), _percent(error), _percent(rounded),
+         _grouped(mixed), "none" if threshold is None or threshold > 1e20 else f"{threshold:.2f}",
+         _percent(full), _percent(error), _percent(rounded),
          "masked" if masked else "removed")
         for trial_id, prior, params, dense, size, mixed, threshold, full, error, rounded, masked in rows
     )  # fmt: skip
