@@ -722,8 +722,8 @@ def removed_table(study: StudyRecord) -> ReportTable:
         One row a trial that has lost groups.
     """
     rows = tuple(
-        (trial.trial_id, _prior(trial), trial.counts.get("params"), trial.counts.get("dense_params"),
-         trial.counts.get("bytes"), trial.counts.get("mixed_bytes"), trial.removed.get("threshold"),
+        (trial.trial_id, _prior(trial), trial.counts["params"], trial.counts.get("dense_params"),
+         trial.counts["bytes"], trial.counts["mixed_bytes"], float(trial.removed["threshold"]),
          _last(trial, FULL_ERROR), trial.val_error, trial.removed.get("mixed_error"), bool(trial.removed.get("masked")))
         for trial in _removed_trials(study)
     )  # fmt: skip

@@ -55,23 +55,23 @@ def make_variational(network: nn.Module, method: Bayesian) -> dict[str, str]:
                 layers[name] = module
     if not layers:
         raise InputError(f"bayesian replaces plain Conv2d and Linear layers, but {type(network).__name__} has none")
-    normalised = _before_batch_norms(network)
+    normalised = _has_normalised_convolution(network)
     for name, module in layers.items():
         layer = method.make_layer(module)
-        if name in normalised and isinstance(layer.scales, HorseshoeScales):
-            layer.scales.is_normalised = True
+        if isinstance(layer.scales, HorseshoeScales):
+            layer.scales.is_normalised = normalised  # of all layers, for their scores are compared with each other
         _replace(network, name, layer)
     return reasons
 
 
-def _before_batch_norms(network: nn.Module) -> set[str]:
-    """Name the convolutions whose next module, in the order in which modules were made, is a batch norm."""
-    leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    return {
-        name for (name, module), (_, following) in itertools.pairwise(leaves)
-        if isinstance(module, nn.Conv2d) and isinstance(following, nn.modules.batchnorm._BatchNorm)
+def _has_normalised_convolution(network: nn.Module) -> bool:
+    """Whether a batch norm follows a convolution, in the order in which modules were made."""
+    leaves = [module for module in network.modules() if not list(module.children())]
+    return any(
+        isinstance(module, nn.Conv2d) and isinstance(following, nn.modules.batchnorm._BatchNorm)
         and following.num_features == module.out_channels
-    }  # fmt: skip
+        for module, following in itertools.pairwise(leaves)
+    )  # fmt: skip
 
 
 def _reason_of_shape(module: nn.Conv2d | nn.Linear) -> str:

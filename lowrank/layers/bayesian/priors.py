@@ -109,12 +109,13 @@ class HorseshoeScales(GroupScales):
     The square of a half-Cauchy number is a gamma number times an inverse gamma number; the posteriors of all four are
     log-normal, so that z is log-normal too. The score of a group is minus the log of the posterior's mode of z. Behind
     a batch norm the size of z means nothing, since the norm divides by it: the posterior then follows the prior,
-    whatever the channel is worth. There the score is that of the other prior, log of variance over squared mean of z.
+    whatever the channel is worth. Networks with such convolutions have the score of the other prior in all layers: log
+    of variance over squared mean of z.
 
     Args:
         groups: G.
         scale: of the prior of s.
-        is_normalised: whether a batch norm divides each group's outputs by their size.
+        is_normalised: whether batch norms divide outputs of the network's groups by their size.
     """
 
     def __init__(self, groups: int, scale: float, *, is_normalised: bool = False):
