@@ -121,7 +121,10 @@ def _join(*parts: str | None) -> str:
 def _planned(header: StudyHeader) -> str:
     search, train = header.section("search"), header.section("train")
     named = {"sampler": "by {}", "stop": "stopped early by {}", "repeats": "{} seeds each", "time": "at most {}"}
-    parts = [f"{search['trials']} trials of the search"] if "trials" in search else []
+    grid = search.get("sampler") == "grid"
+    limit = "the settings of the grid, at most {:,} trials" if grid else "{:,} trials of the search"
+    parts = [limit.format(search["trials"])] if "trials" in search else []
+    named = {name: text for name, text in named.items() if not (grid and name == "sampler")}
     if header.origin is not None:  # of the search only the limit of time holds
         parts, named = [f"recorded trials of {Path(header.origin.study).name} once more"], {"time": named["time"]}
     parts += [text.format(search[name]) for name, text in named.items() if search.get(name) not in (None, "none")]

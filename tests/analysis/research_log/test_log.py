@@ -275,3 +275,11 @@ def test_the_names_of_the_records_of_teachers_and_compressed_networks_are_those_
 
     assert (other_entries.TEACHER_FILE, other_entries.CURVE_FILE) == (RECORD_FILE, TEACHER_CURVE)
     assert other_entries.COMPRESS_FILE == RUN_FILE
+
+
+def test_a_grid_is_planned_as_large_as_it_is(studies):
+    header = load_study(Path("studies/third")).header.to_json()
+    fields = {key: value for key, value in header.items() if key not in ("event", "time")}
+    space = {**fields["space"], "search": {"sampler": "grid", "trials": 1000, "stop": "none"}}
+    more("third", (Event.STUDY, {**fields, "space": space}), (Event.CLOSED, {"reason": "finished"}))
+    assert "| planned | the settings of the grid, at most 1,000 trials" in log("studies/third")
