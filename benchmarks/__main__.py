@@ -24,6 +24,7 @@ BENCHMARKS = {
     "plain_tune": "benchmarks.studies.plain_tune",
     "counting": "benchmarks.search.counting",
     "report": "benchmarks.studies.report",
+    "log": "benchmarks.studies.log",
     "proposals": "benchmarks.search.proposals",
     "search": "benchmarks.search.samplers",
     "placement": "benchmarks.studies.gpu_packing",
