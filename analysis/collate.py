@@ -1,4 +1,4 @@
-"""`python analysis/collate.py STUDY STUDY ... --name all`: the records of several machines or stores as one study.
+"""`python -m analysis collate STUDY STUDY ... --name all`: the records of several machines or stores as one study.
 
 Of a trial that several studies have, the copy that trained longest is used; its counts are checked against its
 specification, and what cannot be checked is printed. The result is a study's folder (journal, tables, weights, models)

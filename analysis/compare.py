@@ -1,4 +1,4 @@
-"""`python analysis/compare.py STUDY STUDY ...`: fronts, hypervolume at equal cost, and the trials that differ.
+"""`python -m analysis compare STUDY STUDY ...`: fronts, hypervolume at equal cost, and the trials that differ.
 
 `--group NAME` compares all studies of a group.
 """

@@ -1,4 +1,4 @@
-"""`python analysis/export.py --study S --pick best --max-params 7e5`: the chosen model in forms that others can use.
+"""`python -m analysis export --study S --pick best --max-params 7e5`: the chosen model in forms that others can use.
 
 Writes the trained network factorised and merged, each as safetensors, `torch.export` program and ONNX; `proof.json`,
 which holds what was measured on the files themselves; and a model card. A trial of the front is taken from the study's

@@ -1,4 +1,4 @@
-"""`python analysis/report.py --study tt_dims`: one HTML page that answers a study's question.
+"""`python -m analysis report --study tt_dims`: one HTML page that answers a study's question.
 
 The page loads nothing from the internet. Each picture lies beside it as PNG and each table as CSV. A study that was
 read from a tracking store also gets its records as Parquet tables, from which any trial can be trained again.

@@ -253,7 +253,7 @@ def _commands(run: StudyRun, front: Sequence[FrontPoint], folder: str) -> Iterab
     for command in reproduce_commands(run.snapshot, front[-SHOWN_COMMANDS:], Path(folder)):
         if command.command:
             yield f"{command.name} once more", command.command
-    yield "all figures of the study", f"python analysis/report.py --study {shlex.quote(folder)}"
+    yield "all figures of the study", f"python -m analysis report --study {shlex.quote(folder)}"
 
 
 def _pictures(study: StudyRecord, points: Sequence[FrontPoint], key: str) -> Iterable[DrawJob]:
