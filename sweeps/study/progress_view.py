@@ -23,6 +23,7 @@ _SHORT = {
     Status.OUT_OF_MEMORY: "out of memory", Status.FAILED: "failed", Status.INFEASIBLE: "infeasible",
     Status.RUNNING: "running", Status.PROPOSED: "waiting",
 }  # fmt: skip
+_ERRORS = (Status.FAILED, Status.OUT_OF_MEMORY, Status.DIVERGED)  # the user wants to know why, and of which trial
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ class ProgressView:
             self._trials_shown.add(trial.trial_id)
             if trial.status is not Status.INFEASIBLE:
                 how = "adopted" if trial.adopted else _SHORT[trial.status]
-                self.print_line(f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]")
+                why = f"; trial {trial.trial_id[:6]}: {trial.reason}" if trial.status in _ERRORS else ""
+                self.print_line(f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]{why}")
         if time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
             self.print_line(summary_line(shown))

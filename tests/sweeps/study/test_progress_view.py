@@ -80,6 +80,21 @@ def test_lines_name_each_end_and_each_notice_once_and_none_of_an_earlier_run(mon
     ]
 
 
+def test_a_line_of_a_failed_trial_names_trial_and_reason(monkeypatch):
+    Clock(monkeypatch)
+    console = Console(file=io.StringIO(), width=300)
+    study = record(trial("b", Status.RUNNING, 1))
+    with ProgressView(study, lambda: 2, console):
+        for name, status in (("4b05067dffa3", Status.FAILED), ("c", Status.DIVERGED), ("d", Status.OUT_OF_MEMORY)):
+            study.trials[name] = trial(name, status, 0)
+            study.trials[name].reason = "ValueError: too [wide]"
+    assert shown(console) == [
+        "failed        dense, 1 parameters [3/2]; trial 4b0506: ValueError: too [wide]",
+        "diverged      dense, 1 parameters [3/2]; trial c: ValueError: too [wide]",
+        "out of memory dense, 1 parameters [3/2]; trial d: ValueError: too [wide]",
+    ]
+
+
 def test_a_summary_comes_every_fifteen_seconds_where_there_is_no_terminal(monkeypatch):
     clock, console = Clock(monkeypatch), Console(file=io.StringIO(), width=300)
     with ProgressView(record(trial("b", Status.RUNNING, 10)), lambda: 2, console) as view:
