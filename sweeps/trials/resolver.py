@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -507,6 +508,22 @@ def _check_batch_norms(space: Space, data: ImageData, recipes: Sequence[Recipe])
         )
 
 
+def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> None:
+    """Say which optimizer to take, where SGD would train on the weights of a network without batch norms."""
+    if space.start.weights is None or not any(recipe.epochs and recipe.optimizer == "sgd" for recipe in recipes):
+        return
+    modules = list(network_to_count(space.network, data.image_shape, len(data.classes)).modules())
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        return
+    if any(isinstance(module, nn.LayerNorm) for module in modules):
+        print(
+            f"{space.network.name} has layer norms and no batch norms: SGD may undo its training; "
+            "try --set train.optimizer=adamw --set train.lr=0.001 --set train.weight_decay=0.05",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def print_flushed(line: str) -> None:
     """Print a line at once, also into a pipe."""
     print(line, flush=True)
@@ -578,6 +595,7 @@ def check_recipes(space: Space, data: ImageData) -> None:
     for recipe in recipes:
         augmentation_for(recipe, data.name, data.image_shape, space.search.seed)
     _check_batch_norms(space, data, recipes)
+    _warn_of_sgd(space, data, recipes)
     naming_parts = [
         recipe for recipe in recipes if any(getattr(recipe, field) != getattr(default, field) for field in _PART_FIELDS)
     ]

@@ -195,5 +195,6 @@ def test_trainings_that_end_above_their_start_are_named():
     small = study(*TRIALS, worse, record("tucker2", 97_500, 9.5, stratum=QUARTER, before=9.0))
     assert compress_paragraphs(small, collect_points(small))[-1] == (
         "1 of 7 trainings ended more than 1 point above the error that they began with, SVD at 97,000 parameters by "
-        "the most (30.5 % before, 44.5 % after): a lower `train.lr` may mend that."
+        "the most (30.5 % before, 44.5 % after): a lower `train.lr` may mend that, or "
+        "`train.optimizer: adamw` where there are no batch norms."
     )

@@ -51,6 +51,23 @@ def test_a_part_of_a_batch_has_two_images_where_there_is_a_batch_norm(content, d
         Resolver(space, digits)
 
 
+@pytest.mark.parametrize(
+    ("network", "train", "start", "warned"),
+    [
+        ("encoder", {"epochs": 2}, {"how": "dense", "weights": "network"}, True),
+        ("encoder", {"epochs": 0}, {"how": "dense", "weights": "network"}, False),
+        ("encoder", {"epochs": 2, "optimizer": "adamw", "lr": 0.001}, {"how": "dense", "weights": "network"}, False),
+        ("encoder", {"epochs": 2}, {}, False),
+        ("boxed", {"epochs": 2}, {"how": "dense", "weights": "network"}, False),
+    ],
+)
+def test_sgd_on_the_weights_of_a_transformer_is_named(content, digits, capsys, network, train, start, warned):
+    section = {"name": f"tests.support.own_networks:{network}"}
+    space = parse_space("small", {**content, "train": train, "network": section, "start": start})
+    recipe_check.check_recipes(space, digits)
+    assert ("train.optimizer=adamw" in capsys.readouterr().err) == warned
+
+
 def test_without_batch_norms_a_part_of_one_image_is_accepted(content, digits):
     network = {"name": "tests.support.own_networks:boxed"}
     space = parse_space("small", {**content, "train": {"epochs": 2, "batch_size": 1}, "network": network})
