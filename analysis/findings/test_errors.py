@@ -6,13 +6,12 @@ top-1 errors on the test images, in percent, means over the seeds that were eval
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from analysis.findings.published_results import PublishedResult
-from analysis.stats import FrontPoint, trials_off_front
+from analysis.stats import FrontPoint, group_by_setting, trials_off_front
 from analysis.utils import REFERENCE_COLOURS, method_label, method_styles
 from sweeps.records import Role
 
@@ -66,10 +65,7 @@ def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]
     Returns:
         The settings, by size.
     """
-    groups: dict[str, list[FrontPoint]] = defaultdict(list)
-    for point in points:
-        if point.finished and point.test_error is not None:
-            groups[point.setting].append(point)
+    groups = group_by_setting(point for point in points if point.test_error is not None)
     settings, former = [], trials_off_front(points)
     for seeds in groups.values():
         lead = next((point for point in seeds if point.leads), seeds[0])

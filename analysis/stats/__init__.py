@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     )
     from analysis.stats.seeds import (
         RepeatedSetting as RepeatedSetting,
+        group_by_setting as group_by_setting,
         is_screened as is_screened,
         repeated_settings as repeated_settings,
     )
@@ -133,7 +134,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "inference.multiple": "ALARM_LEVEL count_compared holm_p_values",
         "inference.paired": "PairedDifference SeedVariance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
-        "seeds": "RepeatedSetting is_screened repeated_settings",
+        "seeds": "RepeatedSetting group_by_setting is_screened repeated_settings",
         "inference.selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
         "wrong_images": (

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
 from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
-from analysis.stats.seeds import group_by_setting
+from analysis.stats.seeds import group_by_setting, mean_by_seed
 from sweeps.records import StudyRecord
 
 EQUAL_SIZE_TOLERANCE = 0.01  # sizes this close, as a share, count as equal: what a budget's last step leaves unused
@@ -172,7 +172,7 @@ def errors_by_seed(points: Iterable[FrontPoint]) -> dict[str, dict[int, float]]:
         Id of the setting -> seed -> error in percent.
     """
     return {
-        setting: {point.seed or 0: point.own_error for point in group}
+        setting: mean_by_seed((point.seed, point.own_error) for point in group)
         for setting, group in group_by_setting(points).items()
     }
 

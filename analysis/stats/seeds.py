@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
 from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
@@ -62,6 +63,22 @@ def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]
         if point.finished:
             groups[point.setting].append(point)
     return dict(groups)
+
+
+def mean_by_seed(errors: Iterable[tuple[int | None, float]]) -> dict[int, float]:
+    """Return one error for each seed.
+
+    Args:
+        errors: pairs of a seed, None for 0, and an error in percent. Trials of one setting and seed are rare: they
+            differ in what no record shows, and count by their mean.
+
+    Returns:
+        Seed -> error in percent.
+    """
+    values: dict[int, list[float]] = defaultdict(list)
+    for seed, error in errors:
+        values[seed or 0].append(error)
+    return {seed: fmean(same) for seed, same in values.items()}
 
 
 def repeated_settings(

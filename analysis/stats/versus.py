@@ -26,6 +26,7 @@ from analysis.stats.front import SizeMeasure, validation_images
 from analysis.stats.inference.intervals import Estimate, error_interval, image_p_value, t_interval, t_test_p_value
 from analysis.stats.inference.multiple import correction_sentence, count_compared, describe_verdict, holm_p_values
 from analysis.stats.inference.paired import SeedVariance
+from analysis.stats.seeds import mean_by_seed
 from analysis.stats.wrong_images import (
     WrongBySeed,
     pairing_sentence,
@@ -207,10 +208,7 @@ def _row(
 
 
 def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
-    errors: dict[int, list[float]] = defaultdict(list)
-    for trial in trials:  # rarely two of one seed: those that differ in what no record shows count by their mean
-        errors[_seed(trial)].append(trial.val_error or 0.0)
-    return {seed: fmean(values) for seed, values in errors.items()}
+    return mean_by_seed((trial.seed, trial.val_error or 0.0) for trial in trials)
 
 
 def _seed(trial: TrialRecord) -> int:

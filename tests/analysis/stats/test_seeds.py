@@ -8,7 +8,7 @@ import pytest
 from analysis.reporting.tables import repeats_table
 from analysis.stats.front import collect_points
 from analysis.stats.inference.paired import paired_error_difference, seed_variance
-from analysis.stats.seeds import repeated_settings
+from analysis.stats.seeds import mean_by_seed, repeated_settings
 from analysis.stats.wrong_images import wrong_by_setting
 from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial, trial_of_images
@@ -57,3 +57,8 @@ def test_seeds_that_were_stopped_early_are_counted_as_lost():
     stopped = [trial(f"b{seed}", error=9.0, seed=seed, status=Status.STOPPED) for seed in (1, 2)]
     (point,) = [point for point in collect_points(study(first, *stopped)) if point.finished]
     assert (point.error, point.seeds, point.lost) == (3.0, 1, "2 of 3 seeds stopped early")
+
+
+def test_two_trials_of_one_seed_count_by_their_mean():
+    assert mean_by_seed([(0, 2.0), (1, 3.0), (0, 4.0)]) == {0: 3.0, 1: 3.0}
+    assert mean_by_seed([(None, 2.0)]) == {0: 2.0}
