@@ -21,11 +21,11 @@ from lowrank.compression import (
     network_to_count,
 )
 from lowrank.data import ImageData, load_data, steps_per_epoch
-from lowrank.errors import InfeasibleError
+from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
 from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, use_channels_last
-from lowrank.utils import usable_cores
+from lowrank.utils import first_line, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import (
@@ -244,6 +244,9 @@ def _speed(space: Space, resolver: Resolver) -> float:
     torch.set_num_threads(1)
     try:
         seconds = min(_time_step(network, images, labels) for _ in range(3))
+    except Exception as error:  # the network may be anybody's code
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"a training step of {settings.name}, which --plan times, raised {reason}") from error
     finally:
         torch.set_num_threads(threads)
     return BACKWARD * plan.mult_adds(Separable()) * batch / seconds

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lowrank.data import DataSettings, ImageData, clear_cache, load_data
 from lowrank.utils import processes
+from sweeps.run import main
 from sweeps.space.parse import parse_space
 from sweeps.study.plan_report import _augmentation_words, _class_line, _local_slots
 from sweeps.trials.resolver import Resolver
@@ -62,3 +63,26 @@ def test_trials_at_a_time_go_by_the_cores_that_may_be_used(content: dict, monkey
     for cores in (1, 3):
         monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert _local_slots(space) == cores
+
+
+def test_a_network_that_cannot_be_trained_ends_the_plan_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("stops_training.py").write_text(
+        "from torch import nn\n"
+        "class Stops(nn.Sequential):\n"
+        "    def forward(self, images):\n"
+        "        if self.training and images.shape[0] > 2: raise KeyError('no such feature')\n"
+        "        return super().forward(images)\n"
+        "def build(classes):\n"
+        "    convolutions = nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3)\n"
+        "    return Stops(*convolutions, nn.Flatten(), nn.Linear(1024, classes))\n"
+    )
+    assert (
+        main(["--space", "tt_dims", "--network", "stops_training.py:build", "--plan", "--set", "budget.params=0.8"])
+        == 2
+    )
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: a training step of ")
+    assert message.endswith("stops_training.py:build, which --plan times, raised KeyError: 'no such feature'")
