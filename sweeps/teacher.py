@@ -160,7 +160,10 @@ def _train(config: TeacherConfig, root: Path) -> int:
     if (root / name).exists():
         raise name_taken_error(root, name)
     space, device = space_of_teacher(config), _choose_device(config.device)
-    train_with_progress(space, load_data(space.data, config.data_dir), root, name, device)
+    data = load_data(space.data, config.data_dir)
+    for note in data.notes:
+        print(f"note on the data: {note}", flush=True)
+    train_with_progress(space, data, root, name, device)
     print(f"use it with `teacher: {name}` in a space")
     register_or_explain(root, name, config.tracking_uri)
     return ExitCode.DONE

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher, read_record
@@ -235,3 +237,20 @@ def test_a_teacher_is_registered_where_mlflows_own_variable_says(tmp_path, monke
     assert main([*register_kept, "--tracking-uri", f"sqlite:///{tmp_path}/other.db"]) == 0
     assert uris == [f"sqlite:///{tmp_path}/team.db", f"sqlite:///{tmp_path}/other.db"]
     assert capsys.readouterr().out.count("as MLFLOW_TRACKING_URI says") == 1
+
+
+def test_what_the_data_leave_out_is_printed_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label, shade in (("cat", 40), ("dog", 200)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.full((8, 8, 3), shade + number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    (tmp_path / "photos" / "cat" / "notes.txt").write_text("not a picture")
+    monkeypatch.setattr("sweeps.teachers.register_or_explain", lambda *_: None)  # MLflow takes long to import
+    command = ["--network", "mlp", "--data", f"folder:{tmp_path / 'photos'}", "--epochs", "1", "--name", "small"]
+    assert main([*command, "--set", "train.batch_size=4", "--teachers", str(tmp_path / "teachers")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (note,) = (line for line in lines if line.startswith("note on the data: ") and "notes.txt" in line)
+    assert lines.index(note) < next(index for index, line in enumerate(lines) if line.startswith("small: mlp"))
