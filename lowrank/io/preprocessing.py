@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.data import Interpolation
+from lowrank.data import Interpolation, ResizeMode
 from lowrank.errors import InputError, unknown
 from lowrank.io.image_preprocessing import ImagePreprocessing, parse_preprocessing
 from lowrank.io.tensor_file import read_metadata
@@ -30,6 +30,7 @@ _TORCHVISION_FILE = re.compile(r"[\w-]+-([0-9a-f]{8})\.pth")  # as torchvision d
 _PIL_FILTERS: dict[int, Interpolation] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # fmt: skip
+_TIMM_MODES: dict[str, ResizeMode] = {"center": "crop", "squash": "squash", "border": "pad"}
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # Hugging Face's name of a class without one
 _CONVNEXT_SIZE = 384  # from this size on Hugging Face's ConvNeXT does not crop
 
@@ -173,12 +174,17 @@ def _from_timm(settings: Any, where: str, config: Mapping[str, Any] | None = Non
         raise InputError(f"{where} must be an object, but got {settings!r}")
     names = settings.get("label_names") or (config or {}).get("label_names")
     size, source, crop = settings.get("input_size"), where, settings.get("crop_pct")
-    if settings.get("crop_mode") not in (None, "center"):
-        source, crop = f"{where} (crop_mode {settings['crop_mode']}, here the middle square)", 1.0
+    mode = str(settings.get("crop_mode") or "center")
+    resize = _TIMM_MODES.get(mode, "crop")
+    if mode not in _TIMM_MODES:
+        source, crop = f"{where} (crop_mode {mode}, here the middle square)", 1.0
+    elif resize != "crop" and crop not in (None, 1.0):  # timm enlarges the whole image by it and cuts off its edges
+        source, crop = f"{where} (crop_mode {mode}, here without its crop_pct of {crop:g})", 1.0
     interpolation = settings.get("interpolation") or "bilinear"
     return _make({
         "mean": settings.get("mean"), "std": settings.get("std"), "crop": 1.0 if crop is None else crop,
         "image_size": None if size is None else _side(size[1:] if isinstance(size, Sequence) else size, where),
+        "resize": resize,
         "interpolation": "bilinear" if interpolation == "random" else interpolation,
         "classes": _names(names),
     }, source)  # fmt: skip
@@ -186,17 +192,17 @@ def _from_timm(settings: Any, where: str, config: Mapping[str, Any] | None = Non
 
 def _from_processor(settings: Mapping[str, Any], where: str, config: Mapping[str, Any]) -> ImagePreprocessing:
     """Read Hugging Face's `preprocessor_config.json`, and names of classes from its `config.json`."""
-    source = where
-    resize = settings.get("do_resize", True) and settings.get("size") is not None
-    resized = _side(settings["size"], where) if resize else None
+    is_resized = settings.get("do_resize", True) and settings.get("size") is not None
+    resized = _side(settings["size"], where) if is_resized else None
     cropped = None
     if settings.get("do_center_crop") and settings.get("crop_size") is not None:
         cropped = _side(settings["crop_size"], where)
     share = min(1.0, cropped / resized) if cropped and resized else 1.0
-    if settings.get("crop_pct") is not None and resized is not None and resized < _CONVNEXT_SIZE:
-        share = settings["crop_pct"]
-    elif not cropped and resize and not _keeps_aspect(settings["size"]):
-        source = f"{where} (whole images squeezed to a square, here the middle square)"
+    squeezed = is_resized and not _keeps_aspect(settings["size"])
+    if settings.get("crop_pct") is not None and resized is not None:  # ConvNeXT crops small images, squeezes large ones
+        squeezed = resized >= _CONVNEXT_SIZE
+        share = 1.0 if squeezed else settings["crop_pct"]
+    changed = " (images squeezed to a square before they are cropped, here not)" if squeezed and share < 1 else ""
     scale = _number(settings, "rescale_factor", 1 / 255, where) if settings.get("do_rescale", True) else 1.0
     low = -1.0 if settings.get("offset") or settings.get("rescale_offset") else 0.0
     normalised = settings.get("do_normalize", True) and settings.get("image_mean") is not None
@@ -207,11 +213,12 @@ def _from_processor(settings: Mapping[str, Any], where: str, config: Mapping[str
     return _make({
         "mean": settings["image_mean"] if normalised else (0.0,) * channels,
         "std": settings.get("image_std") if normalised else (1.0,) * channels,
-        "image_size": cropped or resized, "crop": share, "interpolation": _PIL_FILTERS[int(resample)],
+        "image_size": cropped or resized, "crop": share, "resize": "squash" if squeezed and share == 1 else "crop",
+        "interpolation": _PIL_FILTERS[int(resample)],
         "value_range": (low, low + 255 * scale),
         "channel_order": "bgr" if settings.get("do_flip_channel_order") else "rgb",
         "classes": _names(config.get("id2label"), where),
-    }, source)  # fmt: skip
+    }, where + changed)  # fmt: skip
 
 
 def _torchvision_preprocessing(reference: str) -> ImagePreprocessing:

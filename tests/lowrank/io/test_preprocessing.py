@@ -129,8 +129,15 @@ def test_timms_settings_in_the_file_and_in_the_model_object(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(1)}, path, {"pretrained_cfg": json.dumps({**TIMM_RESNET18, "crop_mode": "squash"})})
     expected = found(path)
-    assert (expected.image_size, expected.crop) == (224, 1.0)
-    assert "crop_mode squash" in expected.source
+    assert (expected.image_size, expected.crop, expected.resize) == (224, 1.0, "squash")
+    assert expected.source.endswith("(crop_mode squash, here without its crop_pct of 0.95)")
+    save_file(
+        {"weight": torch.ones(1)}, path,
+        {"pretrained_cfg": json.dumps({**TIMM_RESNET18, "crop_pct": 1.0, "crop_mode": "border"})},
+    )  # fmt: skip
+    assert (found(path).resize, found(path).source) == ("pad", f"`pretrained_cfg` of {path}")
+    save_file({"weight": torch.ones(1)}, path, {"pretrained_cfg": json.dumps({**TIMM_RESNET18, "crop_mode": "mosaic"})})
+    assert found(path).source.endswith("(crop_mode mosaic, here the middle square)")
     network = nn.Linear(1, 1)
     assert network_preprocessing(network) is None
     for settings in (TIMM_RESNET18, SimpleNamespace(**TIMM_RESNET18)):
@@ -141,24 +148,32 @@ def test_timms_settings_in_the_file_and_in_the_model_object(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "size", "crop", "interpolation", "data_std"),
+    ("content", "size", "crop", "resize", "interpolation", "data_std"),
     [
-        (HF_RESNET18, 224, 0.875, "bicubic", IMAGENET_STD),
-        (HF_VIT, 224, 1.0, "bilinear", (0.5, 0.5, 0.5)),
-        (HF_DEIT, 224, 0.875, "bicubic", IMAGENET_STD),
-        ({**HF_MOBILEVIT, "do_flip_channel_order": False}, 256, 256 / 288, "bilinear", (1.0, 1.0, 1.0)),
-        ({**HF_DEIT, "size": {"shortest_edge": 232}, "crop_size": 224}, 224, 224 / 232, "bicubic", IMAGENET_STD),
-        ({**HF_RESNET18, "size": {"shortest_edge": 384}}, 384, 1.0, "bicubic", IMAGENET_STD),
-        ({"do_resize": False, "do_rescale": False}, None, 1.0, "bilinear", (1 / 255,) * 3),
+        (HF_RESNET18, 224, 0.875, "crop", "bicubic", IMAGENET_STD),
+        (HF_VIT, 224, 1.0, "squash", "bilinear", (0.5, 0.5, 0.5)),
+        (HF_DEIT, 224, 0.875, "crop", "bicubic", IMAGENET_STD),
+        ({**HF_MOBILEVIT, "do_flip_channel_order": False}, 256, 256 / 288, "crop", "bilinear", (1.0, 1.0, 1.0)),
+        (
+            {**HF_DEIT, "size": {"shortest_edge": 232}, "crop_size": 224},
+            224,
+            224 / 232,
+            "crop",
+            "bicubic",
+            IMAGENET_STD,
+        ),
+        ({**HF_RESNET18, "size": {"shortest_edge": 384}}, 384, 1.0, "squash", "bicubic", IMAGENET_STD),
+        ({"do_resize": False, "do_rescale": False}, None, 1.0, "crop", "bilinear", (1 / 255,) * 3),
     ],
 )
-def test_hugging_faces_processors(weights, content, size, crop, interpolation, data_std):
+def test_hugging_faces_processors(weights, content, size, crop, resize, interpolation, data_std):
     expected = found(beside(weights, "preprocessor_config.json", content))
     assert (expected.image_size, expected.crop, expected.interpolation) == (size, crop, interpolation)
+    assert expected.resize == resize
     fields = expected.data_fields()
     assert fields["std"] == pytest.approx(data_std)
     settings = DataSettings(name="folder:images", **fields)
-    assert (settings.image_size, settings.crop) == (size, crop)
+    assert (settings.image_size, settings.crop, settings.resize) == (size, crop, resize)
 
 
 def test_values_of_another_range_become_those_of_the_data(weights):
