@@ -412,6 +412,8 @@ def _dtype_name(tensor: Tensor) -> str:
 
 def _cast(file: WeightFile, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast a tensor between dtypes of one kind; quantised weights are not cast."""
+    if name.endswith(_COUNTER) and tensor.is_floating_point():  # people halve every tensor of a state
+        tensor = torch.nan_to_num(tensor).round().to(torch.int64)
     same_kind = tensor.is_floating_point() == dtype.is_floating_point and tensor.is_complex() == dtype.is_complex
     if tensor.is_quantized or tensor.layout != torch.strided or not same_kind:
         wanted = str(dtype).removeprefix("torch.")

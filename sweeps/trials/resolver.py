@@ -518,7 +518,8 @@ def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> No
     if any(isinstance(module, nn.LayerNorm) for module in modules):
         print(
             f"{space.network.name} has layer norms and no batch norms: SGD may undo its training; "
-            "try --set train.optimizer=adamw --set train.lr=0.001 --set train.weight_decay=0.05",
+            "try --set train.optimizer=adamw --set train.lr=0.0001 --set train.weight_decay=0.05, and "
+            "--set train.shift=0 --set train.cutout=0 if it was not trained on such images",
             file=sys.stderr,
             flush=True,
         )

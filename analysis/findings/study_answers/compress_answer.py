@@ -149,7 +149,8 @@ def _worsened_paragraph(points: Sequence[FrontPoint]) -> list[str]:
         f"{len(worsened)} of {len(trained)} trainings ended more than {WORSENED:g} point above the error that they "
         f"began with, {method_label(worst.method)} at {worst.params:,} parameters by the most "
         f"({format_percent(before)} before, {format_percent(after)} after): a lower `train.lr` may mend that, "
-        "or `train.optimizer: adamw` where there are no batch norms."
+        "or `train.optimizer: adamw` where there are no batch norms, or images as the network was trained on "
+        "(`train.shift`, `train.flip`, `train.cutout`)."
     ]
 
 

@@ -196,5 +196,6 @@ def test_trainings_that_end_above_their_start_are_named():
     assert compress_paragraphs(small, collect_points(small))[-1] == (
         "1 of 7 trainings ended more than 1 point above the error that they began with, SVD at 97,000 parameters by "
         "the most (30.5 % before, 44.5 % after): a lower `train.lr` may mend that, or "
-        "`train.optimizer: adamw` where there are no batch norms."
+        "`train.optimizer: adamw` where there are no batch norms, or images as the network was trained on "
+        "(`train.shift`, `train.flip`, `train.cutout`)."
     )

@@ -148,6 +148,15 @@ def test_integers_and_infinite_values_are_refused(tmp_path):
     refused(small(2).half(), saved(tmp_path, large), "`fc.weight` must be finite in float16, but has NaN or infinite")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_counters_that_were_halved_with_the_weights_are_read(tmp_path, dtype):
+    source, network = small(), small(2)
+    source.get_buffer("norm.num_batches_tracked").fill_(35)
+    load_weights(network, saved(tmp_path, {name: tensor.to(dtype) for name, tensor in source.state_dict().items()}))
+    counter = network.get_buffer("norm.num_batches_tracked")
+    assert (counter.dtype, int(counter)) == (torch.int64, 35)
+
+
 def test_counters_may_be_missing_or_too_many(tmp_path):
     source, network = small(), small(2)
     state = source.state_dict()
