@@ -13,19 +13,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from lowrank.training.engine.compiled_forward import NotCompilableError
 from lowrank.utils import ProcessorWatch, child_processes
 
 HANG_SECONDS = 600.0  # without progress, after which the compiler's programs are killed
+RESOURCE_TRACKER = b"multiprocessing.resource_tracker"  # in the command line of that process
 
 
 @contextmanager
 def watch_compiler() -> Iterator[None]:
     """Kill the programs that the compiler waits for if they hang while the block runs.
 
-    They are all processes below this one, except those that this process has started through `multiprocessing`: those
-    decode images.
+    They are all processes below this one, except those that this process has started through `multiprocessing`, which
+    decode images, and the one that `multiprocessing` itself runs to release shared memory.
 
     Yields:
         Nothing.
@@ -68,6 +70,7 @@ class _Watch:
     def _kill(self) -> None:
         others = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
         for pid in child_processes(os.getpid(), without=others):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                self.has_killed = True
+            with suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
+                if RESOURCE_TRACKER not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+                    self.has_killed = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import time
+import warnings
+from multiprocessing import resource_tracker
 
 import pytest
 
@@ -27,6 +29,9 @@ def test_a_program_that_does_nothing_is_killed_with_all_that_it_started(monkeypa
             subprocess.run(HANGING, check=True)
         assert raised.value.__cause__.returncode == -9
         assert decoder.is_alive()  # it decodes images for the next batch
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            resource_tracker.ensure_running()  # warns if it had to be started again
     finally:
         decoder.kill()
         decoder.join()
