@@ -195,7 +195,10 @@ def test_a_streamed_set_has_no_images_in_memory():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "mnist"}, r"^unknown data set 'mnist'; choose from: .*, csv:DIR, .*, folder:DIR, parquet:DIR$"),
+        (
+            {"name": "mnist"},
+            r"^unknown data set 'mnist'; choose from: .*, csv:DIR, .*, idx:DIR, parquet:DIR$",
+        ),
         ({"name": "parquet"}, r"^data set 'parquet' must name its folder, e\.g\. parquet:DIR$"),
         ({"name": "folder:"}, r"^data set 'folder:' must name its folder, e\.g\. folder:DIR$"),
         ({"name": "digits:x"}, r"^unknown data set 'digits:x'"),

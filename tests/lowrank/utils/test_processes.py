@@ -98,8 +98,9 @@ def test_processes_below_one_are_listed_through_all_generations():
     assert not {inner, *programs} & set(without)
 
 
-def test_without_git_the_commit_is_unknown_and_no_error(monkeypatch):
+def test_without_git_the_commit_is_unknown_and_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(processes, "_PROJECT", tmp_path)  # where no package is installed
     assert processes.commit() == "unknown"
 
 

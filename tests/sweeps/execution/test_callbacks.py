@@ -54,14 +54,14 @@ END = {"outcome": str(Status.COMPLETED), "reason": "", "wrong_images": "8:x"}
 
 def test_a_trial_that_is_only_evaluated_keeps_its_wrong_images():
     ends = report(TrialRecord("t"), {"initial": {"val_error": 12.5}, "epoch": 0, "val_error": 12.5, **END})
-    assert ends == [("t", Status.COMPLETED, "", "8:x")]
+    assert ends == [("t", Status.COMPLETED, "", "8:x", None)]
 
 
 @pytest.mark.parametrize(("recorded", "wrong_images"), [(12.5, "8:x"), (25.0, "")])
 def test_wrong_images_are_those_of_the_recorded_error(recorded, wrong_images):
     trial = TrialRecord("t", epochs={1: {"val_error": recorded}})
     ends = report(trial, {"epoch": 1, "metrics": {"val_error": 12.5}, "val_error": 12.5, **END})
-    assert ends == [("t", Status.COMPLETED, "", wrong_images)]
+    assert ends == [("t", Status.COMPLETED, "", wrong_images, None)]
 
 
 def tune_trial(trial: Trial, error: object = None) -> Any:

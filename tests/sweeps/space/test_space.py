@@ -201,7 +201,7 @@ def test_a_wrong_override_gives_one_line(override, message):
 
 
 def test_an_unknown_space_lists_the_spaces():
-    with pytest.raises(InputError, match=r"unknown space 'tt'; choose from: .*tt_dims, tt_schedule, tucker_dims"):
+    with pytest.raises(InputError, match=r"unknown space 'tt'; choose from: tt_dims, .*tt_schedule, tucker_dims"):
         read_space("tt")
     with pytest.raises(InputError, match=r"no space file 'none.yaml'"):
         read_space("none.yaml")
