@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         parse_tags as parse_tags,
         read_notes as read_notes,
     )
-    from sweeps.records.decidable import decidable_difference as decidable_difference
     from sweeps.records.events import (
         TERMINAL as TERMINAL,
         Event as Event,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
         best_trials as best_trials,
         competing_points as competing_points,
         completed_trials as completed_trials,
+        decidable_difference as decidable_difference,
         front as front,
         front_first_seeds as front_first_seeds,
         front_settings as front_settings,
@@ -182,11 +182,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "GROUP_TAG MAX_NOTE_LENGTH Note NoteKind append_note check_group check_note notes_to_bytes open_todos "
             "parse_notes parse_tags read_notes"
         ),
-        "decidable": "decidable_difference",
         "events": "Event EventFields Role Status TERMINAL TestLook",
         "fronts": (
-            "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials "
-            "group_by_point mean_error non_dominated_points point_key searched_points"
+            "best_trials competing_points completed_trials decidable_difference front front_first_seeds front_settings "
+            "front_trials group_by_point mean_error non_dominated_points point_key searched_points"
         ),
         "header": "HeaderData HeaderHardware HeaderNetwork HeaderStratum HeaderTeacher StudyHeader",
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",

@@ -8,8 +8,8 @@ from analysis.findings.study_answers.answer import answer_text
 from analysis.findings.study_answers.certainty import study_evidence
 from analysis.findings.study_answers.undecided import front_neighbours, seeds_to_tell, undecided_sentence
 from analysis.stats.front import collect_points
-from sweeps.records.decidable import decidable_difference
 from sweeps.records.events import Role
+from sweeps.records.fronts import decidable_difference
 from tests.support.synthetic_data import study, trial_of_images
 
 IMAGES = 400

@@ -2,9 +2,8 @@
 
 import pytest
 
-from sweeps.records.decidable import decidable_difference
 from sweeps.records.events import Role, Status
-from sweeps.records.fronts import competing_points, front, front_settings
+from sweeps.records.fronts import competing_points, decidable_difference, front, front_settings
 from sweeps.records.model import StudyRecord, TrialRecord
 from tests.support.specifications import make_specification
 

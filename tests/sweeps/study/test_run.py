@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lowrank.errors import InputError
-from sweeps.records.decidable import decidable_difference
 from sweeps.records.events import Event
+from sweeps.records.fronts import decidable_difference
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SPACE_FILE
 from sweeps.records.study_folders import write_space_file
