@@ -90,11 +90,11 @@ def remove_groups(trainer: Trainer, budget: Budget | None) -> RemovedNetwork:
         threshold = settings.method.threshold if budget is None else solve_threshold(remover, sizes, budget)
         network = reestimate_batch_norms(remover.removed(threshold, *shape), lambda: statistics_batches(trainer))
         widths = remover.bit_widths(threshold)
-        left = remover.settings_at(threshold)
+        remaining = remover.settings_at(threshold)
         masks = groups_below(remover.scores, threshold)
-    counts = sizes.counts(threshold) | {"bytes": file_bytes(left, *shape)}
+    counts = sizes.counts(threshold) | {"bytes": file_bytes(remaining, *shape)}
     return RemovedNetwork(
-        network=network, settings=left, threshold=threshold,
+        network=network, settings=remaining, threshold=threshold,
         counts=counts | {"mixed_bytes": mixed_bytes(network, widths)},
         alive={name: (int(mask.sum()), len(mask)) for name, mask in masks.items()}, widths=widths,
         is_masked=remover.is_masked,

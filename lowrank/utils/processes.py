@@ -178,11 +178,11 @@ def processor_times(pids: Iterable[int]) -> dict[int, int]:
     """
     parents, ticks = _process_table()
     totals = dict.fromkeys(pids, 0 if ticks else time.monotonic_ns())
-    for pid, own in ticks.items():
+    for pid, used in ticks.items():
         ancestor: int | None = pid
         while ancestor:
             if ancestor in totals:
-                totals[ancestor] += own
+                totals[ancestor] += used
                 break
             ancestor = parents.get(ancestor)
     return totals

@@ -130,8 +130,8 @@ class ResourcePlanner:
         """Count the cards of one machine that each trial could have, if all trials run at once."""
         if share.gpus < 1 or share.concurrent < self._trials:
             return 1
-        most = int(min(self._cluster.max_gpus, self._cluster.gpus // self._trials))
-        for cards in range(most, 1, -1):
+        largest = int(min(self._cluster.max_gpus, self._cluster.gpus // self._trials))
+        for cards in range(largest, 1, -1):
             try:
                 check_process_shards(self._space, cards, len(resolver.data.train))
             except InputError:  # a batch that so many processes cannot share evenly

@@ -61,8 +61,8 @@ def _experiment_lines(client: MlflowClient, uri: str, study_dir: Path) -> list[s
         )
     identifiers = [experiment.experiment_id]
     parents = client.search_runs(identifiers, f"tags.{names.KEY_TAG} != ''", max_results=PAGE)
-    own = _own_key(study_dir)
-    others = sorted(run.info.start_time or 0 for run in parents if run.data.tags[names.KEY_TAG] != own)
+    study_key = _own_key(study_dir)
+    others = sorted(run.info.start_time or 0 for run in parents if run.data.tags[names.KEY_TAG] != study_key)
     if others:
         shown = [f"{datetime.fromtimestamp(time / 1000, UTC):%Y-%m-%d %H:%M} UTC" for time in others[-SHOWN_STUDIES:]]
         count = f"{len(others)} other stud{'y' if len(others) == 1 else 'ies'} (begun {', '.join(shown)})"

@@ -83,14 +83,14 @@ class Remover:
         masks, total = groups_below(self.scores, threshold), 0
         for name, layer in variational_layers(self._network):
             bias = 0 if layer.bias is None or name in self._linear else 1
-            each = layer.weight_mean.numel() // len(masks[name]) + bias
-            total += each * int((~masks[name]).sum())
+            group_size = layer.weight_mean.numel() // len(masks[name]) + bias
+            total += group_size * int((~masks[name]).sum())
         return total
 
     def bit_widths(self, threshold: float) -> dict[str, BitWidth]:
         """Find the bits that the weights which stay need, by layer."""
         masks, widths = groups_below(self.scores, threshold), {}
-        kept = self._kept_channels(masks) if self.structure is not None else []
+        present = self._present_channels(masks) if self.structure is not None else []
         with torch.no_grad():
             for name, layer in variational_layers(self._network):
                 weight, variance = layer.weight.cpu(), layer.weight_variance().cpu()
@@ -101,7 +101,7 @@ class Remover:
                 if self.structure is None:
                     rows, columns = (rows, masks[name]) if name in self._linear else (masks[name], columns)
                 else:
-                    for channels, mask in zip(self.structure.channels, kept, strict=True):
+                    for channels, mask in zip(self.structure.channels, present, strict=True):
                         rows = mask if name in channels.producers else rows
                         columns = mask if name in channels.consumers else columns
                 widths[name] = bit_width(weight[rows][:, columns], variance[rows][:, columns])
@@ -111,7 +111,7 @@ class Remover:
         """Describe the network that is left at a threshold; a network that is only masked stays as it is."""
         if self.structure is None:
             return self._settings
-        counts = [int(kept.sum()) for kept in self._kept_channels(groups_below(self.scores, threshold))]
+        counts = [int(present.sum()) for present in self._present_channels(groups_below(self.scores, threshold))]
         return self._settings.model_copy(update=self.structure.fields(counts))
 
     def masked(self, threshold: float) -> nn.Module:
@@ -129,10 +129,10 @@ class Remover:
             for name, mask in masks.items():
                 _mask_layer(modules[name], mask, is_input=name in self._linear)
             if self.structure is not None:
-                for channels, kept in zip(self.structure.channels, self._kept_channels(masks), strict=True):
+                for channels, present in zip(self.structure.channels, self._present_channels(masks), strict=True):
                     for producer in channels.producers:
-                        _mask_outputs(modules[producer], kept)
-                    self._mask_norms(modules, channels, masks, kept)
+                        _mask_outputs(modules[producer], present)
+                    self._mask_norms(modules, channels, masks, present)
         return network
 
     def removed(self, threshold: float, image_shape: ImageShape, classes: int) -> nn.Module:
@@ -151,49 +151,46 @@ class Remover:
             return masked
         with torch.random.fork_rng(devices=[]):
             smaller = make_network(self.settings_at(threshold), image_shape, classes)
-        kept = self._kept_channels(groups_below(self.scores, threshold))
+        present = self._present_channels(groups_below(self.scores, threshold))
         device = next(masked.parameters()).device
-        state = _cut(masked, self.structure, [mask.to(device) for mask in kept])
+        state = _cut(masked, self.structure, [mask.to(device) for mask in present])
         smaller.to(device).load_state_dict(state)
         return smaller.eval()
 
     def _mask_norms(
-        self, modules: Mapping[str, nn.Module], channels: Channels, masks: Masks, kept: Tensor
+        self, modules: Mapping[str, nn.Module], channels: Channels, masks: Masks, present: Tensor
     ) -> None:  # fmt: skip
         """Set what batch norms add to 0 in the channels that are gone, also where another layer still gives them."""
         for producer, norm_name in zip(channels.producers, channels.norms, strict=True):
             norm = modules[norm_name]
             assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-            present = kept & masks[producer] if producer in masks and producer not in self._linear else kept
-            gone = ~present.to(norm.weight.device)
-            norm.weight[gone] = 0
-            norm.bias[gone] = 0
+            own_mask = masks[producer] if producer in masks and producer not in self._linear else present
+            absent = ~(present & own_mask).to(norm.weight.device)
+            norm.weight[absent] = 0
+            norm.bias[absent] = 0
 
-    def _kept_channels(self, masks: Masks) -> list[Tensor]:
+    def _present_channels(self, masks: Masks) -> list[Tensor]:
         """Say which of the shared channels stay: bool, one tensor for each entry of the structure; at least one each.
 
         A channel falls away if every layer that gives it is a convolution whose group is gone, or if every layer that
         takes it is a linear map whose group is gone.
         """
         assert self.structure is not None
-        kept = []
+        present = []
         for channels in self.structure.channels:
-            gone = torch.zeros(0, dtype=torch.bool)
+            absent = torch.zeros(self._size(channels), dtype=torch.bool)
             for names, linear in ((channels.producers, False), (channels.consumers, True)):
                 if names and all(name in masks and (name in self._linear) == linear for name in names):
-                    absent = ~torch.stack([masks[name] for name in names]).any(0)
-                    gone = absent if gone.numel() == 0 else gone | absent
-            if gone.numel() == 0:
-                gone = torch.zeros(self._size(channels), dtype=torch.bool)
-            if bool(gone.all()):  # two layers disagree about every channel
-                gone[0] = False
-            kept.append(~gone)
-        return kept
+                    absent |= ~torch.stack([masks[name] for name in names]).any(0)
+            if bool(absent.all()):  # two layers disagree about every channel
+                absent[0] = False
+            present.append(~absent)
+        return present
 
     def _size(self, channels: Channels) -> int:
-        names = channels.producers or channels.consumers
+        side, names = ("out", channels.producers) if channels.producers else ("in", channels.consumers)
         layer = self._network.get_submodule(names[0])
-        count = layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+        count = getattr(layer, f"{side}_channels", None) or getattr(layer, f"{side}_features")
         assert isinstance(count, int)
         return count
 
@@ -201,25 +198,24 @@ class Remover:
 def _mask_layer(layer: nn.Module, mask: Tensor, *, is_input: bool) -> None:
     """Set the weights of the groups that are gone to 0."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    gone = ~mask.to(layer.weight.device)
     if is_input:
-        layer.weight[:, gone] = 0
+        layer.weight[:, ~mask.to(layer.weight.device)] = 0
     else:
-        _mask_outputs(layer, ~gone)
+        _mask_outputs(layer, mask)
 
 
-def _mask_outputs(layer: nn.Module, kept: Tensor) -> None:
+def _mask_outputs(layer: nn.Module, present: Tensor) -> None:
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    gone = ~kept.to(layer.weight.device)
-    layer.weight[gone] = 0
+    absent = ~present.to(layer.weight.device)
+    layer.weight[absent] = 0
     if layer.bias is not None:
-        layer.bias[gone] = 0
+        layer.bias[absent] = 0
 
 
-def _cut(network: nn.Module, structure: Structure, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+def _cut(network: nn.Module, structure: Structure, present: Sequence[Tensor]) -> dict[str, Tensor]:
     """Cut the channels that fall away out of a masked network's tensors."""
     state = network.state_dict()
-    for channels, mask in zip(structure.channels, kept, strict=True):
+    for channels, mask in zip(structure.channels, present, strict=True):
         indices = mask.nonzero().flatten()
         for name in _tensors_of(state, channels.producers):
             state[name] = state[name].index_select(0, indices)

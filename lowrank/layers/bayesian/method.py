@@ -70,14 +70,14 @@ class Bayesian(Method):
         """
         weight: Tensor = layer.weight
         if isinstance(layer, nn.Linear):
-            made: VariationalLayer = VariationalLinear(
+            variational: VariationalLayer = VariationalLinear(
                 weight, layer.bias, self.make_scales(layer.in_features), self.max_std
             )
         else:
             padding: Any = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
-            made = VariationalConv2d(
+            variational = VariationalConv2d(
                 weight, layer.bias, self.make_scales(layer.out_channels), self.max_std,
                 stride=(layer.stride[0], layer.stride[1]), padding=padding,
                 dilation=(layer.dilation[0], layer.dilation[1]),
             )  # fmt: skip
-        return made.to(weight.device).train(layer.training)
+        return variational.to(weight.device).train(layer.training)
