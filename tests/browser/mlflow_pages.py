@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.utils import OneLineParser
+from tests.support.report_pictures import chromium
 from tests.support.servers import LIGHT
 from tests.support.waiting import scaled, wait_until
 
@@ -40,11 +40,6 @@ CLOSE_ASSISTANT = """
     localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
     localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
 """
-
-
-def chromium() -> str | None:
-    """Where the browser is; None when there is none."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextmanager

@@ -7,17 +7,17 @@ import pytest
 from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_store import quiet_mlflow
 from sweeps.tracking.uri import default_tracking_uri
-from tests.browser.mlflow_pages import chromium, take_pictures
+from tests.browser.mlflow_pages import take_pictures
+from tests.support.report_pictures import missing_browser
 from tests.support.synthetic_study import Plan, write_study
 
-playwright = pytest.importorskip("playwright", reason="the browser is driven by playwright")
 LARGEST = 200_000  # bytes of a picture that is kept
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")
-@pytest.mark.skipif(chromium() is None, reason="there is no chromium on this machine")
+@pytest.mark.skipif(missing_browser() is not None, reason=missing_browser() or "")
 def test_every_page_shows_the_study(tmp_path):
     quiet_mlflow()
     study = write_study(tmp_path / "tt_dims", Plan(trials=12, epochs=4, endings=False))

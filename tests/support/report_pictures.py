@@ -5,6 +5,7 @@ The top of the page, to the end of its first figure: as on a screen, in the dark
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,14 @@ VIEWS = {"report": (WIDE, "light"), "report_dark": (WIDE, "dark"), "report_phone
 def chromium() -> str | None:
     """Debian's browser, or another of its family; None where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def missing_browser() -> str | None:
+    """What a test in a browser lacks on this machine; None where there is all of it."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright, which drives the browser, is not installed"
+    return None if chromium() else "there is no chromium on this machine"
 
 
 @contextmanager

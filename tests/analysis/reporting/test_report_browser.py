@@ -6,11 +6,10 @@ import pytest
 
 from analysis.reporting.write import write_report
 from sweeps.records.load import load_study
-from tests.support.report_pictures import PHONE, WIDE, chromium, opened
+from tests.support.report_pictures import PHONE, WIDE, missing_browser, opened
 from tests.support.synthetic_study import Plan, write_study
 
-pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no chromium on this machine")
+pytestmark = pytest.mark.skipif(missing_browser() is not None, reason=missing_browser() or "")
 
 
 @pytest.fixture(scope="module")
