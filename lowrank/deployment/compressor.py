@@ -396,8 +396,15 @@ class Compressor:
                 name=name, kind=_kind(module), method=choice.method.name if choice else "dense",
                 ranks=choice.ranks if choice else (), params=after, dense_params=before,
                 weight_error=fit.weight_error if fit else None, output_error=fit.output_error if fit else None,
-                reason=self.layer_list.reasons.get(name, "" if choice else "factors would not pay here"),
+                reason=self.layer_list.reasons.get(name, "") or ("" if choice else self._dense_reason(variant, name)),
             )  # fmt: skip
+
+    def _dense_reason(self, variant: _Variant, name: str) -> str:
+        """Why a layer that may be replaced stays dense."""
+        candidates = self.tables(variant.method, variant.allocation).get(name, [])
+        if any(candidate.choice is not None for candidate in candidates):
+            return "the budget is met with less loss by other layers"
+        return "no factors are smaller"
 
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:

@@ -218,3 +218,21 @@ def test_a_network_that_returns_no_logits_is_refused():
     network = own_networks.tuple_of_two(10)
     with pytest.raises(InputError, match=r"which returns logits \(1, K\) for one image, but returned a tuple"):
         Compressor(network, [torch.zeros(8, 1, 12, 12)])
+
+
+def test_a_dense_layer_says_whether_factors_could_be_smaller(compressor, halved) -> None:
+    dense_ones = {layer.name: layer.reason for layer in halved.layers if layer.method == "dense"}
+    dense_ones.pop("classifier")
+    assert dense_ones
+    table = compressor.tables("tucker2", halved.allocation)
+    for name, reason in dense_ones.items():
+        smaller = any(candidate.choice is not None for candidate in table[name])
+        expected = "the budget is met with less loss by other layers" if smaller else "no factors are smaller"
+        assert reason == expected
+
+
+def test_a_layer_without_smaller_factors_says_so() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 32, 3), nn.ReLU(),
+                            nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32 * 16, 10)).eval()  # fmt: skip
+    small = Compressor(network, [torch.randn(16, 1, 8, 8)], calibration=16).compress(0.8, method="svd")
+    assert {layer.name: layer.reason for layer in small.layers}["0"] == "no factors are smaller"
