@@ -20,6 +20,7 @@ BENCHMARKS = {
     "steps": "benchmarks.training.steps",
     "teacher": "benchmarks.training.teacher",
     "layers": "benchmarks.layers.one_by_one",
+    "latency": "benchmarks.layers.latency",
     "engine": "benchmarks.training.engine",
     "plain_tune": "benchmarks.studies.plain_tune",
     "counting": "benchmarks.search.counting",
@@ -44,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, metavar="N", help="how often each thing is timed (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: 1, as a trial has)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="Parquet images of CIFAR's shape, for `batches`")
-    engine = parser.add_argument_group("for `engine` and `plain_tune`: which rows; all without")
+    engine = parser.add_argument_group("for `engine`, `latency` and `plain_tune`: which rows; all without")
     engine.add_argument("--network", action="append", default=[], metavar="NAME", help="resnet9 or wrn_28_10")
     engine.add_argument("--way", action="append", default=[], metavar="HOW", help="compiled, torch, loader ...")
     engine.add_argument("--gpu-sharing", dest="sharing", action="append", default=[], choices=("processes", "mps"))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         merged_network as merged_network,
         onnx_forward as onnx_forward,
         split_batches as split_batches,
+        write_onnx as write_onnx,
     )
     from lowrank.deployment.latency import (
         Latency as Latency,
@@ -51,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "compressor": "Compressor compress_network",
         "formats": (
             "Batches DEFAULT_OPSET Export ExportedFile FACTORISED MERGED ONNX PREPROCESSING_FILE PROGRAM check_opset "
-            "export_formats merged_network onnx_forward split_batches"
+            "export_formats merged_network onnx_forward split_batches write_onnx"
         ),
         "latency": "Latency describe_machine measure_latency",
     },

@@ -446,6 +446,22 @@ def _write_onnx(
         model.save(path, external_data=False)
 
 
+def write_onnx(network: nn.Module, specification: ModelSpecification, path: Path, opset: int = DEFAULT_OPSET) -> None:
+    """Write one ONNX file of a network, without its preprocessing.
+
+    Args:
+        network: in evaluation mode.
+        specification: gives the shape of its images.
+        path: the file.
+        opset: version of ONNX's operators.
+
+    Raises:
+        ValueError: the network cannot be expressed, which may also show as an error of torch's exporter.
+        OSError: the file cannot be written.
+    """
+    _write_onnx(partial(_trace, network, specification), None, opset, path)
+
+
 def _onnx_metadata(preprocessing: ImagePreprocessing | None) -> dict[str, str]:
     if preprocessing is None:
         return {}
