@@ -54,7 +54,7 @@ def unknown(what: str, value: object, choices: Iterable[object]) -> InputError:
         The error, e.g. `unknown method 'tuker'; choose from: cp, tucker; did you mean tucker?`.
     """
     names, text = sorted(str(choice) for choice in choices), str(value)
-    message = f"unknown {what} {show_value(text)}; choose from: {show_choices(names, text)}"
+    message = f"unknown {what} {show_value(value)}; choose from: {show_choices(names, text)}"
     return InputError(message + did_you_mean(text, names))
 
 

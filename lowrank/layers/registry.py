@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lowrank.errors import unknown
+from lowrank.errors import InputError, show_value, unknown
 from lowrank.utils import validate_model
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: there is no method of this name; the message lists the names.
     """
+    if not isinstance(name, str):
+        raise InputError(f"`method.name` must be a text, such as separable, but got {show_value(name)}")
     if name in VARIATIONAL_METHODS:
         return VARIATIONAL_METHODS[name]
     if name not in METHODS:
@@ -92,4 +94,4 @@ def make_method(settings: Mapping[str, Any]) -> Method:
     Raises:
         InputError: the name, a field or a value is not allowed; the message gives the choices.
     """
-    return validate_model(method_class(str(settings.get("name", ""))), settings, "method")
+    return validate_model(method_class(settings.get("name", "")), settings, "method")

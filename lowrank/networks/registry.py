@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks.images import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
-from lowrank.utils import validate_model
+from lowrank.utils import read_module_names, validate_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,14 +76,7 @@ class NetworkSettings(BaseModel):
     inputs: Channels | None = _field(None)
     channels: tuple[Channels, ...] | None = _field(None, min_length=1, max_length=1000)
 
-    @field_validator("keep", "only", mode="before")
-    @classmethod
-    def _one_pattern(cls, value: Any) -> Any:
-        """Let one pattern stand without a list around it, and a number name a layer of an `nn.Sequential`."""
-        patterns = [value] if isinstance(value, str | int) else value
-        if not isinstance(patterns, list | tuple):
-            return patterns
-        return tuple(str(pattern) if type(pattern) is int else pattern for pattern in patterns)
+    _module_names = field_validator("keep", "only", mode="before")(read_module_names)
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]

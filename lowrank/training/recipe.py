@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lowrank.utils import read_module_names
 
 Decay = Literal["plain", "scaled", "frobenius"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -69,6 +71,8 @@ class Recipe(BaseModel):
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels
+
+    _module_names = field_validator("freeze", mode="before")(read_module_names)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

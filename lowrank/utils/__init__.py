@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         prepare_torchvision as prepare_torchvision,
         torchvision as torchvision,
     )
-    from lowrank.utils.validation import validate_model as validate_model
+    from lowrank.utils.validation import read_module_names as read_module_names, validate_model as validate_model
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -95,6 +95,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "redact_arguments"
         ),
         "torchvision_compat": "prepare_torchvision torchvision",
-        "validation": "validate_model",
+        "validation": "read_module_names validate_model",
     },
 )

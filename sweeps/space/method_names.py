@@ -22,7 +22,7 @@ REFERENCES = (UNCHANGED, "dense", "separable", *THIN_BASELINES)
 Alternative = tuple[dict[str, object], dict[str, Domain]]  # literals and domains of one `method` section
 
 
-def resolve_method(name: str) -> type[Method]:
+def resolve_method(name: object) -> type[Method]:
     """Find the settings class of a method.
 
     Args:
@@ -36,7 +36,8 @@ def resolve_method(name: str) -> type[Method]:
     """
     from lowrank.layers import METHODS, VARIATIONAL_METHODS  # imports torch, which listing spaces does without
 
-    method = METHODS.get(THIN_BASELINES.get(name, name)) or VARIATIONAL_METHODS.get(name)
+    text = str(name)
+    method = METHODS.get(THIN_BASELINES.get(text, text)) or VARIATIONAL_METHODS.get(text)
     if method is None:
         raise unknown("method", name, [*METHODS, *VARIATIONAL_METHODS, *THIN_BASELINES])
     return method

@@ -365,13 +365,18 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
     """The section `method`, or its list of sections, each split into literals and domains."""
     entries = section if isinstance(section, list) else [section]
     if not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
-        raise InputError("`method` must be a section with a `name`, or a list of such sections")
+        raise InputError(
+            "`method` must be a section with a `name`, such as {name: separable}, or a list of such sections, but got "
+            f"{show_value(section)}"
+        )
     alternatives = []
     for index, entry in enumerate(entries):
         path = f"method.{index}" if isinstance(section, list) else "method"
         literals, domains = _split(path, entry)
+        if not isinstance(literals.get("name", ""), str):
+            raise InputError(f"`{path}.name` must be a text, such as separable, but got {show_value(literals['name'])}")
         names = alternative_names((literals, domains))
-        methods = [resolve_method(str(name)) for name in names]
+        methods = [resolve_method(name) for name in names]
         for key in entry:
             if not any(key in method.model_fields for method in methods):
                 choices = sorted({field for method in methods for field in method.model_fields})

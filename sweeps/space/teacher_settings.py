@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError
-from lowrank.utils import validate_model
+from lowrank.utils import read_module_names, validate_model
 from sweeps.utils import check_plain_name
 
 TEACHER_SECTION = "teacher"
@@ -32,13 +32,7 @@ class TeacherSettings(BaseModel):
     student_taps: tuple[str, ...] = ()
     unchecked: bool = False  # accept a teacher without a record of the images that it was trained on
 
-    @field_validator("taps", "student_taps", mode="before")
-    @classmethod
-    def _names(cls, taps: Any) -> Any:
-        """Modules of a sequence are named 0, 1, 2 ..., which YAML reads as numbers."""
-        if not isinstance(taps, list | tuple):
-            return taps
-        return [str(int(tap)) if isinstance(tap, int | float) else tap for tap in taps]
+    _module_names = field_validator("taps", "student_taps", mode="before")(read_module_names)
 
 
 def parse_teacher(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherSettings | None:

@@ -203,7 +203,7 @@ def changed(tmp_path: Path, change: Any) -> Path:
         (lambda t, c: t.update({"classifier.weight": t["classifier.weight"].T}), "its `classifier.weight` is 32x7"),
         (lambda t, c: t.update({"classifier.weight": t["classifier.weight"].half()}), "is 7x32 torch.float16, but the"),
         (lambda t, c: c.update(version=2), "must be of version 1"),
-        (lambda t, c: c.update(classes="7"), "`lowrank_model.classes`: must be a valid integer, but got '7'"),
+        (lambda t, c: c.update(classes="7"), "`lowrank_model.classes`: must be a whole number, such as 7, but got '7'"),
         (lambda t, c: c.update(classes=0), "`lowrank_model.classes`: must be greater than or equal to 1, but got 0"),
         (lambda t, c: c.update(image_shape=[1, 8]), "`lowrank_model.image_shape`: "),
         (lambda t, c: c.pop("method"), "`lowrank_model.method` is missing"),

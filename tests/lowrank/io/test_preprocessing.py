@@ -225,12 +225,12 @@ def test_without_a_word_there_is_none(weights):
         ("config.json", {"pretrained_cfg": {**TIMM_RESNET18, "input_size": [3, 224, 192]}}, "images must be square"),
         ("config.json", {"pretrained_cfg": {**TIMM_RESNET18, "interpolation": "x"}}, "interpolation`: must be"),
         ("config.json", [], "must hold one JSON object"),
-        ("preprocessor_config.json", {**HF_VIT, "resample": 9}, "unknown `resample` of .* '9.0'; choose from: 0, 1"),
+        ("preprocessor_config.json", {**HF_VIT, "resample": 9}, "unknown `resample` of .* 9.0; choose from: 0, 1"),
         ("preprocessor_config.json", {**HF_VIT, "resample": [2]}, "`resample` of .* must be a number"),
         ("preprocessor_config.json", {**HF_VIT, "rescale_factor": "x"}, "`rescale_factor` of .* must be a number"),
         ("preprocessor_config.json", {**HF_VIT, "size": {"longest_edge": 3}}, "images must be square"),
         ("preprocessor_config.json", {**HF_VIT, "image_std": None}, "`mean` and `std` must be given together"),
-        ("images.json", {"mean": "x"}, "mean`: must be a valid"),
+        ("images.json", {"mean": "x"}, "mean`: must be a list"),
     ],
 )  # fmt: skip
 def test_a_damaged_description_is_one_line(weights, name, content, message):

@@ -200,7 +200,7 @@ def test_the_memory_probe_gives_the_largest_peak_if_it_measured_all_configuratio
     [
         ({"gpus_per_trial": "some"}, "`resources.gpus_per_trial`: must be a number from 0, or auto, but got 'some'"),
         ({"gpus_per_trial": True}, "`resources.gpus_per_trial`: must be a number from 0, or auto, but got True"),
-        ({"processes_per_trial": 1.5}, "`resources.processes_per_trial`: must be a valid integer"),
+        ({"processes_per_trial": 1.5}, "`resources.processes_per_trial`: must be a whole number"),
     ],
 )
 def test_an_invalid_resource_is_one_line(content, resources, message):
