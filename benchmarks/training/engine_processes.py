@@ -6,14 +6,17 @@ A process stays alive from row to row of the table.
 from __future__ import annotations
 
 import queue
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.training.step_traffic import copy_bandwidth, step_bytes
@@ -23,7 +26,19 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, default_augmentation, load_data
 from lowrank.data.dataset import Split
 from lowrank.data.reading.image_store import ArrayStore
-from lowrank.layers import Separable
+from lowrank.distillation import (
+    CachedTeacher,
+    CacheKey,
+    CacheSource,
+    Layout,
+    Signals,
+    Sizes,
+    TeacherCache,
+    default_taps,
+    fill_cache,
+    tap_sizes,
+)
+from lowrank.layers import Dense, Separable
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
@@ -34,6 +49,10 @@ from sweeps.resources import mps
 
 SHARES = (0.1, 0.2)  # of the separable network's parameters: a trial's, and the next setting's
 EQUAL_STEPS = 50
+COMPILED_LOOPS = {"torch_compile": None, "best": "reduce-overhead"}  # the mode of torch.compile, by way
+OWN_LOOPS = ("torch", *COMPILED_LOOPS)
+ATTENTION_WEIGHT = 1000.0
+ALIVE_SECONDS = 5.0  # between two looks at whether a process that does not answer is still there
 CIFAR = (3, 32, 32)
 
 
@@ -49,51 +68,69 @@ class Case:
     way: str = "plain"
     width: float = 1.0
     share: float = SHARES[0]
+    method: str = "tensor_train"
+    side: int = CIFAR[1]  # of the random images
+    taught: bool = False  # by attention transfer from a cache, which has random answers
 
 
-def random_images(count: int, seed: int = 0) -> ImageData:
+def random_images(count: int, seed: int = 0, side: int = CIFAR[1]) -> ImageData:
     """A resident set of random images in 10 classes."""
     generator = np.random.default_rng(seed)
-    store = ArrayStore(generator.integers(0, 256, (count, *CIFAR[1:], CIFAR[0]), dtype=np.uint8))
+    store = ArrayStore(generator.integers(0, 256, (count, side, side, CIFAR[0]), dtype=np.uint8))
     labels = torch.from_numpy(generator.integers(0, 10, count))
     split = Split(name="train", labels=labels, indices=torch.arange(count), resident=True, store=store)
     return ImageData(
-        name="random", settings=DataSettings(), classes=tuple(map(str, range(10))), image_shape=CIFAR,
+        name="random", settings=DataSettings(), classes=tuple(map(str, range(10))), image_shape=(CIFAR[0], side, side),
         mean=(0.5,) * 3, std=(0.29,) * 3, fingerprint="0" * 16, train=split, val=split, test=split,
     )  # fmt: skip
 
 
 def make_data(case: Case) -> ImageData:
     """The images of a case."""
-    return load_data(DataSettings()) if case.images is None else random_images(case.images)
+    return load_data(DataSettings()) if case.images is None else random_images(case.images, side=case.side)
 
 
 def make_student(case: Case, data: ImageData) -> torch.nn.Module:
-    """A tensor-train student in three dimensions within the case's share of the separable network's parameters."""
+    """A tensor-train student in three dimensions within the case's share of the separable network's parameters.
+
+    Or the dense network, where the case's method is that.
+    """
     settings = NetworkSettings(name=case.network, width=case.width)
     plan = network_plan(settings, data.image_shape, 10)
+    if case.method == "dense":
+        return build_student(settings, plan, Dense(), data.image_shape, 10, seed=0)
     method = make_method({"name": "tensor_train", "dims": 3})
     method = solve(plan, method, Budget(params=int(case.share * plan.params(Separable()))))
     return build_student(settings, plan, method, data.image_shape, 10, seed=0)
 
 
 class OwnLoop:
-    """The same network and step in a straightforward loop, as one would write it: no views of images, no records."""
+    """The same network and step in a straightforward loop, as one would write it: no views of images, no records.
+
+    The way "torch" is that loop as it is. "torch_compile" has its network compiled and channels last, and a fused
+    optimizer; "best" also records CUDA graphs (`reduce-overhead`).
+    """
 
     def __init__(self, case: Case, data: ImageData):
-        self.network = make_student(case, data).to(case.device).train()
-        self.case, self.epoch = case, 0
+        network = make_student(case, data).to(case.device).train()
+        self.case, self.epoch, self.network = case, 0, network
         images, self.labels, _ = data.train.on(case.device)
         self.images = (images.permute(0, 3, 1, 2).float() / 255 - 0.5).contiguous() / 0.29
         self.steps_per_epoch = len(self.labels) // case.batch
+        compiled = case.way in COMPILED_LOOPS
+        if compiled:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+            self.network = torch.compile(network, mode=COMPILED_LOOPS[case.way])  # type: ignore[assignment]
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4
+            network.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=compiled or None
         )  # fmt: skip
 
     def train_steps(self, limit: int | None = None) -> None:
         """An epoch's steps, or the first of them."""
         order = torch.randperm(len(self.labels), device=self.case.device)
         for step in range(min(self.steps_per_epoch, limit or self.steps_per_epoch)):
+            torch.compiler.cudagraph_mark_step_begin()
             picked = order[step * self.case.batch : (step + 1) * self.case.batch]
             with torch.autocast("cuda", torch.bfloat16, enabled=self.case.device == "cuda"):
                 loss = functional.cross_entropy(self.network(self.images[picked]), self.labels[picked])
@@ -104,11 +141,47 @@ class OwnLoop:
 
 def make_trainer(case: Case, data: ImageData) -> Trainer:
     """The student of a case and the trainer of its way."""
-    recipe = Recipe(epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way)
+    recipe = Recipe(
+        epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way,  # type: ignore[arg-type]
+        attention_weight=ATTENTION_WEIGHT if case.taught else 0.0,
+    )  # fmt: skip
     views = AugmentationSettings(shift=4, flip=True, cutout=8)
     if case.images is None:
         views = default_augmentation("digits", data.image_shape)
-    return Trainer(make_student(case, data), data, recipe, augmentation=views, order_seed=0, device=case.device)
+    student = make_student(case, data)
+    if not case.taught:
+        return Trainer(student, data, recipe, augmentation=views, order_seed=0, device=case.device)
+    taps = default_taps(student, data.image_shape)
+    return Trainer(
+        student, data, recipe, augmentation=views, order_seed=0, device=case.device, taps=taps, cache_epochs=1,
+        teacher=cached_answers(case, data, views, taps, tap_sizes(student, taps, data.image_shape)),
+    )  # fmt: skip
+
+
+class RandomTeacher:
+    """Fills a cache at once: random answers of the right shapes."""
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        """Return random logits (B, 10) and attention maps."""
+        count = len(images)
+        return Signals(torch.randn(count, 10), tuple(torch.rand(count, *size) for size in self.sizes))
+
+
+def cached_answers(
+    case: Case, data: ImageData, views: AugmentationSettings, taps: tuple[str, ...], sizes: Sizes
+) -> CachedTeacher:  # fmt: skip
+    """A teacher whose random answers lie in a cache of one epoch, as those of a trained one do."""
+    key = CacheKey(
+        weights=case.network, data=f"{len(data.train)} images of {case.side}", views=views, taps=taps,
+        layout=Layout(len(data.train), 10, sizes), precision=case.device,
+    )  # fmt: skip
+    cache, teacher = TeacherCache(Path(tempfile.gettempdir()) / "benchmark_teacher_caches", key), RandomTeacher(sizes)
+    source = CacheSource(teacher=lambda: teacher, data=data, device="cpu", batch_size=case.batch)
+    fill_cache(cache, source, 1, notify=lambda line: None)
+    return CachedTeacher(cache, data, lambda: teacher, device=case.device)
 
 
 class Bench:
@@ -118,13 +191,17 @@ class Bench:
         torch.set_num_threads(1)
         self.device = device
         self.trainer: Trainer | OwnLoop | None = None
-        self.data: dict[int | None, ImageData] = {}
+        self.data: dict[tuple[int | None, int], ImageData] = {}
 
     def _made(self, case: Case) -> Trainer | OwnLoop:
-        if case.images not in self.data:
-            self.data[case.images] = make_data(case)
-        make: Callable[[Case, ImageData], Trainer | OwnLoop] = OwnLoop if case.way == "torch" else make_trainer
-        return make(case, self.data[case.images])
+        make: Callable[[Case, ImageData], Trainer | OwnLoop] = OwnLoop if case.way in OWN_LOOPS else make_trainer
+        return make(case, self._images(case))
+
+    def _images(self, case: Case) -> ImageData:
+        key = case.images, case.side
+        if key not in self.data:
+            self.data[key] = make_data(case)
+        return self.data[key]
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -168,7 +245,7 @@ class Bench:
 
     def limit(self, case: Case) -> tuple[float, float]:
         """Bytes that a step must move for each image, and bytes that the device copies in a second."""
-        data = self.data.setdefault(case.images, make_data(case))
+        data = self._images(case)
         width = 2 if self.device == "cuda" else 4  # bfloat16 on a card
         return step_bytes(make_student(case, data), data.image_shape, width), copy_bandwidth(self.device)
 
@@ -216,29 +293,59 @@ class Processes:
             worker.start()
 
     def __call__(self, which: range, name: str, case: Case) -> list[Any]:
-        """What these processes answer, all asked at once.
+        """What these processes answer, all asked at once; raises as `answers`."""
+        for number in which:
+            self.ask(number, name, case)
+        return self.answers(which)
+
+    def ask(self, number: int, name: str, case: Case) -> None:
+        """Give one process a command."""
+        self._queues[number][0].put((name, case))
+
+    def answers(self, which: range) -> list[Any]:
+        """What these processes answer to their last command.
 
         Raises what one of them raised, TooLargeError after all have answered; TimeoutError when the time is up.
         """
-        for number in which:
-            self._queues[number][0].put((name, case))
-        found = [self._answer(number) for number in which]
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
-        return found
+        answers = [self._answer(number) for number in which]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def answer_of(self, number: int) -> Any:
+        """The answer of one process, or the error that it raised; None while there is none."""
+        try:
+            return self._queues[number][1].get_nowait()
+        except queue.Empty:
+            if not self._workers[number].is_alive():
+                return RuntimeError(f"the process has ended with exit code {self._workers[number].exitcode}")
+            return None
 
     def _answer(self, number: int) -> Any:
-        try:
-            return self._queues[number][1].get(timeout=max(0.1, self.until - time.monotonic()))
-        except queue.Empty:
-            raise TimeoutError("the time is up") from None
+        while (seconds := self.until - time.monotonic()) > 0:
+            try:
+                return self._queues[number][1].get(timeout=max(0.1, min(seconds, ALIVE_SECONDS)))
+            except queue.Empty:
+                if not self._workers[number].is_alive():
+                    exit_code = self._workers[number].exitcode
+                    raise RuntimeError(f"the process has ended with exit code {exit_code}") from None
+        raise TimeoutError("the time is up")
+
+    def ask_to_end(self) -> None:
+        """Let them end after what they do now."""
+        for asked, _ in self._queues:
+            asked.put(None)
+
+    def kill(self) -> None:
+        """End them at once."""
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
 
     def close(self) -> None:
         """End them."""
-        for asked, _ in self._queues:
-            asked.put(None)
+        self.ask_to_end()
         for worker in self._workers:
             worker.join(max(0.1, min(5.0, self.until - time.monotonic())))
-            worker.kill()
-            worker.join()
+        self.kill()

@@ -4,8 +4,11 @@ Counted for each image, X being a layer's input and Y its output, in values:
   a convolution, structured maps included    X + Y forward; X, Y's gradient, X's gradient backward (none for the images)
   a batch norm, its ReLU, residual and pool  statistics Y, result Y + Z forward; sums Y + Z, gradient 2Y + Z backward, Z
                                              being what the pool leaves
-and nothing else: no weights, no optimizer, no images, no rebuild, no addition of its own. So a step whose layers are
-kernels of their own cannot be faster than bytes over bandwidth; one that fuses a norm into its convolutions might.
+  a linear map                               as a convolution
+  a layer norm                               X + Y forward; X, Y's gradient, X's gradient backward
+and nothing else: no weights, no optimizer, no images, no rebuild, no addition of its own, no attention. So a step whose
+layers are kernels of their own cannot be faster than bytes over bandwidth; one that fuses a norm into its convolutions
+might.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from lowrank.layers.base_layer import StructuredMap
 
 COPIED = 2**30  # bytes; far more than any cache holds
 COPIES = 20
+LINEAR = (StructuredMap, nn.Conv2d, nn.Linear)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
@@ -29,15 +33,17 @@ def step_bytes(network: nn.Module, image_shape: tuple[int, ...], width: int) -> 
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, y = inputs[0].numel(), output.numel()
-        if isinstance(module, StructuredMap | nn.Conv2d):
+        if isinstance(module, LINEAR):
             values[0] += (2 if first[0] else 3) * x + 2 * y
             first[0] = False
         elif isinstance(module, nn.BatchNorm2d):
             values[0] += 8 * y
+        elif isinstance(module, nn.LayerNorm):
+            values[0] += 3 * x + 2 * y
         elif isinstance(module, _POOLS):
             values[0] -= 3 * (x - y)  # the norm before it writes and reads what the pool leaves
 
-    kinds = (StructuredMap, nn.Conv2d, nn.BatchNorm2d, *_POOLS)
+    kinds = (*LINEAR, nn.BatchNorm2d, nn.LayerNorm, *_POOLS)
     handles = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, kinds)]
     was = network.training
     with torch.no_grad():
