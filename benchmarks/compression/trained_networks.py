@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="of the dense network; its own number by default")
     parser.add_argument("--lr", type=float, help="of the dense network")
     parser.add_argument("--finetune", type=int, default=3, help="epochs after compression; 0 for none")
-    parser.add_argument("--finetune-lr", type=float, nargs="+", help="the best on validation images is taken")
+    parser.add_argument("--finetune-lr", type=float, nargs="+", help="of the trainings whose weights are averaged")
     parser.add_argument("--labels", action="store_true", help="train on labels alone too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.12, 0.06])
     parser.add_argument("--methods", nargs="+", default=["auto"])
@@ -229,19 +229,20 @@ def svd_by_any_driver() -> Iterator[None]:
         torch.linalg.svd = plain
 
 
-def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> dict[str, float]:
-    """Test error after the short training of `python -m lowrank.compress --finetune`, and the rate that it took."""
+def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> dict[str, float | str]:
+    """Test error after the short training of `python -m lowrank.compress --finetune`, and the rates of its weights."""
     options = bench.options
-    errors: dict[str, float] = {}
+    errors: dict[str, float | str] = {}
     for name in ("distilled", "labels"):
         if not options.finetune or bench.left() < 20 or (name == "labels" and not options.labels):
             continue
-        trained, rate = finetune(
+        trained = finetune(
             network, dense, bench.data, network_name=options.network, epochs=options.finetune,
             choosing=bench.choosing(), rates=options.finetune_lr, seed=seed, device=options.device,
             labels_only=name == "labels",
         )  # fmt: skip
-        errors |= {name: bench.test_error(trained), f"{name}_rate": rate}
+        rates = " ".join(f"{rate:g}" for rate in trained.rates)
+        errors |= {name: bench.test_error(trained.network), f"{name}_rates": rates or "none"}
     return errors
 
 

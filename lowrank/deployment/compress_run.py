@@ -116,7 +116,7 @@ class Outcome:
     error_before: float
     error_after: float
     error_finetuned: float | None
-    rate: float | None
+    rates: tuple[float, ...] | None
     seconds: float
     latencies: tuple[Latency, ...] = ()
     files: tuple[ExportedFile, ...] = ()
@@ -358,19 +358,20 @@ def _outcome(
     begin = time.perf_counter()
     after = error_rate(small.network, *images.reporting)
     steps(f"{small.params:,} parameters by {small.method}: {after:.2f} % error before any training")
-    network, finetuned, rate = small.network, None, None
+    network, finetuned, rates = small.network, None, None
     if config.finetune:
-        network, rate = finetune(
+        trained = finetune(
             small.network, dense, data, network_name=config.network.name, epochs=config.finetune,
             choosing=images.choosing, seed=config.seed, device=next(dense.parameters()).device,
             labels_only=config.labels_only, progress=steps,
         )  # fmt: skip
+        network, rates = trained.network, trained.rates
         finetuned = error_rate(network, *images.reporting)
         steps(f"{finetuned:.2f} % error after {config.finetune} epochs")
     seconds = small.seconds + time.perf_counter() - begin
     return Outcome(
-        compressed=small, network=network, error_before=before, error_after=after, error_finetuned=finetuned, rate=rate,
-        seconds=seconds,
+        compressed=small, network=network, error_before=before, error_after=after, error_finetuned=finetuned,
+        rates=rates, seconds=seconds,
     )  # fmt: skip
 
 
@@ -500,6 +501,12 @@ def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence
         print(f"error: {line}", file=sys.stderr)
 
 
+def _rates(rates: tuple[float, ...] | None) -> str:
+    if not rates:
+        return "no rate helped"
+    return f"rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
+
+
 def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
     """The printed table of one network, in Markdown.
 
@@ -520,7 +527,7 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
     ]  # fmt: skip
     if outcome.error_finetuned is not None:
         label = f"after {config.finetune} epochs, %"
-        rows.append((label, "", f"{outcome.error_finetuned:.2f}", f"rate {outcome.rate:g}"))
+        rows.append((label, "", f"{outcome.error_finetuned:.2f}", _rates(outcome.rates)))
     for batch in dict.fromkeys(one.batch for one in outcome.latencies):
         times = {one.name: one.median_ms for one in outcome.latencies if one.batch == batch}
         share = f"{times['compressed'] / times['given']:.1%}"

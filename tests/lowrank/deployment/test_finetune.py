@@ -1,4 +1,4 @@
-"""The choice after a short training: by what a network knows, not by how sure it is of it."""
+"""The short training: what is chosen, and which weights are averaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lowrank.deployment.finetune import tempered_cross_entropy
+from lowrank.data import DataSettings, load_data
+from lowrank.deployment.finetune import _Candidate, _greedy_mean, finetune, mean_weights, tempered_cross_entropy
 
 
 class Scores(nn.Module):
@@ -49,3 +50,55 @@ def test_it_is_the_least_over_temperatures():
         for temperature in torch.linspace(0.2, 3, 281).tolist()
     )
     assert tempered_cross_entropy(Scores(1.0), images, labels) == pytest.approx(least, abs=1e-5)
+
+
+class Shift(nn.Module):
+    """Adds a parameter to its inputs, and has a counter."""
+
+    def __init__(self, shift: list[float]):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.register_buffer("calls", torch.tensor(len(shift)))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) + self.shift
+
+
+def test_weights_are_averaged_and_counters_are_not():
+    first, second = Shift([1.0, 2.0]), Shift([3.0, 8.0])
+    second.calls.fill_(7)
+    mean = mean_weights([first, second])
+    assert mean.shift.tolist() == [2.0, 5.0]
+    assert int(mean.calls) == 2
+    assert first.shift.tolist() == [1.0, 2.0]
+
+
+def test_running_statistics_are_averaged():
+    norms = [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    norms[1].running_var.fill_(4.0)
+    assert mean_weights(norms).running_var.tolist() == [2.5, 2.5]
+
+
+def test_the_mean_of_opposite_errors_is_chosen():
+    images, labels = scores()
+    left, right, far = (Shift(shift) for shift in ([2.0, 0, 0, 0], [-2.0, 0, 0, 0], [0, 9.0, 9.0, 0]))
+    candidates = [
+        _Candidate(network, (rate,), tempered_cross_entropy(network, images, labels))
+        for network, rate in ((far, 0.3), (left, 0.1), (right, 0.2))
+    ]
+    best = _greedy_mean(candidates, (images, labels))
+    assert best is not None
+    assert best.rates == (0.2, 0.1)
+    assert best.network.shift.tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert best.loss == tempered_cross_entropy(best.network, images, labels) < min(one.loss for one in candidates)
+
+
+def test_a_network_that_no_training_improves_stays_as_it_is():
+    data = load_data(DataSettings(train_images=64))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    images, labels = data.val.images[:32].float(), data.val.labels[:32]
+    trained = finetune(
+        network, network, data, network_name="mlp", epochs=1, choosing=(images, labels), rates=[1e-12]
+    )  # fmt: skip
+    assert trained.rates == ()
+    assert torch.equal(trained.network[1].weight, network[1].weight)
