@@ -15,7 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats import FrontPoint, mixed_fields, mixed_text, pareto_front, trials_off_front
+from analysis.stats import (
+    DENSE,
+    FrontPoint,
+    ShareBase,
+    mixed_fields,
+    mixed_text,
+    pareto_front,
+    share_base,
+    trials_off_front,
+)
 from analysis.utils import method_label, status_label, write_csv
 from lowrank.utils import format_count, format_times
 from sweeps.records import Role, Status, StudyRecord, count_test_looks, reasons_by_method
@@ -125,11 +134,12 @@ def describe_broken(study: StudyRecord) -> str:
     return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(texts)}"
 
 
-def make_table(points: Sequence[FrontPoint]) -> Table:
+def make_table(points: Sequence[FrontPoint], base: ShareBase) -> Table:
     """Return the table for the terminal; a star marks the front.
 
     Args:
         points: of all trials of a study, as `collect_points` returns them.
+        base: the network of whose parameters sizes are shares.
 
     Returns:
         The table.
@@ -142,7 +152,7 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
-    share = () if several else ("% dense" if started else "% sep",)  # the CSV has what does not fit here
+    share = () if several else ("% dense" if base == DENSE else "% sep",)  # the CSV has what does not fit here
     # A study of trained networks has neither dimensions nor one rank for all layers; how it starts matters there
     shape, decay = ((), ("start %",)) if started else (("dims", "rank"), ("decay",))
     for heading in (*shape, "params", *share, "mult-adds", *decay, "val %"):
@@ -154,7 +164,7 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     table.add_column("ep", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line, tested, several, started), style=_style(line))
+        table.add_row(*_cells(line, tested, several, started, base), style=_style(line))
     return table
 
 
@@ -172,10 +182,11 @@ def print_summary(
     console = console or make_console(sys.stdout)
     console.print(Text(f"{study.name}: {study.header.question}".rstrip(": "), style="bold"))
     console.print()
-    console.print(make_table(points))
-    console.print()
     started = any(point.initial_error is not None for point in points)
-    for line in _legend(any(point.spread is not None for point in points), started):
+    base: ShareBase = "dense" if started else share_base(study)
+    console.print(make_table(points, base))
+    console.print()
+    for line in _legend(any(point.spread is not None for point in points), started, base):
         console.print(Text(line))
     console.print()
     for count in count_statuses(study):
@@ -192,14 +203,15 @@ def print_summary(
     console.print(Text(answer))
 
 
-def _legend(several: bool, started: bool) -> tuple[str, str]:
+def _legend(several: bool, started: bool, base: ShareBase) -> tuple[str, str]:
     first, second = "* on the front of validation error and parameters", "decay marked c is scaled by the compression"
     if started:
         second = "start %: validation error before any training"
     if several:
         means = "mean±sd (n): over n seeds of a setting"
         return f"{first}; {means}", f"  {second}; ep: epochs trained"
-    share = "% dense: share of the trained network's" if started else "% sep: share of the separable network's"
+    short, network = ("dense", "trained" if started else "dense") if base == DENSE else ("sep", "separable")
+    share = f"% {short}: share of the {network} network's"
     return f"{first}; {share}", f"  parameters; {second}; ep: epochs trained"
 
 
@@ -231,14 +243,14 @@ def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
     write_csv(path, [*names, "on_front"], lines)
 
 
-def _cells(line: SummaryRow, tested: bool, several: bool, started: bool) -> list[str]:
+def _cells(line: SummaryRow, tested: bool, several: bool, started: bool, base: ShareBase) -> list[str]:
     point = line.point
     cells = [
         "*" if line.on_front else "",
         method_label(point.method),
         *([] if started else _shape(point)),
         f"{point.params:,}",
-        *([] if several else [_share(point.dense_ratio if started else point.ratio)]),
+        *([] if several else [_share(point.share_of(base))]),
         "" if point.mult_adds is None else format_count(point.mult_adds),
         _initial_error(point) if started else _decay_of(point),
         "" if point.val_error is None else f"{point.val_error:.2f}",

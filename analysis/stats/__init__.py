@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         SEPARABLE as SEPARABLE,
         UNCHANGED as UNCHANGED,
         FrontPoint as FrontPoint,
+        ShareBase as ShareBase,
         SizeMeasure as SizeMeasure,
         Stratum as Stratum,
         best_by_method as best_by_method,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         find_reference as find_reference,
         pareto_front as pareto_front,
         references as references,
+        share_base as share_base,
         split_common_extras as split_common_extras,
         study_strata as study_strata,
         trials_off_front as trials_off_front,
@@ -122,9 +124,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "expected_best": "ExpectedBest expected_bests",
         "factors": "BUDGET METHOD",
         "front": (
-            "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
-            "find_reference pareto_front references split_common_extras study_strata trials_off_front "
-            "validation_images"
+            "DENSE FrontPoint SEPARABLE ShareBase SizeMeasure Stratum UNCHANGED best_by_method best_point "
+            "collect_points find_reference pareto_front references share_base split_common_extras study_strata "
+            "trials_off_front validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",

@@ -40,6 +40,7 @@ LOST_LABELS = {
     Status.OUT_OF_MEMORY: "ran out of memory",
 }  # fmt: skip
 SizeMeasure = Literal["params", "mult_adds"]
+ShareBase = Literal["separable", "dense"]  # of whose parameters a size is a share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,10 @@ class FrontPoint:
         """The method in words, the width with it where it is not the study's own, e.g. `separable, width 0.5`."""
         label = method_label(self.method)
         return label if self.width == self.whole_width else f"{label}, width {self.width:.3g}"
+
+    def share_of(self, base: ShareBase) -> float | None:
+        """Return its parameters over those of the dense or the separable network (None where they are not known)."""
+        return self.dense_ratio if base == DENSE else self.ratio
 
     def size(self, measure: SizeMeasure) -> int | None:
         """Return parameters, or mult-adds for one image (None where they are not known)."""
@@ -270,6 +275,18 @@ def study_strata(study: StudyRecord) -> list[Stratum]:
         Stratum(label=e.label, params=_whole(e.params), unlimited=e.params is None and unlimited == 1) for e in entries
     ]
     return sorted(budgets, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+
+
+def share_base(study: StudyRecord) -> ShareBase:
+    """Return the network of whose parameters the sizes of a study are shares.
+
+    Args:
+        study: the records.
+
+    Returns:
+        `dense` where the budget is relative to it, else `separable`.
+    """
+    return "dense" if study.header.section("budget").get("relative_to") == DENSE else "separable"
 
 
 def _whole(params: float | None) -> int | None:

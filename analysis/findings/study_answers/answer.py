@@ -27,6 +27,7 @@ from analysis.stats import (
     FrontPoint,
     MethodAtSize,
     SelectedError,
+    ShareBase,
     SizeLevel,
     SizeMeasure,
     Stratum,
@@ -40,6 +41,7 @@ from analysis.stats import (
     paired_difference,
     pareto_front,
     references,
+    share_base,
     size_level,
     size_limit,
     split_common_extras,
@@ -136,13 +138,14 @@ class Answer:
     Attributes:
         stratum: the budget.
         best: the best point; None if no trial that fits was completed.
-        share: the budget (without one, the best point's parameters) over the separable network's parameters.
+        share: the budget (without one, the best point's parameters) over the parameters of the network `share_base`.
         candidates: how many completed trials fit.
         images: on which errors were measured; None if that is not known.
         selected: the error of the best, corrected for the choice; None if the number of images is not known.
         same_images: whether the records say which images were wrong.
         comparisons: of the best point with others.
         level: the methods at one size, where their sizes within the budget differ.
+        share_base: the network that the budget is relative to.
     """
 
     stratum: Stratum
@@ -154,6 +157,7 @@ class Answer:
     same_images: bool = False
     comparisons: tuple[PointComparison, ...] = ()
     level: SizeLevel | None = None
+    share_base: ShareBase = "separable"
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -204,7 +208,7 @@ class Answer:
         return f"{label[0].upper()}{label[1:]}"
 
     def _share(self) -> str:
-        return f" ({100 * self.share:.3g} % of separable)" if self.share is not None else ""
+        return f" ({100 * self.share:.3g} % of {self.share_base})" if self.share is not None else ""
 
     def _certainty(self) -> str:
         assert self.best is not None
@@ -237,7 +241,8 @@ def answers(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence
     """
     evidence = evidence or study_evidence(study)
     budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
-    answered = [_answer(stratum, points, evidence, size_limit(stratum, study)) for stratum in budgets]
+    base = share_base(study)
+    answered = [_answer(stratum, points, evidence, size_limit(stratum, study), base) for stratum in budgets]
     return _correct_for_number(answered)
 
 
@@ -393,7 +398,8 @@ def _size_words(level: SizeLevel) -> str:
 
 
 def _answer(
-    stratum: Stratum, points: Sequence[FrontPoint], evidence: Evidence, limit: tuple[int, SizeMeasure] | None
+    stratum: Stratum, points: Sequence[FrontPoint], evidence: Evidence, limit: tuple[int, SizeMeasure] | None,
+    base: ShareBase,
 ) -> Answer:  # fmt: skip
     fitting = [point for point in points if stratum.holds(point)]
     chosen = best_point(fitting)
@@ -401,7 +407,8 @@ def _answer(
     return Answer(
         stratum=stratum,
         best=chosen,
-        share=_share(stratum, points, chosen),
+        share=_share(stratum, points, chosen, base),
+        share_base=base,
         candidates=sum(point.eligible for point in fitting),
         images=evidence.images,
         selected=selected_error(fitting, evidence),
@@ -411,10 +418,12 @@ def _answer(
     )
 
 
-def _share(stratum: Stratum, points: Sequence[FrontPoint], chosen: FrontPoint | None) -> float | None:
+def _share(
+    stratum: Stratum, points: Sequence[FrontPoint], chosen: FrontPoint | None, base: ShareBase
+) -> float | None:  # fmt: skip
     if stratum.params is None:
-        return chosen.ratio if chosen else None
-    sizes = [point.params / point.ratio for point in points if point.ratio]
+        return chosen.share_of(base) if chosen else None
+    sizes = [point.params / share for point in points if (share := point.share_of(base))]
     return stratum.params / sizes[0] if sizes else None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 
@@ -61,6 +62,13 @@ class TestTable:
             trial.counts = {name: 1000 * count for name, count in trial.counts.items()}
         assert "…" not in self.printed(study)
         assert "test %" in self.printed(study)
+
+    def test_shares_are_of_the_network_that_the_budget_is_relative_to(self, study):
+        assert "% sep: share of the separable network's" in self.printed(study)
+        header = study.header.model_copy(update={"space": {"budget": {"relative_to": "dense"}}})
+        text = self.printed(dataclasses.replace(study, header=header))
+        assert "% dense: share of the dense network's" in text
+        assert "% sep" not in text
 
     def test_every_status_is_counted_with_its_reasons(self, study):
         text = self.printed(study)

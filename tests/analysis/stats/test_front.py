@@ -183,6 +183,18 @@ class TestAnswer:
         ) in answer_of(study)
         assert "References: separable 1.94 % at 1,000 parameters." in answer_of(study)
 
+    def test_the_share_is_of_the_network_that_the_budget_is_relative_to(self):
+        trial = record("a", 50, 5.0)
+        trial.counts["dense_params"] = 8000
+        budgets = [{"label": "params <= 0.01 of dense", "params": 80}]
+        for relative_to, share in (
+            (None, "8 % of separable"),
+            ("separable", "8 % of separable"),
+            ("dense", "1 % of dense"),
+        ):
+            study = study_of(trial, strata=budgets, space={"budget": {"params": 0.01, "relative_to": relative_to}})
+            assert answered(study)[0].text().startswith(f"At up to 80 parameters ({share}): CP")
+
     def test_a_thinner_network_within_the_budget_is_compared(self):
         study = study_of(
             record("a", 50, 5.0),
