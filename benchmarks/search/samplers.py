@@ -11,6 +11,7 @@ have none; as a share of what the whole table holds.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import warnings
@@ -108,7 +109,8 @@ class _TableResolver:
         if not within:
             raise InfeasibleError(f"{name} in {dims} dimensions has no setting within the budget")
         entry, scale = max(within)
-        shape = f"{name}-{entry[0]}-{0 if name == 'bottleneck' else dims}-{rest}"
+        setting = (name, entry[0], 0 if name == "bottleneck" else dims, *rest)
+        shape = hashlib.sha256(repr(setting).encode()).hexdigest()[:16]
         specification = make_specification().model_copy(update={"method": MethodSection(name=name, rank_scale=scale)})
         self.entries[shape] = entry
         label = next(stratum.label for stratum in self.strata if stratum.contains(point))
