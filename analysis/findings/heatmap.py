@@ -34,7 +34,7 @@ class Cell:
     Attributes:
         error: the lowest validation error in percent; None where no trial was trained to its end (or to the epoch).
         seeds: number of seeds of the setting with the lowest error; 0 without an error.
-        completed: how many settings were trained to their end.
+        completed: how many settings were trained to their end (or to the epoch).
         stopped: how many trials were stopped early.
         failed: how many trials failed.
     """
@@ -194,13 +194,15 @@ def _build_map(
 
 def _build_cell(trials: Sequence[TrialRecord], epoch: int | None) -> Cell:
     """Summarise the trials of one cell, with their errors after `epoch` or, if it is None, at the end."""
-    points = group_by_point(trials)
-    errors = [(mean_error(seeds), len(seeds)) for seeds in points] if epoch is None else _errors_at(trials, epoch)
+    if epoch is None:
+        errors = [(mean_error(seeds), len(seeds)) for seeds in group_by_point(trials)]
+    else:
+        errors = _errors_at(trials, epoch)
     error, seeds = min(errors, default=(None, 0))
     return Cell(
         error=error,
         seeds=seeds,
-        completed=len(points),
+        completed=len(errors),
         stopped=sum(trial.status is Status.STOPPED for trial in trials),
         failed=sum(trial.status in FAILED_STATUSES for trial in trials),
     )

@@ -89,7 +89,7 @@ def draw_heat_map(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, .
     left, bottom = 0.45 + 0.075 * max(map(len, down)), 0.55 + 0.05 * longest * aslant
     axes = plain_axes(figure, layout, left=left, bottom=bottom)
     axes.grid(visible=False)
-    colours = _draw_cells(axes, cells, min(SMALL, 21 * layout.width / max(1, len(across))))
+    colours = _draw_cells(axes, cells, min(SMALL, 21 * layout.width / max(1, len(across))), downwards=turned)
     axes.set_xticks(range(len(across)), across, rotation=35 if aslant else 0, ha="right" if aslant else "center")
     axes.set_yticks(range(len(down)), down)
     axes.set_xlim(-0.5, len(across) - 0.5)
@@ -100,8 +100,10 @@ def draw_heat_map(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, .
     return colours
 
 
-def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float) -> tuple[str, ...]:
-    """Draw the cells with text of `size` points; the result is the colours that were used."""
+def _draw_cells(
+    axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float, *, downwards: bool
+) -> tuple[str, ...]:  # fmt: skip
+    """Draw the cells, rows upwards or downwards, with text of `size` points; the result is the colours used."""
     from matplotlib.patches import Rectangle
 
     errors = [cell.error for row in cells for cell in row if cell and cell.error is not None]
@@ -122,8 +124,9 @@ def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float)
             axes.text(x, y, text, ha="center", va="center", fontsize=size, color=ink)
             if unequal and cell.error is not None:  # the lowest of more settings looks better
                 axes.text(
-                    x + 0.45, y + 0.45, str(cell.completed), ha="right", va="bottom", fontsize=0.6 * size, color=ink
-                )
+                    x + 0.45, y + 0.45, str(cell.completed), ha="right", va="bottom" if downwards else "top",
+                    fontsize=0.6 * size, color=ink,
+                )  # fmt: skip
     return tuple(colours)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Where the home cannot be written matplotlib caches in a temporary folder, and warns of that in every command
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
+SMALLEST_FONT = 5.0  # points, of a subtitle that must fit the width
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
@@ -93,7 +94,9 @@ def draw_front(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
     axes = figure.add_axes((left, 0.2, 0.98 - left, top - 0.2))
     if layout.title:
         figure.text(left, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
-        figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
+        subtitle = figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
+        while subtitle.get_window_extent().x1 > 0.99 * figure.bbox.width and subtitle.get_fontsize() > SMALLEST_FONT:
+            subtitle.set_fontsize(subtitle.get_fontsize() - 0.25)
     _draw_axes(axes, plot, layout)
     _draw_points(axes, plot)
     rows = _draw_legend(figure, axes, layout.columns)

@@ -50,7 +50,8 @@ class Page:
 
     def answer(self, paragraphs: Iterable[str]) -> None:
         """Add the answer, set apart; its first paragraph is the largest."""
-        self._add("answer", paragraphs=[_UNIT.sub(NO_BREAK, paragraph) for paragraph in paragraphs])
+        texts = (_UNIT.sub(NO_BREAK, paragraph) for paragraph in paragraphs)
+        self._add("answer", paragraphs=[text.split("`") for text in texts])  # each second part is a command
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Add numbers side by side, each a pair of its value and what it is."""

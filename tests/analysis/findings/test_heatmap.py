@@ -68,5 +68,6 @@ class TestHeat:
         assert (end.epoch, early.epoch) == (None, 2)
         assert [[cell and cell.error for cell in row] for row in end.cells] == [[None], [None], [9.0], [None]]
         assert [[cell and cell.error for cell in row] for row in early.cells] == [[32.0], [33.0], [28.0], [None]]
+        assert [[cell.completed for cell in row if cell] for row in early.cells] == [[1], [1], [1], [0]]
         many = [trial(f"m{dims}", error=8.0, method="tucker", dims=dims, scale=0.2, epochs=5) for dims in range(2, 9)]
         assert [heat.epoch for heat in heat_maps(study(*stopped, *many))] == [None]

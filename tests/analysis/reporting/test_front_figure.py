@@ -95,3 +95,14 @@ def test_the_legend_lies_within_the_picture(study):
     axes = figure.axes[0].get_tightbbox()
     assert axes is not None
     assert axes.y0 >= legend.get_window_extent().y1 - 1
+
+
+def test_a_long_subtitle_lies_within_the_picture(study):
+    plot = front_plot(study, collect_points(study))
+    figure = Figure(figsize=(Layout().width, Layout().height))
+    FigureCanvasAgg(figure)
+    draw_front(
+        figure, replace(plot, subtitle="  |  ".join(["10,000 validation images: the lowest, 18.7 %"] * 4)), Layout()
+    )
+    _, subtitle = figure.texts
+    assert subtitle.get_window_extent().x1 <= figure.bbox.width

@@ -97,6 +97,14 @@ class TestProcesses:
                 page.html()
 
 
+def test_a_command_in_the_answer_is_shown_as_code(tmp_path):
+    with drawing_executor(trials=1) as executor:
+        page = Page("a study", tmp_path, executor)
+        page.answer(["More seeds would: `python sweeps/run.py --resume <a>`, 3 trainings."])
+        html = page.html()
+    assert "<p>More seeds would: <code>python sweeps/run.py --resume &lt;a&gt;</code>, 3 trainings.</p>" in html
+
+
 def test_the_page_says_that_a_study_has_not_ended(tmp_path, empty_pictures):
     texts = {}
     for closed in (None, "interrupted", "finished"):
