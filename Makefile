@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := $(VENV)/triton
 
-.PHONY: sweep distill compress test test-slow test-faults test-gpu test-interpreted lint types bench clean
+.PHONY: sweep distill compress test test-slow test-faults test-gpu test-interpreted lint types bench pictures clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/run.py --space $(SPACE) $(ARGS)
@@ -59,6 +59,11 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Every picture of the pages, from kept records; those of MLflow's pages from a study, trained unless it is there
+pictures: $(READY)
+	test -d studies/tt_dims || $(BIN)/python sweeps/run.py --space tt_dims
+	$(BIN)/python docs/make_pictures.py --study studies/tt_dims
 
 # Repeated, this installs nothing: the stamp is newer than the pins
 $(READY): requirements.txt pyproject.toml

@@ -1,8 +1,9 @@
-"""Compare the page on the study `tt_schedule` with that study's journal, both kept in docs/results.
+"""Compare the pages on studies whose journals are kept in docs/results with these journals.
 
     python docs/check_results.py
 
-Prints every statement of the page that the journal contradicts; exits with 1 if there is one.
+The studies are `tt_schedule`, `tt_dims` on the digits (whose figures the README shows too) and `compress` on an H200.
+Prints every statement of a page that a journal contradicts; exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 from analysis.stats.front import collect_points, pareto_front, references
+from analysis.utils import method_label
 from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord
@@ -22,12 +25,22 @@ from sweeps.records.names import JOURNAL_FILE
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = RESULTS / "h200_tt_schedule_cifar10.md"
+DIGITS, COMPRESS = "digits_tt_dims", "h200_compress_space"  # each the name of a page and of a journal
 STUDY, RETRAINED = "tt_schedule", "tt_schedule_finish"  # of the second, each trial had been stopped in the first
 EPOCHS = 128
 RUNGS = (8, 24, 72)  # epochs after which trials were stopped
 FRONT_ROW = re.compile(r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
 RETRAINED_ROW = re.compile(
     r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) after (\d+) \| ([\d.]+) \| (none so small|[\d.]+) \|$", re.MULTILINE
+)
+
+# Rows of a printed table: parameters, validation error, status
+PRINTED_ROW = re.compile(
+    r"^[* ] [A-Za-z -]+.*? ([\d,]+) +[\d.]+ +\S+ +\S+ +([\d.]+) .*?(completed|stopped early|reference)$", re.MULTILINE
+)
+# Parameters, method, error before any training, trained with the teacher, trained on labels
+COMPRESSED_ROW = re.compile(
+    r"^\| ([\d,]+) \| [\d.]+ \| ([^|]+) \| \d+ \| ([\d.]+) \| ([\d.]*) ?\| ([\d.]*) ?\|$", re.MULTILINE
 )
 
 
@@ -89,6 +102,49 @@ def compare_retrained(study: StudyRecord, retrained: StudyRecord, page: str) -> 
     yield from compare_rows("retrained trials", expected, RETRAINED_ROW.findall(page))
 
 
+def compare_digits(study: StudyRecord, page: str, readme: str) -> Iterator[str]:
+    """Compare the printed table, and the figures under the README's picture."""
+    points = collect_points(study)
+    labels = {Role.REFERENCE: "reference"}
+    statuses = {Status.COMPLETED: "completed", Status.STOPPED: "stopped early"}
+    expected = [
+        (f"{point.params:,}", f"{point.own_error:.2f}" if point.finished else f"{point.val_error:.2f}",
+         labels.get(point.role, statuses[point.status]))
+        for point in points
+    ]  # fmt: skip
+    yield from compare_rows("printed table", sorted(expected), sorted(PRINTED_ROW.findall(page)))
+    front, compared = pareto_front(points), {point.method: point for point in references(points)}
+    text = " ".join(readme.split())
+    statements = (
+        f"A tensor train of {front[-1].params:,} parameters makes {front[-1].error:.2f} % validation errors",
+        f"one) of {compared['separable'].params:,} makes {compared['separable'].error:.2f} %",
+        f"the dense one of {compared['dense'].params:,} makes {compared['dense'].error:.2f} %",
+    )
+    yield from (f"the README lacks the statement: {statement}" for statement in statements if statement not in text)
+
+
+def compare_compressed(study: StudyRecord, page: str) -> Iterator[str]:
+    """Compare the table of every training, and the thinner networks."""
+    errors: dict[tuple[int, str], list[str]] = {}
+    before: dict[tuple[int, str], list[float]] = {}
+    for trial in study.trials.values():
+        if trial.role is not Role.SEARCH or trial.status is not Status.COMPLETED:
+            continue
+        key = trial.counts["params"], method_label(trial.method)
+        taught = trial.built_specification.train.kd_weight > 0
+        errors.setdefault(key, ["", ""])[not taught] = f"{trial.val_error:.2f}"
+        before.setdefault(key, []).append(trial.initial_error or 0.0)
+    expected = [
+        (f"{key[0]:,}", key[1], f"{fmean(before[key]):.2f}", *errors[key]) for key in sorted(errors)
+    ]  # fmt: skip
+    shown = [(row[0], row[1].strip(), *row[2:]) for row in COMPRESSED_ROW.findall(page)]
+    yield from compare_rows("every training", expected, shown)
+    text = " ".join(page.split())
+    for point in references(collect_points(study)):
+        if point.is_thin and f"{point.error:.2f} at {point.params:,}" not in text:
+            yield f"the page lacks the thinner network: {point.error:.2f} at {point.params:,}"
+
+
 def compare_rows(table: str, expected: list[tuple[str, ...]], shown: list[tuple[str, ...]]) -> Iterator[str]:
     """Name the rows in which a table of the page differs from the study."""
     yield from (f"{table}: the page lacks the row {row}" for row in expected if row not in shown)
@@ -106,8 +162,15 @@ def main() -> int:
     page, study = PAGE.read_text(), read_study(STUDY)
     faults = [*compare_front(study, page), *compare_counts(study, page)]
     faults += compare_retrained(study, read_study(RETRAINED), page)
-    print("\n".join(f"{PAGE.name}: {fault}" for fault in faults) or f"{PAGE.name} agrees with its journals")
-    return 1 if faults else 0
+    readme = (RESULTS.parents[1] / "README.md").read_text()
+    pages = {
+        PAGE.name: faults,
+        f"{DIGITS}.md": list(compare_digits(read_study(DIGITS), (RESULTS / f"{DIGITS}.md").read_text(), readme)),
+        f"{COMPRESS}.md": list(compare_compressed(read_study(COMPRESS), (RESULTS / f"{COMPRESS}.md").read_text())),
+    }
+    for name, statements in pages.items():
+        print("\n".join(f"{name}: {statement}" for statement in statements) or f"{name} agrees with its records")
+    return 1 if any(pages.values()) else 0
 
 
 if __name__ == "__main__":
