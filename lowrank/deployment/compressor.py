@@ -175,6 +175,7 @@ class Compressor:
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
         self.reference = network_logits(self.dense, self.choosing_images)
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
+        self._divergences: dict[tuple[str, tuple[int | str, ...]], float] = {}
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration images, a batch at a time."""
@@ -310,7 +311,12 @@ class Compressor:
         for probe in probe_places(candidates, PROBES):
             choice = candidates[probe].choice
             assert choice is not None  # the dense form is never measured
-            measured[probe] = self._divergence_with(layer, choice)
+            # Of a linear map or a 1 x 1 kernel all methods have the same factors, those of `svd`
+            factors = choice.ranks[:1] if layer.shape.kernel_area == 1 else (choice.method.name, *choice.ranks)
+            key = layer.name, factors
+            if key not in self._divergences:
+                self._divergences[key] = self._divergence_with(layer, choice)
+            measured[probe] = self._divergences[key]
         return measured_candidates(candidates, measured) if measured else candidates
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         report_error as report_error,
         run_command as run_command,
     )
-    from lowrank.utils.countdown import Countdown as Countdown
+    from lowrank.utils.countdown import INTERVAL as INTERVAL, Countdown as Countdown, print_progress as print_progress
     from lowrank.utils.hooks import ForwardHooks as ForwardHooks, keep_modes as keep_modes
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import IdleWatch as IdleWatch, LockedError as LockedError, hold_lock as hold_lock
@@ -80,7 +80,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "nearest_existing remove_leftovers sync temporary_path write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
-        "countdown": "Countdown",
+        "countdown": "Countdown INTERVAL print_progress",
         "hooks": "ForwardHooks keep_modes",
         "linalg": "factor_matrix robust_eigh",
         "locks": "IdleWatch LockedError hold_lock",

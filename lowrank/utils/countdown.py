@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +12,17 @@ Item = TypeVar("Item")
 
 INTERVAL = 2.0
 """Seconds between two lines, at the least."""
+
+
+def print_progress(line: str) -> None:
+    """Print a line of progress at once, on standard error.
+
+    Standard output is for the answer, such as JSON.
+
+    Args:
+        line: the text.
+    """
+    print(line, file=sys.stderr, flush=True)
 
 
 class Countdown:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
 from lowrank.data import ImageData, eval_batches
+from lowrank.utils import INTERVAL
 from sweeps.records import Trial
 from sweeps.trials import make_student
 
@@ -17,15 +19,23 @@ SECONDS = 120.0
 class InitialErrors:
     """The validation error of students after their start and before any training.
 
+    Args:
+        data: the data set.
+        seconds: of processor time, after which no further measurement begins.
+        progress: called with one line for a measurement, at most every other second.
+
     Attributes:
         measured: percent, by stratum and by the setting's name.
         unmeasured: how many settings were not measured, because time was up.
     """
 
-    def __init__(self, data: ImageData, seconds: float = SECONDS):
+    def __init__(
+        self, data: ImageData, seconds: float = SECONDS, progress: Callable[[str], None] = lambda message: None
+    ):
         self.measured: dict[str, dict[str, float]] = {}
         self.unmeasured = 0
         self._data, self._seconds, self._spent = data, seconds, 0.0
+        self._progress, self._printed = progress, -INTERVAL
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._seen: set[tuple[str, str]] = set()
 
@@ -43,6 +53,9 @@ class InitialErrors:
         if self._spent >= self._seconds:
             self.unmeasured += 1
             return
+        if time.monotonic() - self._printed >= INTERVAL:
+            self._printed = time.monotonic()
+            self._progress(f"measuring errors before any training: {name}, {trial.stratum}")
         began = time.process_time()
         self.measured.setdefault(trial.stratum, {})[name] = self._error(trial)
         self._spent += time.process_time() - began

@@ -25,7 +25,7 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
 from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, use_channels_last
-from lowrank.utils import first_line, usable_cores
+from lowrank.utils import first_line, print_progress, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import (
@@ -109,7 +109,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     strata: dict[str, list[int]] = {}
     infeasible: list[tuple[dict[str, Value], str]] = []
     output_errors: dict[str, dict[str, dict[str, float]]] = {}
-    initial_errors = InitialErrors(resolver.data)
+    initial_errors = InitialErrors(resolver.data, progress=print_progress)
     points, unseen, start = _points(space, resolver, reachable), 0, time.monotonic()
     for index, point in enumerate(points):
         if index and _is_measured(space) and time.monotonic() - start > MEASURED_SECONDS:

@@ -60,7 +60,7 @@ class RankAllocator:
         data: its data set.
         plan: of the space's network.
         fingerprint: of the weights to start from.
-        notify: called with one line before each measurement.
+        notify: called with one line before each measurement, and at most every other second with how far it is.
     """
 
     def __init__(
@@ -220,7 +220,9 @@ class RankAllocator:
             )
             images, _ = draw_training_images(self.data, self.space.start.calibration, self.space.search.seed, device)
             names = [site.name for site in self.layer_plan.substituted]
-            self._compressor = Compressor(dense.to(device), [images], only=names, calibration=len(images))
+            self._compressor = Compressor(
+                dense.to(device), [images], only=names, calibration=len(images), progress=self.notify
+            )
             listed = [layer.name for layer in self._compressor.layer_list.layers]
             if sorted(listed) != sorted(names):
                 other = sorted(set(names) ^ set(listed))[0]

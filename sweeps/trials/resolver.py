@@ -29,7 +29,7 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training import Recipe, augmentation_for, check_network
-from lowrank.utils import validate_model
+from lowrank.utils import print_progress, validate_model
 from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
     ALL_SIZES,
@@ -232,7 +232,7 @@ class Resolver:
     def rank_allocator(self) -> RankAllocator:
         """Shares budgets out by what ranks cost the trained network; made at its first use."""
         allocator = RankAllocator(
-            self.space, self.data, self.plan(self.space.network), self._fingerprint, print_flushed
+            self.space, self.data, self.plan(self.space.network), self._fingerprint, print_progress
         )
         if self._folder is not None:
             allocator.use_folder(self._folder)
@@ -523,11 +523,6 @@ def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> No
             file=sys.stderr,
             flush=True,
         )
-
-
-def print_flushed(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)
 
 
 def _keeping_stem(network: NetworkSettings) -> NetworkSettings:

@@ -236,3 +236,25 @@ def test_a_layer_without_smaller_factors_says_so() -> None:
                             nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32 * 16, 10)).eval()  # fmt: skip
     small = Compressor(network, [torch.randn(16, 1, 8, 8)], calibration=16).compress(0.8, method="svd")
     assert {layer.name: layer.reason for layer in small.layers}["0"] == "no factors are smaller"
+
+
+def test_methods_that_are_alike_for_linear_maps_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(192, 24), nn.ReLU(),
+        nn.Linear(24, 10),
+    ).eval()  # fmt: skip
+    compressor = Compressor(network, [torch.randn(16, 1, 8, 8)], calibration=16)
+    measured: list[tuple[str, str]] = []
+    divergence_with = Compressor._divergence_with
+
+    def count(self, layer, choice):
+        measured.append((layer.name, choice.method.name))
+        return divergence_with(self, layer, choice)
+
+    monkeypatch.setattr(Compressor, "_divergence_with", count)
+    tables = {name: compressor.tables(name, "sensitivity") for name in ("spatial_svd", "tucker2")}
+    assert {name for name, method in measured if method == "spatial_svd"} == {"0", "2", "4"}
+    assert {name for name, method in measured if method == "tucker2"} == {"0", "2"}
+    first, second = ([(one.costs, one.error) for one in table["4"]] for table in tables.values())
+    assert first == second

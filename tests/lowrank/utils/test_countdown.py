@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowrank.utils import countdown
-from lowrank.utils.countdown import Countdown
+from lowrank.utils.countdown import Countdown, print_progress
 
 
 def test_the_time_left_follows_from_the_parts_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +16,8 @@ def test_the_time_left_follows_from_the_parts_that_are_done(monkeypatch: pytest.
     for name in ("a", "b", "c", ""):
         count.step(name)
     assert lines == ["fitting: 1 of 4, a", "fitting: 3 of 4, c; about 8 s left"], "at most one line in two seconds"
+
+
+def test_progress_leaves_standard_output_to_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    print_progress("fitting: 1 of 4")
+    assert capsys.readouterr() == ("", "fitting: 1 of 4\n")

@@ -27,11 +27,13 @@ def started(digits) -> Resolver:
 
 
 def test_errors_are_measured_once_for_each_size_and_rise_as_it_falls(started):
-    errors = InitialErrors(started.data)
+    lines: list[str] = []
+    errors = InitialErrors(started.data, progress=lines.append)
     trials = [started.resolve(point) for point in started.points.grid()]
     for trial in [*trials, *trials]:
         errors.add("spatial_svd", trial)
     assert errors.unmeasured == 0
+    assert lines[0] == f"measuring errors before any training: spatial_svd, {trials[0].stratum}"
     trials.sort(key=lambda trial: trial.counts["params"])
     small, large = (errors.measured[trial.stratum]["spatial_svd"] for trial in trials)
     assert large == pytest.approx(2.08, abs=1.0), "the trained network has 2.08 %"

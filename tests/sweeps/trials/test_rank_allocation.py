@@ -51,6 +51,17 @@ def test_ranks_fill_the_budget_and_layers_differ(halving):
     assert identify(trial.specification, (1, 8, 8), 10)[0] == trial.trial_id
 
 
+def test_measuring_says_how_far_it_is(digits, capsys):
+    resolver(digits).rank_allocator.costs("spatial_svd", "energy")
+    output, lines = capsys.readouterr()
+    assert output == ""
+    assert lines.splitlines()[:2] == [
+        "measuring what ranks of spatial_svd cost in the variance of outputs, layer by layer",
+        "calibrating 8 layers on 72 images",
+    ]
+    assert "ranks of spatial_svd: 1 of 8" in lines
+
+
 def test_costs_are_kept_with_the_study_and_not_measured_again(halving, digits, tmp_path):
     halving.use_folder(tmp_path)
     trial = halving.resolve({})
