@@ -9,8 +9,9 @@ import pytest
 from docs import check_results
 from docs.make_pictures import GROUPS, main
 from lowrank.errors import InputError
+from tests.support.pages import PAGES, ROOT
 from tests.support.report_pictures import missing_browser
-from tests.test_docs import LINK, PAGES, ROOT
+from tests.test_docs import LINK
 
 MADE = {ROOT / "docs" / group.folder / f"{name}.png" for group in GROUPS.values() for name in group.names}
 DRAWN = ("front", "compress", "printed", "schedule", "log")
