@@ -33,6 +33,7 @@ def make(image_shape, num_classes):
     )
 """
 READERS_SPACE = "question: Which is best?\ndata: {name: digits}\nmethod: {name: bottleneck}\nbudget: {params: 9000}\n"
+CODE_WIDTH = 88  # columns
 # Its commands stand there as they were typed on the day of the run
 AS_TYPED_THEN = (ROOT / "docs" / "results" / "research_log.md",)
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
@@ -113,6 +114,14 @@ def test_lines_of_python_use_what_exists(page: Path) -> None:
                 continue
             missing = [name for name in names if not hasattr(module, name)]
             assert not missing, f"{page_id(page)}: {module.__name__} has no {missing}"
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if "reference" not in page.parts], ids=page_id)
+def test_code_fits_a_narrow_window(page: Path) -> None:
+    lines = [
+        line for language in ("sh", "python", "yaml") for text in blocks(page, language) for line in text.splitlines()
+    ]
+    assert [line for line in lines if len(line) > CODE_WIDTH] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
