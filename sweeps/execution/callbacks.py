@@ -151,10 +151,17 @@ class Recorder(_NoState, Callback):
         self._config.on_change()
 
     def _finish_or_postpone(self, trial_id: str, status: Status, reason: str) -> None:
-        """Record an end. A trial that ran out of memory for the first time is postponed, if there is a larger share."""
+        """Record an end. A trial that ran out of memory for the first time is postponed, if there is a larger share.
+
+        Without one, a trial of several processes is tried again at once, as after any failure: all of them have ended,
+        and one of the cards may have been full of something else.
+        """
         postponed = self._search.record.trials[trial_id].postponed  # why it was postponed; empty if it was not
         share, larger = self._config.resources.share, self._config.resources.larger
-        if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
+        if status is Status.OUT_OF_MEMORY and larger is None and not postponed and self._may_repeat(trial_id, reason):
+            self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")
+            self._search.requeue(trial_id)
+        elif status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
             self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {share}: {reason}")
@@ -164,6 +171,9 @@ class Recorder(_NoState, Callback):
                 trial_id, f"out of memory: {trial_id} on {share}; when the others are done it is tried once more on "
                 f"{larger} ({reason})",
             )  # fmt: skip
+
+    def _may_repeat(self, trial_id: str, reason: str) -> bool:
+        return self._config.resources.share.processes > 1 and self._retries.may_retry(trial_id, reason)
 
     def _write_if_new(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:

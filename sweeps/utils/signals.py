@@ -66,12 +66,13 @@ def raise_if_interrupted() -> None:
 def exit_process(code: int) -> NoReturn:
     """End the process.
 
-    After a Ctrl-C it ends without the interpreter's own shutdown, which may crash over a half-started Ray.
+    After a Ctrl-C, and where a lost study has interrupted the main thread as Ctrl-C does, it ends without the
+    interpreter's own shutdown, which may crash over a half-started Ray and so end with another code.
 
     Args:
         code: the exit code.
     """
-    if code != ExitCode.INTERRUPTED:
+    if code not in (ExitCode.INTERRUPTED, ExitCode.STUDY_LOST):
         sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process should Ray's shutdown hang

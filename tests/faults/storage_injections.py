@@ -104,7 +104,7 @@ def take_over(scene: Scene, study: Study, rng: random.Random) -> bool:
     )  # fmt: skip
     os.kill(first.pid, signal.SIGCONT)
     text, _ = first.communicate(timeout=scaled(SECONDS))
-    assert first.returncode == ExitCode.STUDY_LOST, text[-3000:]
+    assert first.returncode == ExitCode.STUDY_LOST, f"exit code {first.returncode}: {text[-3000:]}"
     assert f"has taken {NAME!r} over; its trials were stopped" in text
     assert "Traceback" not in text
     assert "trying on" not in text  # that would be an outage

@@ -15,6 +15,7 @@ from sweeps.execution.callbacks import MAX_REASON, Recorder, TuneSearcher
 from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import FullDiskError, Role, Status, Trial, TrialRecord
+from sweeps.resources import Share
 from sweeps.search import Search as StudySearch
 
 METRICS = {
@@ -145,6 +146,18 @@ def test_without_a_larger_share_a_trial_that_runs_out_of_memory_has_ended(search
     record = search.record.trials[trial.trial_id]
     assert (record.status, record.reason) == (Status.OUT_OF_MEMORY, "CUDA out of memory")
     assert not search.postponed
+
+
+def test_a_trial_of_several_cards_that_runs_out_of_memory_is_tried_again_at_once_but_not_for_ever(search, execution):
+    config = execution(share=Share(2, 2, 1, processes=2), larger=None)
+    recorder, trial = Recorder(search, SimpleNamespace(), config), search.next()
+    recorder.on_trial_result(0, [], None, out_of_memory(trial.trial_id))
+    record = search.record.trials[trial.trial_id]
+    assert (record.ended, record.postponed) == (False, "")
+    assert record.notices == ["an attempt has failed and is repeated: CUDA out of memory"]
+    assert search.next() == trial
+    recorder.on_trial_result(0, [], None, out_of_memory(trial.trial_id, "2 GiB are missing"))
+    assert (record.status, record.reason) == (Status.OUT_OF_MEMORY, "2 GiB are missing")
 
 
 def test_an_attempt_that_begins_again_brings_each_epoch_once(search, execution):

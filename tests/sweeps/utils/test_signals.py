@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lowrank.utils import ExitCode
 from sweeps.utils import signals
 
 
@@ -64,7 +65,8 @@ def test_the_process_ends_with_its_code():
     assert end.value.code == 2
 
 
-def test_after_an_interruption_the_process_ends_at_once_with_all_that_was_printed():
+@pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.STUDY_LOST])
+def test_after_an_interruption_the_process_ends_at_once_with_all_that_was_printed(exit_code):
     """Neither the interpreter's shutdown nor a second Ctrl-C gets in its way; Ray is shut down first."""
     code = """
 import atexit, os, signal, sys, types
@@ -75,7 +77,8 @@ def shutdown():
     print("ray", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 sys.modules["ray"] = types.SimpleNamespace(shutdown=shutdown)
 atexit.register(lambda: print("the interpreter's shutdown"))
-exit_process(130)
+exit_process(int(sys.argv[1]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "ray True\n", "")
+    command = [sys.executable, "-c", code, str(int(exit_code))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (exit_code, "ray True\n", "")
