@@ -50,7 +50,7 @@ TITLE = "Training alone, without evaluation, several trials on one card"
 def table_cases(tiny: bool) -> list[Case]:
     """The networks of the table, each with its batch; small ones on a CPU when `tiny`."""
     if tiny:
-        small = Case(network="resnet9", device="cpu", batch=32, images=64, seconds=0.5, width=0.25)
+        small = Case(network="resnet9", device="cpu", batch=32, images=64, seconds=0.5, width=0.5)
         return [small, replace(small, network="vit", method="dense")]
     resnet9 = Case(network="resnet9", device="cuda", batch=512, images=20_480, seconds=ROW_SECONDS)
     return [

@@ -258,13 +258,13 @@ def _whole_step(joined: bool, folder: str, asked: Any, answers: Any) -> None:
 
 def graph_ms(bench: Bench) -> float:
     """Milliseconds of one replay of the recorded step, the median of many."""
-    graph = bench.trainer.captured_epoch._graph  # type: ignore[union-attr]
-    assert graph is not None
+    replay = bench.trainer.captured_epoch.replay  # type: ignore[union-attr]
+    assert replay is not None
     found = []
     for _ in range(REPLAYS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         found.append(begin.elapsed_time(end))

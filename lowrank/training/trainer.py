@@ -194,6 +194,8 @@ class Trainer:
             norm.eval()
         if self._set_drop_path is not None:
             self._set_drop_path(self.recipe.drop_path * self.epoch / max(1, self.recipe.epochs - 1))
+            if self.captured_epoch is not None:
+                self.captured_epoch.begin_epoch()
         meter = self._new_meter(self.steps_per_epoch)
         self.step_losses = meter.losses
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

@@ -37,7 +37,7 @@ COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each
 _KERNELS = Path(__file__).parents[2] / "kernels"
 
 _COMPILED: OrderedDict[object, CompiledForward] = OrderedDict()
-_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+INTERNAL_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -309,9 +309,9 @@ def describe(template: nn.Module) -> object | None:
     for name, module in template.named_modules(remove_duplicate=False):
         parts.append((name, type(module)))
         for attribute, value in sorted(vars(module).items()):
-            if attribute in _INTERNAL:
+            if attribute in INTERNAL_ATTRIBUTES:
                 continue
-            comparable, plain = _plain(value)
+            comparable, plain = plain_value(value)
             if not comparable:
                 return None
             parts.append((attribute, plain))
@@ -321,14 +321,21 @@ def describe(template: nn.Module) -> object | None:
     return tuple(parts)
 
 
-def _plain(value: Any) -> tuple[bool, object]:
-    """Say whether a module's attribute can be compared, and give it as a hashable value."""
+def plain_value(value: Any) -> tuple[bool, object]:
+    """Say whether a module's attribute can be compared.
+
+    Args:
+        value: of the attribute.
+
+    Returns:
+        Whether it can be compared; and, if so, the same as a hashable value.
+    """
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | type) or _is_function(value):
         return True, (type(value), value)
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, tuple | list):
-        parts = [_plain(part) for part in value]
+        parts = [plain_value(part) for part in value]
         return all(comparable for comparable, _ in parts), (type(value), tuple(part for _, part in parts))
     return False, None
 

@@ -11,6 +11,10 @@ The eager step of a small student is bound by kernel launches, not by the GPU's 
 batch, the teacher's signals and the learning rates from buffers that stay at one address; they are copied there before
 each replay. Losses and errors are read from such buffers afterwards.
 
+A step is recorded only where `lowrank.training.engine.recording` finds nothing that would be frozen. Then the plain
+step is taken some times from the same weights and random numbers, recorded, and replayed once; where losses or
+gradients differ by more than rounding, the steps run as they are. All of this is undone before training begins.
+
 Of several processes that train together each records its own step, with all that they exchange inside. They compile one
 after another, each alone, so that the first one's code on disk serves the others, and go on without graph or compiled
 code where one of them cannot have it.
@@ -18,9 +22,12 @@ code where one of them cannot have it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +35,19 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
 from lowrank.distillation import Signals
-from lowrank.kernels import kernel_errors, suspended_exchange
-from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
+from lowrank.kernels import suspended_exchange
+from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
 from lowrank.training.engine.precision import keep_float32_products
+from lowrank.training.engine.recording import (
+    CudaGraphRecorder,
+    HostState,
+    Recorder,
+    Run,
+    attributes,
+    changed_attribute,
+    recording_obstacle,
+)
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
@@ -44,11 +60,12 @@ from lowrank.utils import first_line
 # A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and three such trials of a
 # study, or one of 13,000 steps, save as much time as that takes
 LONG_TRIAL_STEPS = 5000
+PROBE_IMAGES = 8  # on which a network is watched before its step is recorded
 WARM_UP_STEPS = 3  # before recording: buffers are made at the first step, and cuDNN tries its kernels
+LOSS_TOLERANCE = 0.01  # of the loss; sums of bfloat16 may be taken in another order
+GRADIENT_TOLERANCE = 0.05  # of the length of a parameter's gradient
+LEAST_GRADIENT = 1e-3  # of the root mean square of all gradients: what lies below is rounding
 
-
-# The compiler's cache on disk may be full or not writable: OSError
-_NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit, OSError)
 _WARNED: set[str] = set()  # reasons that this process has given
 
 
@@ -92,7 +109,8 @@ def make_captured_epoch(
     if train_step.objective.variational is not None:
         return None
     compiled = engine == "compiled" and train_step.recipe.class_weights == "none"
-    return CapturedEpoch(train_step, timers, record=on_gpu, compiled=compiled, notify=notify)
+    recorder = CudaGraphRecorder(train_step.device, shared=train_step.group is not None) if on_gpu else None
+    return CapturedEpoch(train_step, timers, recorder=recorder, compiled=compiled, notify=notify)
 
 
 class CapturedEpoch:
@@ -102,10 +120,11 @@ class CapturedEpoch:
 
     Attributes:
         compiled: whether the forward pass and the loss are compiled, or will be at the first batch.
+        replay: repeats the recorded step; None where none is recorded.
     """
 
     def __init__(
-        self, train_step: TrainStep, timers: PhaseTimers, *, record: bool = True, compiled: bool = False,
+        self, train_step: TrainStep, timers: PhaseTimers, *, recorder: Recorder | None, compiled: bool = False,
         notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
         """Prepare; nothing is recorded before the first step.
@@ -113,14 +132,15 @@ class CapturedEpoch:
         Args:
             train_step: what is recorded.
             timers: count the time of compiling and recording.
-            record: False runs the same step without a graph, so that a CPU can test it.
+            recorder: records the step; None runs the same step without, as on a CPU.
             compiled: compile the forward pass and the loss, if that is possible.
-            notify: is called with a warning if it is not.
+            notify: is called with a warning if it is not, or if the step cannot be recorded.
         """
-        self._train_step, self._timers, self._record, self._notify = train_step, timers, record, notify
+        self._train_step, self._timers, self._recorder, self._notify = train_step, timers, recorder, notify
         self.compiled = compiled
+        self.replay: Run | None = None
         self._forward: Forward = train_step.objective
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._attributes: HostState = {}
         self._images = self._labels = torch.empty(0)
         self._signals: Signals | None = None
         self._rates: list[Tensor] = []
@@ -132,8 +152,20 @@ class CapturedEpoch:
 
         To be called when tensors of the training were replaced by others.
         """
-        self._graph = None
+        self.replay = None
         self._images = torch.empty(0)
+
+    def begin_epoch(self) -> None:
+        """Give the recorded step up where the network's Python code has changed attributes since it was recorded.
+
+        To be called after code of the network has run between two epochs, such as its `set_drop_path`.
+        """
+        if self.replay is None:
+            return
+        change = changed_attribute(self._attributes, attributes(self._train_step.network))
+        if change is not None:
+            self.compiled, self._forward = False, self._train_step.objective
+            self._give_up_recording(f"the network {change} between epochs")
 
     def step(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Train on one batch.
@@ -150,10 +182,10 @@ class CapturedEpoch:
                 self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
         self._set_learning_rates(step)
-        if self._graph is None:
+        if self.replay is None:
             self._run_step()
         else:
-            self._graph.replay()
+            self.replay()
         meter.copy_step(step, self._meter)
         self._train_step.gradient_meter.add_norms(step, self._norms)
         self._train_step.after_update(step)
@@ -179,12 +211,44 @@ class CapturedEpoch:
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
+        if self._recorder is not None or self.compiled:
+            self._watch(images, labels, signals)
         self._make_momentum()
         if self.compiled:
             self._compile()
-        if self._record:
-            with self._undone():
-                self._record_together()
+        if self._recorder is not None:
+            self._attributes = attributes(self._train_step.network)
+            self._record(self._recorder)
+
+    def _watch(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
+        """Look for what a recorded step would freeze; where there is something, neither record nor compile.
+
+        Compiled code runs a copy of the network, so attributes that Python changes would change there.
+        """
+        train_step = self._train_step
+        parts = -(-len(images) // PROBE_IMAGES)
+        few = None if signals is None else signals.cut(parts)[0]
+
+        def run() -> None:
+            some = slice(len(labels.tensor_split(parts)[0]))
+            _, loss, _ = train_step.objective(images[some], labels[some], few, train_step.autocast)
+            loss.backward()
+            train_step.optimizer.zero_grad(set_to_none=True)
+
+        obstacle: str | None = None
+        with self._undone(), suspended_exchange(), _usual_kernels():
+            try:
+                obstacle = recording_obstacle(train_step.network, run, self._recorder)
+            except RuntimeError as error:
+                if _must_end(error):
+                    raise
+                # So few images do not suit this network; what is wrong with all of them the step itself will raise
+        group = train_step.group
+        if group is not None and not group.all_agree(obstacle is None, train_step.device):
+            obstacle = obstacle or "another process cannot record them"
+        if obstacle is not None:
+            self._recorder, self.compiled = None, False
+            self._warn_once(f"training steps run one by one, and so are slower: {obstacle}")
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -215,11 +279,11 @@ class CapturedEpoch:
             alone, undone = suspended_exchange(), self._undone()
             with compile_once(digest, self._notify), watch_compiler(), alone, undone, keep_float32_products():
                 self._run_step()
-        except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
-            self.compiled = False
-            cause = getattr(error, "inner_exception", error)
-            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            self._warn_once(f"training is not compiled, and so is slower: {reason}", reason)
+            self._forward = self._guarded(forward)
+        except Exception as error:  # compilers raise anything; an error of the network comes again without them
+            if _must_end(error):
+                raise
+            self._give_up_compiling(error)
         if train_step.group is not None and not train_step.group.all_agree(self.compiled, train_step.device):
             # Graphs that differ would exchange in different orders
             if self.compiled:
@@ -227,6 +291,27 @@ class CapturedEpoch:
             self.compiled = False
         if not self.compiled:
             self._forward = objective
+
+    def _guarded(self, compiled: CompiledObjective) -> Forward:
+        """Wrap a compiled forward pass: where a later call would have to compile again and cannot, go on without."""
+
+        def forward(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+            try:
+                return compiled(*arguments, **options)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                if self._train_step.group is not None:
+                    raise  # none of several processes may go on alone
+                self._give_up_compiling(error)
+                self._forward = self._train_step.objective
+                return self._forward(*arguments, **options)
+
+        return forward
+
+    def _give_up_compiling(self, error: Exception) -> None:
+        self.compiled = False
+        cause = getattr(error, "inner_exception", error)
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        self._warn_once(f"training is not compiled, and so is slower: {reason}", reason)
 
     def _warn_once(self, message: str, key: str | None = None) -> None:
         """Give a warning that this process has not given yet."""
@@ -247,35 +332,56 @@ class CapturedEpoch:
                     buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     optimizer.state[parameter]["momentum_buffer"] = buffer
 
-    def _record_together(self) -> None:
-        """Record the step; where several processes train and one cannot record it, none does."""
+    def _record(self, recorder: Recorder) -> None:
+        """Record the step; where that fails, or several processes train and one cannot, the step runs as it is."""
         group = self._train_step.group
-        if group is None:
-            self._record_step()
-            return
         try:
-            self._record_step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # a backend that cannot be recorded
-            self._graph = None
-            self._warn_once(f"training steps are not recorded, and so are slower: {first_line(error)}")
-        if not group.all_agree(self._graph is not None, self._train_step.device):
-            self._graph, self._record = None, False
+            self.replay = self._checked_recording(recorder)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._give_up_recording(first_line(error))
+        if group is not None and not group.all_agree(self.replay is not None, self._train_step.device):
+            self._give_up_recording("another process cannot record them")
 
-    def _record_step(self) -> None:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+    def _checked_recording(self, recorder: Recorder) -> Run:
+        """Record the step and compare a replay with the plain step; the state of the training stays.
+
+        Raises:
+            RuntimeError: it cannot be recorded, or plain steps from the same state differ, or a replay from them.
+        """
+        outcomes: list[_Outcome] = []  # the first one alone; each needs as much memory as the gradients
+        differences: list[str] = []
+
+        def run_plain() -> None:
             for _ in range(WARM_UP_STEPS):
-                self._run_step()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # NCCL has threads that ask the device about earlier exchanges meanwhile
-        mode = "global" if self._train_step.group is None else "thread_local"
-        with torch.cuda.graph(graph, capture_error_mode=mode):
-            self._run_step()
-        self._graph = graph
+                with self._undone():
+                    self._run_step()
+                    self._compare(outcomes, differences)
+
+        recorder.warm_up(run_plain)
+        if differences:
+            raise RuntimeError(f"the same step run twice differs: {differences[0]}")
+        with self._undone():
+            replay = recorder.record(self._run_step)
+        with self._undone():
+            replay()
+            self._compare(outcomes, differences)
+        if differences:
+            raise RuntimeError(f"a replayed step differs from the same step run plain: {differences[0]}")
+        return replay
+
+    def _compare(self, outcomes: list[_Outcome], differences: list[str]) -> None:
+        """Keep the outcome of the last step if it is the first; else note how it differs from that."""
+        outcome = _Outcome(self._meter.losses, [parameter.grad for parameter in self._train_step.network.parameters()])
+        if not outcomes:
+            outcomes.append(outcome.copy())
+        elif (difference := outcomes[0].difference(outcome)) is not None:
+            differences.append(difference)
+
+    def _give_up_recording(self, reason: str) -> None:
+        self.replay = self._recorder = None
+        self._warn_once(f"training steps are not recorded, and so are slower: {reason}", reason)
 
     def _run_step(self) -> None:
         """Run one step on what is in the buffers; the meter then holds this step alone."""
@@ -284,3 +390,58 @@ class CapturedEpoch:
         train_step.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)
         self._norms = train_step.gradient_meter.norms()
         train_step.apply_gradients()
+
+
+def _must_end(error: Exception) -> bool:
+    """Say whether training cannot go on after an error: memory ran out, or the device is lost."""
+    return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+
+
+@contextmanager
+def _usual_kernels() -> Iterator[None]:
+    """Let cuDNN try no kernels inside `with`: batches of this size do not come again."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step leaves: its loss (1,), and the gradient of each parameter, None for one that takes no part."""
+
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+    def copy(self) -> _Outcome:
+        """Return the same in memory of its own."""
+        return _Outcome(self.loss.clone(), [None if one is None else one.clone() for one in self.gradients])
+
+    def difference(self, other: _Outcome) -> str | None:
+        """Compare with another step from the same state; waits for the device.
+
+        Args:
+            other: the other step.
+
+        Returns:
+            One clause for a message; None where they differ by no more than rounding, or neither loss is finite.
+        """
+        if [one is None for one in self.gradients] != [one is None for one in other.gradients]:
+            return "other parameters have gradients"
+        pairs = [
+            (a, b) for a, b in zip(self.gradients, other.gradients, strict=True) if a is not None and b is not None
+        ]
+        lengths = [torch.linalg.vector_norm(a.float()) for a, _ in pairs]
+        distances = [torch.linalg.vector_norm(a.float() - b.float()) for a, b in pairs]
+        numbers = torch.stack([self.loss[0], other.loss[0], *lengths, *distances]).cpu()
+        first, second = numbers[:2].tolist()
+        if not math.isfinite(first) and not math.isfinite(second):
+            return None
+        if not abs(first - second) <= LOSS_TOLERANCE * abs(first):
+            return f"the loss is {first:.6g} and {second:.6g}"
+        length, distance = numbers[2:].chunk(2)
+        counts = torch.tensor([float(a.numel()) for a, _ in pairs], device="cpu")
+        rounding = LEAST_GRADIENT * (length.square().sum() / counts.sum()).sqrt() * counts.sqrt()
+        return "gradients" if bool((distance > GRADIENT_TOLERANCE * length + rounding).any()) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -140,3 +141,75 @@ def test_the_largest_batch_is_at_most_the_training_split(engine):
     assert found.step.images == 16
     assert (found.reason, found.limited) == ("", False)
     assert found.largest_batch == min(len(small_data().train), 64 * 16)
+
+
+class ReadsValue(nn.Module):
+    """A scale that Python reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().float().mean()) > 0 else 1.01 * x
+
+
+class MakesTensor(nn.Module):
+    """A constant that the host sends in each step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor(1.0, device=x.device)
+
+
+class DropsByPython(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if not self.training or random.random() < 0.5 else 0.5 * x
+
+
+@pytest.mark.parametrize("engine", ["captured", "compiled"])
+@pytest.mark.parametrize("make", [ReadsValue, MakesTensor, DropsByPython])
+def test_a_network_that_cannot_be_recorded_trains_plain_with_one_notice(make, engine, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    losses, notices = [], []
+    for name in (engine, "plain"):
+        torch.manual_seed(0)
+        random.seed(0)
+        network = make_network(SMALL, small_data().image_shape, 10)
+        network.stage2 = nn.Sequential(network.stage2, nn.Dropout(0.2), make())
+        recipe = small_recipe(engine=name, precision="float32")
+        run = small_trainer(recipe, network=network, device="cuda", notify=notices.append)
+        run.train_steps()
+        losses.append(run.step_losses.clone())
+    assert len(notices) == 1
+    assert notices[0].startswith("training steps run one by one, and so are slower: the network ")
+    if make is not DropsByPython:  # there Python's numbers went to the steps that were watched, too
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_recording_that_fails_leaves_random_numbers_and_memory_as_they_were(monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr(cuda_graph, "recording_obstacle", lambda *_: None)  # so that it fails in the middle
+    losses, notices = [], []
+    for engine in ("captured", "plain"):
+        torch.manual_seed(0)
+        network = make_network(SMALL, small_data().image_shape, 10)
+        network.stage2 = nn.Sequential(network.stage2, nn.Dropout(0.5), ReadsValue())
+        recipe = small_recipe(engine=engine, precision="float32")
+        run = small_trainer(recipe, network=network, device="cuda", notify=notices.append)
+        run.train_steps()
+        losses.append(run.step_losses.clone())
+    assert len(notices) == 1
+    assert notices[0].startswith("training steps are not recorded, and so are slower: ")
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", ["captured", "compiled"])
+def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeypatch):
+    """Plain steps and a replay agree within the tolerance, with dropout whose numbers are equal in both."""
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    for name in ("resnet9", "wrn_10_1", "vit"):
+        network = make_network(NetworkSettings(name=name), small_data().image_shape, 10)
+        run = small_trainer(
+            small_recipe(engine=engine, precision=precision, lr=0.01), network=network, device="cuda",
+            notify=pytest.fail,
+        )  # fmt: skip
+        run.train_steps()
+        assert run.captured_epoch is not None
+        assert run.captured_epoch.replay is not None, name

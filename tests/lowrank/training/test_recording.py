@@ -1,0 +1,238 @@
+"""A step is recorded only where a replay is the plain step; every other network trains plain, after one notice."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.training.engine import cuda_graph
+from lowrank.training.engine.recording import recording_obstacle
+from lowrank.training.trainer import Trainer
+from tests.support.recorder import FailingRecorder, OperationRecorder, recording_on_cpu
+from tests.support.training import small_recipe, small_teacher, small_trainer, tensor_train
+
+CLASSES, SIDE = 10, 8
+SWITCH: list[bool] = []
+
+
+class Body(nn.Module):
+    """A small network with dropout, whose forward pass ends in `last`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(8, CLASSES)
+        self.calls = 0
+
+    def last(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.head(self.drop(self.last(x)))
+
+
+class ReadsValue(Body):
+    def last(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.detach().mean()) > 0.1 else x
+
+
+class CountsInNumbers(Body):
+    def last(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return x if self.calls > 4 else x * 0.5
+
+
+class DropsByPython(Body):
+    def last(self, x: Tensor) -> Tensor:
+        return x if not self.training or random.random() < 0.5 else x * 0.5
+
+
+class DropsByNumpy(Body):
+    def last(self, x: Tensor) -> Tensor:
+        return x if not self.training or np.random.rand() < 0.5 else x * 0.5
+
+
+class SelectsByMask(Body):
+    def last(self, x: Tensor) -> Tensor:
+        return x - x[x > 1].sum()
+
+
+class SwitchesOutside(Body):
+    """A branch on what no module holds: seen only by its outcome."""
+
+    def last(self, x: Tensor) -> Tensor:
+        SWITCH.append(True)
+        return x if len(SWITCH) % 2 else x * 0.5
+
+
+class RemembersItsGrid(Body):
+    """What is made at the first pass and kept is no change of every step."""
+
+    grid: int | None = None
+
+    def last(self, x: Tensor) -> Tensor:
+        self.grid = self.grid or x.shape[1]
+        return x
+
+
+def trained(engine: str, make: type[nn.Module] = Body, **fields: Any) -> tuple[Trainer, Tensor, list[str]]:
+    """Train two epochs of a seeded network; the trainer, its losses and its notices."""
+    torch.manual_seed(0)
+    random.seed(0)
+    notices: list[str] = []
+    run = small_trainer(small_recipe(engine=engine, **fields), network=make(), notify=notices.append)
+    losses = []
+    for _ in range(2):
+        run.train_steps()
+        losses.append(run.step_losses.clone())
+        run.epoch += 1
+    return run, torch.cat(losses), notices
+
+
+@pytest.fixture(autouse=True)
+def forget_switches() -> None:
+    SWITCH.clear()
+
+
+@pytest.mark.parametrize("make", [Body, RemembersItsGrid])
+def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Module], monkeypatch: Any) -> None:
+    _, expected, _ = trained("plain", make)
+    with recording_on_cpu(monkeypatch):
+        run, losses, notices = trained("captured", make)
+    assert run.captured_epoch is not None
+    assert run.captured_epoch.replay is not None
+    assert notices == []
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_taught_student_of_structured_maps_is_recorded(monkeypatch: Any) -> None:
+    fields: dict[str, Any] = {
+        "attention_weight": 100.0, "kd_weight": 0.5, "clip_norm": 0.5, "accumulate": 2, "class_weights": "balanced",
+    }  # fmt: skip
+    runs = []
+    with recording_on_cpu(monkeypatch):
+        for engine in ("plain", "captured"):
+            recipe = small_recipe(engine=engine, **fields)
+            runs.append(small_trainer(recipe, method=tensor_train(), teacher=small_teacher("cpu"), notify=pytest.fail))
+            runs[-1].train_steps()
+    assert runs[1].captured_epoch.replay is not None
+    torch.testing.assert_close(runs[1].step_losses, runs[0].step_losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wrn_10_1", "darts", "vit", "mlp", "mobilenet_v2", "torchvision:mobilenet_v3_small"])
+def test_public_networks_may_be_recorded(name: str) -> None:
+    network = make_network(NetworkSettings(name=name, **({} if ":" in name else {"width": 0.25})), (3, 32, 32), CLASSES)
+    network.train()
+
+    def run() -> None:
+        network(torch.randn(2, 3, 32, 32)).sum().backward()
+
+    assert recording_obstacle(network, run, OperationRecorder()) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (ReadsValue, "the network reads the value of a tensor in `forward` (aten._local_scalar_dense.default)"),
+        (SelectsByMask, "the network reads the value of a tensor in `forward` (aten.index.Tensor)"),
+        (CountsInNumbers, "the network changes its attribute `calls` in each step"),
+        (DropsByPython, "the network draws numbers of Python's `random` in each step"),
+        (DropsByNumpy, "the network draws numbers of `numpy.random` in each step"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["captured", "compiled"])
+def test_what_a_recording_would_freeze_is_found_before_it(
+    engine: str, make: type[nn.Module], reason: str, monkeypatch: Any
+) -> None:
+    with recording_on_cpu(monkeypatch):
+        run, losses, notices = trained(engine, make)
+    assert notices == [f"training steps run one by one, and so are slower: {reason}"]
+    assert run.captured_epoch is not None
+    assert (run.captured_epoch.replay, run.captured_epoch.compiled) == (None, False)
+    assert losses.isfinite().all()
+
+
+def test_a_network_that_reads_a_value_trains_as_with_the_plain_engine(monkeypatch: Any) -> None:
+    _, expected, _ = trained("plain", ReadsValue)
+    with recording_on_cpu(monkeypatch):
+        _, losses, _ = trained("captured", ReadsValue)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_whose_outcome_changes_for_reasons_unseen_is_not_recorded(monkeypatch: Any) -> None:
+    with recording_on_cpu(monkeypatch):
+        run, _, (notice,) = trained("captured", SwitchesOutside)
+    assert run.captured_epoch is not None
+    assert run.captured_epoch.replay is None
+    assert notice.startswith(
+        "training steps are not recorded, and so are slower: the same step run twice differs: the lo"
+    )
+
+
+def test_a_replay_that_differs_from_the_plain_step_is_given_up(monkeypatch: Any) -> None:
+    class Frozen(OperationRecorder):
+        def record(self, run: Any) -> Any:
+            replay = super().record(run)
+
+            def other() -> None:
+                replay()
+                epoch = trainers[-1]
+                epoch._meter.losses.mul_(1.5)
+
+            return other
+
+    trainers: list[Any] = []
+    real = cuda_graph.CapturedEpoch._record
+    monkeypatch.setattr(
+        cuda_graph.CapturedEpoch, "_record", lambda self, recorder: (trainers.append(self), real(self, recorder))
+    )
+    _, expected, _ = trained("plain")
+    with recording_on_cpu(monkeypatch, Frozen()):
+        _, losses, (notice,) = trained("captured")
+    assert "a replayed step differs from the same step run plain: the loss is" in notice
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_training_goes_on_where_recording_fails(monkeypatch: Any) -> None:
+    _, expected, _ = trained("plain")
+    with recording_on_cpu(monkeypatch, FailingRecorder()):
+        _, losses, notices = trained("captured")
+    reason = "operation not permitted when stream is capturing"
+    assert notices == [f"training steps are not recorded, and so are slower: {reason}"]
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_that_runs_out_while_recording_is_the_trials_error(monkeypatch: Any) -> None:
+    class Full(OperationRecorder):
+        def record(self, run: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with recording_on_cpu(monkeypatch, Full()), pytest.raises(torch.OutOfMemoryError):
+        trained("captured")
+
+
+def test_an_attribute_that_changes_between_epochs_ends_the_recording(monkeypatch: Any) -> None:
+    class DropsByRate(Body):
+        rate = 0.0
+
+        def set_drop_path(self, rate: float) -> None:
+            self.rate = rate
+
+        def last(self, x: Tensor) -> Tensor:
+            return x * (1 - self.rate)
+
+    _, expected, _ = trained("plain", DropsByRate, drop_path=0.5)
+    with recording_on_cpu(monkeypatch):
+        run, losses, notices = trained("captured", DropsByRate, drop_path=0.5)
+    assert run.captured_epoch is not None
+    assert run.captured_epoch.replay is None
+    reason = "the network changes its attribute `rate` between epochs"
+    assert notices == [f"training steps are not recorded, and so are slower: {reason}"]
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
