@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -125,7 +125,7 @@ class Trainer:
             group.share_initial_state(network)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
         ema = ExponentialMovingAverage(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
-        torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
+        self._eval_batch = max(recipe.batch_size, MIN_EVAL_BATCH)
         self.step_losses: Tensor = torch.zeros(0)
         self.steps_taken: int | None = None
         self.wrong_images: dict[str, Tensor] = {}
@@ -198,7 +198,8 @@ class Trainer:
                 self.captured_epoch.begin_epoch()
         meter = self._new_meter(self.steps_per_epoch)
         self.step_losses = meter.losses
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        generators = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+        with generators, self._kernel_search():
             torch.manual_seed((self.order_seed * EPOCH_SEED_STRIDE + self.epoch) % 2**63)
             self._monitor.begin()
             self.timers.begin()
@@ -213,6 +214,18 @@ class Trainer:
                     checked = step + 1
             self.steps_taken = None
         return meter
+
+    @contextmanager
+    def _kernel_search(self) -> Iterator[None]:
+        """Let cuDNN try its kernels inside `with`, since all batches have the same shape; on a CPU nothing is set."""
+        if self.device.type != "cuda":
+            yield
+            return
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def _new_meter(self, steps: int) -> TrainMeter:
         return TrainMeter(steps, self.step.objective.names, self.device)
@@ -252,7 +265,8 @@ class Trainer:
             meter = self._new_meter(self.steps_per_epoch)
             self._monitor.begin()
             for step, batch in enumerate(self.batches()):
-                self._take_step(step, batch, meter)
+                with self._kernel_search():
+                    self._take_step(step, batch, meter)
                 if wait:
                     meter.losses[step].item()
                 yield
@@ -292,12 +306,25 @@ class Trainer:
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
         """Evaluate a split, with the moving average of the weights if there is one.
 
+        Where a batch does not fit into the device's memory, this and later evaluations take half as many images at once.
+
         Args:
             split: "train", "val" or "test".
 
         Returns:
             Mean cross-entropy over samples ("loss"), top-1 error in percent ("error") and more: see EvalMeter.read.
         """
+        while True:
+            try:
+                with self._kernel_search():
+                    return self._evaluate(split)
+            except torch.OutOfMemoryError:
+                if self._eval_batch == 1:
+                    raise
+                self._eval_batch = -(-self._eval_batch // 2)
+            torch.cuda.empty_cache()
+
+    def _evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
         self.network.eval()
         count = len(self.data.split(split))
         meter = EvalMeter(len(self.data.classes), self.device, count, self._shard.of_range(count).start)
@@ -306,8 +333,8 @@ class Trainer:
                 stack.enter_context(self.step.ema.swapped_in())
             with self.step.autocast():
                 stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
-            size = max(self.recipe.batch_size, MIN_EVAL_BATCH)
-            for images, labels, *_ in eval_batches(self.data, split, self.device, size, shard=self._shard):
+            batches = eval_batches(self.data, split, self.device, self._eval_batch, shard=self._shard)
+            for images, labels, *_ in batches:
                 with self.step.autocast():
                     logits = self.network(images)
                 meter.add(logits.float(), labels)

@@ -175,7 +175,8 @@ class TrialTrainable(tune.Trainable):
         self.__dict__.pop("trainer", None)  # there is none if the last set-up failed
         self.failure = None  # its traceback refers to the last trainer
         gc.collect()
-        gc.freeze()  # imports and data remain; to walk them again took 0.2 s at every change of trial
+        if gc.get_freeze_count() == 0:  # once: what later trials leave behind must still be collected
+            gc.freeze()  # imports and data remain; to walk them again took 0.2 s at every change of trial
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.setup(new_config)

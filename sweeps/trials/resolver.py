@@ -30,6 +30,7 @@ from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod
 from lowrank.networks import NetworkSettings
 from lowrank.training import Recipe, augmentation_for, check_network
 from lowrank.utils import print_progress, validate_model
+from sweeps.cluster import out_of_memory
 from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
     ALL_SIZES,
@@ -318,7 +319,13 @@ class Resolver:
         if values.step_ms is None:
             return {}
         limit = values.step_ms * self._reference_count(values.relative_to)("step_ms")
-        milliseconds = self.step_timer.milliseconds(network, self.plan(network), sized)
+        try:
+            milliseconds = self.step_timer.milliseconds(network, self.plan(network), sized)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            # How much too slow it is nobody knows: as much again as is allowed
+            raise StepTimeError("a training step does not fit into this machine's memory", limit) from error
         if milliseconds > limit:
             reason = f"a training step takes {milliseconds:.2f} ms on this machine, over the budget of {limit:.2f} ms"
             raise StepTimeError(reason, milliseconds - limit)

@@ -15,8 +15,9 @@ stack of layers, or nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ from lowrank.layers.base_layer import SeparableConv2d
 from lowrank.layers.base_method import ConvShape, Method, make_depthwise
 from lowrank.layers.factored import FactoredMap, working_dtype
 
+MAX_TABLE_BYTES = 64_000_000  # of each kind that a process keeps: those of a WRN-28-10 whose kernels are hashed
 _SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank_scale", "scale"))
 
 
@@ -165,7 +167,23 @@ def sign_bits(weights: int) -> Tensor:
     return _mix_bits(torch.arange(weights, dtype=torch.int64, device="cpu") + 0x9E3779B9) & 1
 
 
-@lru_cache(maxsize=64)
+def _keep_recent(make: Callable[[int, int], Tensor]) -> Callable[[int, int], Tensor]:
+    """Keep the tables that were used last, so that equal layers share one; a module keeps its own alive anyway."""
+    tables: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    @wraps(make)
+    def table(weights: int, entries: int) -> Tensor:
+        key = weights, entries
+        known = tables.pop(key, None)
+        tables[key] = make(weights, entries) if known is None else known
+        while len(tables) > 1 and sum(entry.nbytes for entry in tables.values()) > MAX_TABLE_BYTES:
+            tables.popitem(last=False)
+        return tables[key]
+
+    return table
+
+
+@_keep_recent
 def hash_table(weights: int, entries: int) -> Tensor:
     """Return which number each weight reads: an index into the bank followed by its negative.
 
@@ -183,7 +201,7 @@ def hash_table(weights: int, entries: int) -> Tensor:
     return (reads + entries * sign_bits(weights)).int()
 
 
-@lru_cache(maxsize=64)
+@_keep_recent
 def reader_table(weights: int, entries: int) -> Tensor:
     """Return which weights read each entry, the inverse of `hash_table`.
 

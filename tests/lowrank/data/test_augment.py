@@ -164,12 +164,18 @@ def test_the_same_bits_on_a_gpu(dtype):
     assert torch.equal(augment_images(images.cuda(), indices.cuda(), 2, augmentation, MEAN, STD, dtype).cpu(), cpu)
 
 
-def test_a_machine_that_cannot_compile_the_kernel_augments_without_it(monkeypatch):
-    def try_out(device: torch.device) -> None:
-        raise RuntimeError("Python.h: no such file")
+class TritonError(Exception):
+    """Stands for the base class of Triton's own errors."""
 
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, TritonError])
+def test_a_machine_that_cannot_compile_the_kernel_augments_without_it(kind, monkeypatch):
+    def try_out(device: torch.device) -> None:
+        raise kind("Python.h: no such file")
+
+    modules = SimpleNamespace(try_out=try_out, TritonError=TritonError)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
-    monkeypatch.setattr(dispatch, "import_module", lambda name: SimpleNamespace(try_out=try_out))
+    monkeypatch.setattr(dispatch, "import_module", lambda name: modules)
     dispatch.load_kernels.cache_clear()
     with pytest.warns(UserWarning, match="without their Triton kernel on cuda: Python.h: no such file"):
         assert augment_module._kernels(torch.device("cuda")) is None

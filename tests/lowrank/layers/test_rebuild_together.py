@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from lowrank.layers.acdc.layer import cosine_matrix, cosine_multiplier
 from lowrank.layers.acdc.stack import excess_layers, layer_slots
 from lowrank.layers.base_layer import relative_error
 from lowrank.layers.batched_rebuild import BatchedRebuild, checkpoint_rebuild
+from lowrank.layers.blocks import hashed
 from lowrank.layers.blocks.hashed import BankLookup, hash_table, reader_table, with_negatives
 from lowrank.layers.factored import PadAndCast, padding_tables
 from lowrank.layers.linear import build_linear
@@ -263,3 +266,21 @@ def test_a_depthwise_part_that_only_scales_runs_no_convolution(name, convolution
     with torch.profiler.profile() as profile:
         layer(torch.randn(2, 16, 4, 4))
     assert {event.key: event.count for event in profile.key_averages()}["aten::_convolution"] == convolutions
+
+
+def test_hash_tables_of_many_sizes_take_bounded_memory(monkeypatch):
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    @hashed._keep_recent
+    def table(weights: int, entries: int) -> torch.Tensor:
+        tensor = torch.zeros(weights, dtype=torch.int32)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(hashed, "MAX_TABLE_BYTES", 4 * 250)
+    assert table(100, 1) is table(100, 1)
+    for entries in range(1, 9):
+        table(100, entries)
+    assert sum(tensor() is not None for tensor in made) == 2
+    assert table(1000, 1) is table(1000, 1)  # one alone may be larger
+    assert sum(tensor() is not None for tensor in made) == 1

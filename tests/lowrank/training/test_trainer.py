@@ -21,6 +21,7 @@ from lowrank.training.divergence import DivergedError
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
+from tests.support.training import small_recipe, small_trainer
 
 SMALL = NetworkSettings(width=0.125)
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.1)
@@ -188,3 +189,36 @@ def test_a_failed_write_leaves_the_old_checkpoint(data, tmp_path, monkeypatch):
         save_tensors(path, {"a": torch.zeros(3)}, {})
     assert torch.equal(load_tensors(path)[0]["a"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_trainer_on_a_cpu_leaves_the_search_for_kernels_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    run = small_trainer(small_recipe(epochs=1))
+    assert torch.backends.cudnn.benchmark
+    run.train_epoch()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_an_evaluation_that_does_not_fit_is_cut(monkeypatch):
+    sizes: list[int] = []
+
+    def forward(self, x):
+        sizes.append(len(x))
+        if len(x) > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, x)
+
+    run = small_trainer(small_recipe(epochs=1))
+    expected = run.evaluate("val")
+    real = type(run.network).forward
+    monkeypatch.setattr(type(run.network), "forward", forward)
+    assert run.evaluate("val") == pytest.approx(expected, rel=1e-5)
+    cut = list(sizes)
+    sizes.clear()
+    run.evaluate("val")
+    assert cut[0] > 40
+    assert max(sizes) <= 40  # the size that fits is kept
+    monkeypatch.setattr(run, "_eval_batch", 1)
+    monkeypatch.setattr(type(run.network), "forward", lambda self, x: forward(self, torch.zeros(50)))
+    with pytest.raises(torch.OutOfMemoryError):
+        run.evaluate("val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -189,6 +190,17 @@ def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_p
         worker.step()
     assert worker.reset(config(tmp_path))
     assert worker.step()["epoch"] == 1
+
+
+def test_what_later_trials_leave_behind_can_still_be_collected(tmp_path, monkeypatch):
+    """Frozen garbage never is; what was there before the first change of trial stays anyway."""
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    worker = TrialTrainable(config(tmp_path))
+    for _ in range(3):
+        assert worker.reset(config(tmp_path))
+    assert len(frozen) == 1
 
 
 def test_device_memory_that_does_not_come_back_ends_the_worker():

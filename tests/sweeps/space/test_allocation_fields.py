@@ -140,6 +140,17 @@ def test_a_network_whose_step_is_too_slow_is_infeasible_and_measured_once(digits
     assert again.resolve({}).counts["step_us"] == 4000
 
 
+def test_a_network_whose_step_does_not_fit_into_memory_is_infeasible(digits, monkeypatch):
+    resolver = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
+
+    def fail(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(resolver.step_timer, "measure", fail)
+    with pytest.raises(StepTimeError, match="a training step does not fit into this machine's memory"):
+        resolver.resolve({})
+
+
 def test_the_step_timer_measures_a_real_step(digits):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 1e6}, method={"name": "bottleneck"})
     state = torch.get_rng_state()
