@@ -306,7 +306,7 @@ class Trainer:
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
         """Evaluate a split, with the moving average of the weights if there is one.
 
-        Where a batch does not fit into the device's memory, this and later evaluations take half as many images at once.
+        Where a batch does not fit into the device's memory, this and later evaluations take half as many images.
 
         Args:
             split: "train", "val" or "test".
