@@ -133,7 +133,11 @@ def default_taps(network: nn.Module, image_shape: ImageShape | None = None) -> t
     if not taps and image_shape is not None:
         taps = detect_taps(network, image_shape)
     if not taps:
-        raise InputError(f"{type(network).__name__} does not name the ends of its stages; give the taps by name")
+        raise InputError(
+            f"attention transfer compares maps at the ends of stages, and in {type(network).__name__} none can be "
+            "found: name modules with maps (`teacher.taps`, `teacher.student_taps`), or take `train.kd_weight` without "
+            "`train.attention_weight`"
+        )
     return taps
 
 

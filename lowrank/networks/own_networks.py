@@ -13,12 +13,16 @@ from lowrank.errors import InputError
 from lowrank.networks.images import ImageShape
 from lowrank.utils import first_line, keep_modes
 
+PROBABILITY_TOLERANCE = 1e-4
+"""How far from 1 a sum of probabilities may be."""
+
 
 def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> nn.Module:
     """Check a network and make it return plain logits.
 
-    Lazy layers get their sizes from one zero image. A network that returns its logits as `.logits`, under the key
-    "logits" or as a tuple of one gets a hook that returns the tensor alone.
+    What `torch.compile`, `DataParallel` and `DistributedDataParallel` have put around it is taken off. Lazy layers get
+    their sizes from one zero image. A network that returns its logits as `.logits`, under the key "logits" or as a
+    tuple of one gets a hook that returns the tensor alone.
 
     Args:
         network: is changed in place.
@@ -29,8 +33,15 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
         The network.
 
     Raises:
-        InputError: it has no parameters, its weights are not float32, or its lazy layers cannot take such an image.
+        InputError: it is TorchScript, has no parameters, its weights are not float32, it keeps state that is no tensor,
+            or its lazy layers cannot take such an image.
     """
+    network = _unwrapped(network)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InputError(
+            f"{name} returned a TorchScript network, whose layers cannot be replaced: return the nn.Module that it was "
+            "made from"
+        )
     tensors = [*network.parameters(), *network.buffers()]
     if any(is_lazy(tensor) for tensor in tensors):
         _fix_sizes(network, name, image_shape)
@@ -43,8 +54,24 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
                 f"{name} must have float32 weights, but `{key}` is {str(value.dtype).removeprefix('torch.')}: return "
                 "network.float(); recipes choose the precision of the training"
             )
+    for key, state in network.state_dict().items():
+        if not isinstance(state, Tensor):
+            raise InputError(
+                f"{name} keeps `{key}` in its state, a {type(state).__name__}, but files of weights hold tensors alone"
+            )
     network.register_forward_hook(_plain_logits)
     return network
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside what only changes how it runs: trials have devices and a compiler of their own."""
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif "_orig_mod" in network._modules:  # of torch.compile
+            network = network.get_submodule("_orig_mod")
+        else:
+            return network
 
 
 @torch.no_grad()
@@ -80,16 +107,27 @@ def check_logits(output: Any, classes: int | None, name: str) -> None:
         name: of the network, for messages.
 
     Raises:
-        InputError: it is no tensor (1, classes) of floating-point numbers.
+        InputError: it is no tensor (1, classes) of floating-point numbers, or these are probabilities.
     """
     if isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2 and output.shape[0] == 1:
         if classes in (None, output.shape[1]):
+            _check_not_probabilities(output, name)
             return
         raise InputError(f"{name} must give one output for each of {classes} classes, but gives {output.shape[1]}")
     raise InputError(
         f"{name} must be a classifier, which returns logits (1, {classes or 'K'}) for one image, but returned "
         f"{_describe(output)}"
     )
+
+
+def _check_not_probabilities(output: Tensor, name: str) -> None:
+    if output.is_meta or output.shape[1] < 2:
+        return
+    if float(output.min()) >= 0 and abs(float(output.sum()) - 1) < PROBABILITY_TOLERANCE:
+        raise InputError(
+            f"{name} must return logits, but its outputs are probabilities (none is negative, their sum is 1): leave "
+            "the softmax out of `forward`, because training and predictions take it themselves"
+        )
 
 
 def _describe(output: Any) -> str:

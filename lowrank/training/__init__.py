@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         number_format as number_format,
         use_channels_last as use_channels_last,
     )
+    from lowrank.training.objective import check_training_step as check_training_step, split_output as split_output
     from lowrank.training.optimizer import check_network as check_network
     from lowrank.training.recipe import Recipe as Recipe
     from lowrank.training.recipes import (
@@ -47,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine.data_parallel": "DataParallelGroup",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",
         "engine.precision": "number_format use_channels_last",
+        "objective": "check_training_step split_output",
         "optimizer": "check_network",
         "recipe": "Recipe",
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",

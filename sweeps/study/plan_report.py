@@ -24,7 +24,7 @@ from lowrank.data import ImageData, load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
-from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, use_channels_last
+from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, split_output, use_channels_last
 from lowrank.utils import first_line, print_progress, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
@@ -269,7 +269,7 @@ def _small_enough(settings: NetworkSettings, resolver: Resolver) -> NetworkSetti
 
 def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     start = time.perf_counter()
-    functional.cross_entropy(network(images), labels).backward()
+    functional.cross_entropy(split_output(network(images))[0], labels).backward()
     if images.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

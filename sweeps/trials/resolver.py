@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lowrank.compression import (
@@ -27,8 +28,8 @@ from lowrank.compression import (
 from lowrank.data import ImageData
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
-from lowrank.networks import NetworkSettings
-from lowrank.training import Recipe, augmentation_for, check_network
+from lowrank.networks import NetworkSettings, is_own_code
+from lowrank.training import Recipe, augmentation_for, check_network, check_training_step
 from lowrank.utils import print_progress, validate_model
 from sweeps.cluster import out_of_memory
 from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
@@ -54,7 +55,7 @@ from sweeps.space import (
 from sweeps.space.settings import BudgetSettings
 from sweeps.trials.rank_allocation import RankAllocator
 from sweeps.trials.step_timer import StepTimer
-from sweeps.trials.teacher import ResolvedTeacher
+from sweeps.trials.teacher import ResolvedTeacher, corner_networks
 from sweeps.trials.trained_network import builder_fingerprint, trained_epochs, weights_fingerprint
 
 _REMOVAL_LIMITS = ("budget.params", "budget.mult_adds", "budget.bytes")
@@ -515,6 +516,17 @@ def _check_batch_norms(space: Space, data: ImageData, recipes: Sequence[Recipe])
         )
 
 
+def _check_training_steps(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> None:
+    """Check that the user's own networks can be trained, before the first trial starts."""
+    if not any(recipe.epochs for recipe in recipes):
+        return
+    for network in {network.name: network for network in corner_networks(space)}.values():
+        if is_own_code(network.name):
+            with torch.random.fork_rng(devices=[]):
+                built = network_to_count(network, data.image_shape, len(data.classes))
+                check_training_step(built, network.name, data.image_shape, len(data.classes))
+
+
 def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> None:
     """Say which optimizer to take, where SGD would train on the weights of a network without batch norms."""
     if space.start.weights is None or not any(recipe.epochs and recipe.optimizer == "sgd" for recipe in recipes):
@@ -589,7 +601,8 @@ def check_recipes(space: Space, data: ImageData) -> None:
         data: its data set.
 
     Raises:
-        InputError: a recipe names a part that the network does not have, or shifts or cuts out too much.
+        InputError: a recipe names a part that the network does not have, or shifts or cuts out too much; or a network
+            of the user's cannot be trained.
     """
     default = Recipe()
     points = [{}, *({name.removeprefix("train."): value} for name, domain in space.domains.items()
@@ -598,6 +611,7 @@ def check_recipes(space: Space, data: ImageData) -> None:
     for recipe in recipes:
         augmentation_for(recipe, data.name, data.image_shape, space.search.seed)
     _check_batch_norms(space, data, recipes)
+    _check_training_steps(space, data, recipes)
     _warn_of_sgd(space, data, recipes)
     naming_parts = [
         recipe for recipe in recipes if any(getattr(recipe, field) != getattr(default, field) for field in _PART_FIELDS)

@@ -85,7 +85,9 @@ class ResolvedTeacher:
         if not recipe.needs_teacher:
             return None
         attends = recipe.attention_weight > 0
-        taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
+        taps = self.settings.student_taps
+        if attends and not taps:
+            taps = default_student_taps(student, data.image_shape, len(data.classes))
         section = TeacherSection(
             name=self.name, source=self.weights.reference, own_network=self.weights.trusted_network,
             weights=self.weights.sha256, taps=self.taps if attends else (), student_taps=taps if attends else (),

@@ -318,6 +318,104 @@ def failing_builder(num_classes: int) -> nn.Module:
     raise KeyError("checkpoint")
 
 
+class Probabilities(Boxed):
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x).softmax(1)
+
+
+class LogProbabilities(Boxed):
+    """Cross-entropy and softmax take these like the logits that they were made from."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x).log_softmax(1)
+
+
+class InPlace(Boxed):
+    """Writes to the images that it is given."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x.mul_(0.5))
+
+
+class Stateful(Boxed):
+    """Keeps a dictionary beside its tensors."""
+
+    def get_extra_state(self) -> Any:
+        return {"version": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x)
+
+
+def probabilities(num_classes: int) -> nn.Module:
+    return Probabilities(num_classes)
+
+
+def log_probabilities(num_classes: int) -> nn.Module:
+    return LogProbabilities(num_classes)
+
+
+def in_place(num_classes: int) -> nn.Module:
+    return InPlace(num_classes)
+
+
+def stateful(num_classes: int) -> nn.Module:
+    return Stateful(num_classes)
+
+
+def traced(num_classes: int) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(sequence([nn.Conv2d(16, 32, 3)], num_classes), torch.zeros(2, 1, 12, 12))
+
+
+def batch_of_one(num_classes: int) -> nn.Module:
+    """Writes out the number of images."""
+    network = sequence([nn.Conv2d(16, 32, 3)], num_classes)
+    return nn.Sequential(*network[:4], nn.Flatten(0), nn.Unflatten(0, (1, 32)), network[5])
+
+
+class WithoutGradients(Boxed):
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            return self.body(x)
+
+
+class LossInTraining(Boxed):
+    """Returns its loss in training mode, as detectors do."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.body(x)
+        return {"loss": logits.sum()} if self.training else logits
+
+
+class Auxiliary(Boxed):
+    """Returns a list with the outputs of a second head in training mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.body(x)
+        return [logits, 2 * logits] if self.training else logits
+
+
+def without_gradients(num_classes: int) -> nn.Module:
+    return WithoutGradients(num_classes)
+
+
+def loss_in_training(num_classes: int) -> nn.Module:
+    return LossInTraining(num_classes)
+
+
+def auxiliary(num_classes: int) -> nn.Module:
+    return Auxiliary(num_classes)
+
+
+def parallel(num_classes: int) -> nn.Module:
+    return nn.DataParallel(sequence([nn.Conv2d(16, 32, 3)], num_classes))
+
+
 class FailingForward(Boxed):
     def forward(self, x: Tensor) -> Any:
         raise IndexError("no such stage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from lowrank.compression.inspection.counting_rules import module_rule
 from lowrank.compression.inspection.plain_layers import PLAIN
@@ -24,7 +26,7 @@ ImageSize = tuple[int, int, int]
 class NetworkPass:
     """One forward pass of a zero image in evaluation mode.
 
-    Afterwards every module has its mode, and torch its random numbers, as before.
+    Afterwards every module has its mode and its buffers, and torch its random numbers, as before.
 
     Args:
         network: on any device; lazy layers get their sizes.
@@ -38,7 +40,7 @@ class NetworkPass:
         output: what the network returned.
 
     Raises:
-        InputError: the network has no parameters, or raises an error for such an image.
+        InputError: the network has no parameters, raises an error for such an image, or changes it.
         UncountableError: an operation has no counting rule.
     """
 
@@ -51,7 +53,10 @@ class NetworkPass:
         with keep_modes(network), torch.random.fork_rng(devices=[]):
             for device in attempts:
                 try:
-                    self._run(network, torch.zeros(1, *image_shape, device=device, dtype=parameter.dtype))
+                    image = torch.zeros(1, *image_shape, device=device, dtype=parameter.dtype)
+                    with keep_buffers(network):
+                        self._run(network, image)
+                    check_unchanged(image, type(network).__name__)
                     return
                 except LowrankError:
                     raise
@@ -78,7 +83,7 @@ class NetworkPass:
             elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | WholeAvgPool2d):
                 handles.append(module.register_forward_hook(self._pool))
         try:
-            with torch.no_grad(), unfused_attention(), self.operations:
+            with torch.no_grad(), unfused_attention(), without_compiling(), self.operations:
                 self.output = network.eval()(image)
         finally:
             for handle in handles:
@@ -124,13 +129,15 @@ def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> 
         classes: number of classes; None for any.
 
     Raises:
-        InputError: it raises an error for such an image, or returns anything but logits (1, classes).
+        InputError: it raises an error for such an image, changes it, or returns anything but logits (1, classes).
     """
+    image = image.clone()  # with a count of changes of its own
     try:
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = network.eval()(image)
     except Exception as error:  # the network's own code may raise anything
         raise cannot_run(tuple(image.shape[1:]), error) from error
+    check_unchanged(image, type(network).__name__)
     check_logits(output, classes, type(network).__name__)
 
 
@@ -178,6 +185,61 @@ def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
     """
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     return InputError(f"the network cannot take images of {tuple(image_shape)}: {kind}{first_line(error)}")
+
+
+def check_unchanged(image: Tensor, name: str) -> None:
+    """Check that a network has not written to the image that it was given.
+
+    The images are those of the data set and of the calibration, which other networks see too.
+
+    Args:
+        image: was made for one pass.
+        name: of the network, for the message.
+
+    Raises:
+        InputError: an operation has changed the image in place.
+    """
+    if image._version:
+        raise InputError(
+            f"{name} changes the images that it is given, in place, which would change the data: let `forward` begin "
+            "with x = x.clone()"
+        )
+
+
+@contextmanager
+def keep_buffers(network: nn.Module) -> Iterator[None]:
+    """Let a network run, and give its buffers the values that they had before.
+
+    Args:
+        network: some count their calls even in evaluation mode. Buffers of lazy layers are left as they become.
+
+    Yields:
+        Nothing.
+    """
+    buffers = [
+        (module, name, buffer, buffer.clone(), buffer._version)
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer) and not buffer.is_meta
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, values, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(values)
+                module._buffers[name] = buffer
+
+
+@contextmanager
+def without_compiling() -> Iterator[None]:
+    """Run compiled networks as plain ones: to compile the count itself would take many seconds."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes longer than that of torch
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

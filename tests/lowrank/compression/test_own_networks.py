@@ -23,6 +23,7 @@ from lowrank.errors import InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Bottleneck, Dense, Separable, SeparableConv2d
 from lowrank.layers.registry import make_method
+from lowrank.networks.own_networks import prepare_network
 from lowrank.networks.registry import NetworkSettings, make_network
 from tests.support import own_networks
 
@@ -72,6 +73,8 @@ NETWORKS: dict[str, tuple[dict[str, str], int]] = {
     "frozen": ({"2": FROZEN}, 1),
     "trained": ({}, 1),
     "embedding": ({}, 1),
+    "log_probabilities": ({}, 1),
+    "parallel": ({}, 1),
     "rms_norm": ({}, 1),
 }  # fmt: skip
 
@@ -111,6 +114,13 @@ def test_substituting_dense_changes_no_output(name: str) -> None:
         ("half", r"must have float32 weights, but `0\.weight` is float16: return network\.float\(\)"),
         ("no_parameters", "has no parameters, so there is nothing to train"),
         ("failing_builder", r"raised an error for failing_builder\(num_classes=10\): KeyError: 'checkpoint'"),
+        ("probabilities", r"must return logits, but its outputs are probabilities .*: leave the softmax out of"),
+        (
+            "in_place",
+            r"InPlace changes the images that it is given, in place, .*: let `forward` begin with x = x",
+        ),
+        ("stateful", r"keeps `_extra_state` in its state, a dict, but files of weights hold tensors alone"),
+        ("traced", r"returned a TorchScript network, whose layers cannot be replaced: return the nn\.Module that"),
         ("failing_forward", r"cannot take images of \(1, 12, 12\): IndexError: no such stage"),
     ],
 )
@@ -307,6 +317,32 @@ def test_networks_of_other_types_are_substituted_in_their_type(dtype: torch.dtyp
     network = own_networks.sequence([nn.Conv2d(16, 32, 3)], CLASSES).to(dtype)
     assert substitute(network, Bottleneck(), IMAGE).changed == ("2",)
     assert network(IMAGES.to(dtype)).dtype == dtype
+
+
+def test_a_pass_leaves_buffers_as_they_were() -> None:
+    class Counter(own_networks.Boxed):
+        def __init__(self) -> None:
+            super().__init__(CLASSES)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("last", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x.mean()[None] + 1
+            return self.body(x)
+
+    network = Counter()
+    buffers = dict(network.named_buffers())
+    substitute(network, Separable(), IMAGE)
+    assert all(value is buffers[name] for name, value in network.named_buffers())
+    assert not any(bool(value) for value in buffers.values())
+
+
+def test_what_compiles_a_network_or_spreads_it_over_devices_is_taken_off() -> None:
+    inside = own_networks.sequence([nn.Conv2d(16, 32, 3)], CLASSES)
+    compiled = nn.Module()
+    compiled.add_module("_orig_mod", inside)  # as torch.compile keeps it
+    assert prepare_network(nn.DataParallel(compiled), "own:make", IMAGE) is inside
 
 
 @pytest.mark.parametrize(("name", "params"), [("embedding", 12 * 16), ("rms_norm", 12)])

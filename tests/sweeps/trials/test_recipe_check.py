@@ -116,6 +116,7 @@ def test_a_plan_says_which_trials_begin_with_trained_weights(content, digits, na
         ("too_many_outputs", "must give one output for each of 10 classes, but gives 1000"),
         ("segmenter", "must be a classifier"),
         ("two_inputs", "missing 1 required positional argument"),
+        ("loss_in_training", "in training mode it returned a dict"),
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused_before_anything_starts(content, digits, name, message):
