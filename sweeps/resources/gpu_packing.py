@@ -6,6 +6,7 @@ Here is the choice alone, which touches no card; sweeps.resources.packing_benchm
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -17,6 +18,9 @@ COUNTS = (1, 2, 4, 8)  # trials a card that are tried
 MIN_GROWTH = 1.05  # a doubling that gives less than this times the best total so far is the last
 MEMORY_MARGIN = 1.25  # times the peak of one trial, for what the benchmark does not meet
 CONTEXT_MB = 600.0  # MB (1e6 bytes) of a card that a process takes beside its tensors
+
+
+MAX_SHARE = 0.05  # of the time that the study itself is expected to take, after which no more is measured
 
 
 class NoMemoryError(Exception):
@@ -44,14 +48,53 @@ class Limit:
     reason: str
 
 
+class MeasuringTime:
+    """Says when measuring has taken its share of the study's expected time.
+
+    How long the study takes follows from the best total so far. The next measurement is expected to take as long as the
+    last one.
+
+    Args:
+        images: that one card trains in the study, all epochs of all of its trials together.
+        clock: seconds; monotonic.
+    """
+
+    def __init__(self, images: float, clock: Callable[[], float] = time.monotonic):
+        self._images, self._clock = images, clock
+        self._start = self._last = clock()
+
+    def objection(self, measurements: Sequence[Throughput]) -> str | None:
+        """Say why no more is measured.
+
+        Args:
+            measurements: those so far, the last one just taken.
+
+        Returns:
+            One clause; None where more may be measured.
+        """
+        now = self._clock()
+        spent, step, self._last = now - self._start, now - self._last, now
+        best = max((measurement.images_per_second for measurement in measurements), default=0.0)
+        if best <= 0:
+            return None
+        expected = self._images / best
+        if spent + step <= MAX_SHARE * expected:
+            return None
+        return f"the study trains for about {expected:.0f} s, too short to measure more after {spent:.0f} s"
+
+
 @dataclass(frozen=True)
 class Packing:
-    """How many trials share a card and by which mode, what was measured, and why no more were tried."""
+    """How many trials share a card and by which mode, what was measured, and why no more were tried.
+
+    `cut_short` is whether it was the study's time that ended the measurements: a longer study would have gone on.
+    """
 
     per_card: int
     measurements: tuple[Throughput, ...]
     reason: str
     sharing: str = PROCESSES
+    cut_short: bool = False
 
     @property
     def gpus(self) -> float:
@@ -104,7 +147,8 @@ def packing_limit(cluster: Cluster, cpus: float, trials: int, max_concurrent: in
 
 
 def choose_count(
-    measure: Callable[[int], Throughput], limit: Limit, card_mb: float | None, peak_mb: float | None
+    measure: Callable[[int], Throughput], limit: Limit, card_mb: float | None, peak_mb: float | None,
+    measuring_time: MeasuringTime | None = None,
 ) -> Packing:  # fmt: skip
     """Try 1, 2, 4, 8 trials a card until the total no longer grows, and choose the largest total.
 
@@ -113,11 +157,13 @@ def choose_count(
         limit: of trials a card.
         card_mb: memory of a card in MB; None if unknown.
         peak_mb: memory of the study's largest trial in MB; None if unknown.
+        measuring_time: ends the measurements of a short study; None measures whatever it takes.
 
     Returns:
         The packing; 1 trial a card where not even that was measured.
     """
     measurements: list[Throughput] = []
+    cut_short = False
     reason = f"more than {COUNTS[-1]} are not tried"
     for count in COUNTS:
         objection = _objection(count, limit, card_mb, peak_mb)
@@ -133,8 +179,12 @@ def choose_count(
         if measurements[-1].images_per_second < MIN_GROWTH * best:
             reason = f"with {count} the total no longer grows"
             break
+        too_long = measuring_time.objection(measurements) if measuring_time is not None else None
+        if too_long is not None and count != COUNTS[-1]:
+            reason, cut_short = too_long, True
+            break
     chosen = max(measurements, key=lambda measurement: measurement.images_per_second, default=Throughput(1, 0.0))
-    return Packing(chosen.trials, tuple(measurements), reason, chosen.sharing)
+    return Packing(chosen.trials, tuple(measurements), reason, chosen.sharing, cut_short)
 
 
 def best_packing(packings: Sequence[Packing]) -> Packing:
@@ -151,7 +201,8 @@ def best_packing(packings: Sequence[Packing]) -> Packing:
         return max((measurement.images_per_second for measurement in packing.measurements), default=0.0)
 
     measurements = tuple(measurement for packing in packings for measurement in packing.measurements)
-    return replace(max(packings, key=best_total), measurements=measurements)
+    cut_short = any(packing.cut_short for packing in packings)
+    return replace(max(packings, key=best_total), measurements=measurements, cut_short=cut_short)
 
 
 def _objection(count: int, limit: Limit, card_mb: float | None, peak_mb: float | None) -> str | None:
@@ -168,13 +219,13 @@ def _objection(count: int, limit: Limit, card_mb: float | None, peak_mb: float |
     return f"{count} would need {needed:,.0f} MB of the card's {card_mb:,.0f}, {peak_mb:,.0f} MB the largest trial"
 
 
-def packing_lines(packing: Packing, card: str, *, from_record: bool = False) -> Sequence[str]:
+def packing_lines(packing: Packing, card: str, *, measured_by: str | None = None) -> Sequence[str]:
     """Describe a packing for the user.
 
     Args:
         packing: what was chosen.
         card: the card's name.
-        from_record: whether an earlier run of the study measured it; the measurements are then left out.
+        measured_by: what took the measurements earlier, which are then left out; None if they were taken now.
 
     Returns:
         A line for each measurement, and one for the choice.
@@ -184,9 +235,9 @@ def packing_lines(packing: Packing, card: str, *, from_record: bool = False) -> 
         f"{measurement.images_per_second:,.0f} images/s{_memory(measurement)}"
         for measurement in packing.measurements
     ]
-    reason = "as measured when the study began" if from_record else packing.reason
+    reason = packing.reason if measured_by is None else f"as measured {measured_by}"
     choice = f"{_trials(packing.per_card)} a card{_mode(packing.sharing)} ({card}): {reason}"
-    return [*([] if from_record else rows), choice]
+    return [*(rows if measured_by is None else []), choice]
 
 
 def _mode(sharing: str) -> str:

@@ -38,6 +38,7 @@ from sweeps.resources.configurations import (
 from sweeps.resources.gpu_packing import (
     COUNTS,
     Limit,
+    MeasuringTime,
     NoMemoryError,
     Packing,
     Throughput,
@@ -47,6 +48,7 @@ from sweeps.resources.gpu_packing import (
     packing_lines,
 )
 from sweeps.resources.mps import PROCESSES, set_mps_environment
+from sweeps.resources.packing_records import PackingRecords
 from sweeps.resources.shares import Cluster
 from sweeps.space import Space
 from sweeps.trials import Resolver, load_trial_data
@@ -56,6 +58,7 @@ MEASURE_SECONDS = 3.0  # of training, for each number of trials
 STEPS_PER_CHECK = 50  # between two looks at the clock
 POLL_SECONDS = 0.3
 ANSWER_SECONDS = 1800.0  # for a card to come, or for trainers to compile and to train
+THIS_STUDY, EARLIER_STUDY = "when the study began", "for an earlier study"
 NOTICE_SECONDS = 10.0  # without a card, after which a line is printed
 
 
@@ -290,6 +293,8 @@ def choose_packing(
 ) -> Packing:  # fmt: skip
     """Choose how the trials of a study share cards: as recorded for such cards, else measured now and recorded.
 
+    The record may be this study's, or an earlier one's with trials of the same cost.
+
     Args:
         space: the study's space.
         resolver: makes the trials to measure with.
@@ -309,11 +314,27 @@ def choose_packing(
     if recorded is not None and all(recorded.get(name) == value for name, value in conditions.items()):
         packing = Packing.from_event(recorded)
         if packing.sharing in modes:
-            print(*packing_lines(packing, recorded["card"], from_record=True), sep="\n", flush=True)
+            print(*packing_lines(packing, recorded["card"], measured_by=THIS_STUDY), sep="\n", flush=True)
             return packing
     limit = packing_limit(cluster, cpus, trials, space.resources.max_concurrent)
-    packing, details = measure_packing(space, resolver, limit, journal.path.parent, data_dir, modes)
-    print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
+    typical, largest = typical_and_largest(space, resolver)
+    records = PackingRecords(journal.path.parent.parent, {
+        **conditions, "modes": sorted(modes), "most": min(limit.trials, COUNTS[-1]),
+        "images": [*resolver.data.image_shape, len(resolver.data.train)],
+        "configurations": [configuration(trial.specification) for trial in (typical, largest)],
+    })  # fmt: skip
+    earlier = records.read()
+    if earlier is None:
+        images = trials * typical.specification.train.epochs * len(resolver.data.train) / max(1.0, cluster.gpus)
+        packing, details = measure_packing(
+            space, resolver, limit, journal.path.parent, data_dir, modes, MeasuringTime(images)
+        )
+        print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
+        if not packing.cut_short:
+            records.write(packing, details)
+    else:
+        packing, details = earlier
+        print(*packing_lines(packing, details["card"], measured_by=EARLIER_STUDY), sep="\n", flush=True)
     event = journal.append(Event.PACKING, sync=True, **conditions, **details, **packing.to_event())
     apply_event(record, event)
     return packing
@@ -321,7 +342,7 @@ def choose_packing(
 
 def measure_packing(
     space: Space, resolver: Resolver, limit: Limit, folder: Path, data_dir: Path | None,
-    modes: Mapping[str, Mapping[str, str]],
+    modes: Mapping[str, Mapping[str, str]], measuring_time: MeasuringTime | None = None,
 ) -> tuple[Packing, EventFields]:  # fmt: skip
     """Measure how many trials a card train the most, by each sharing mode.
 
@@ -332,6 +353,7 @@ def measure_packing(
         folder: of the study, beside which records of a memory probe may lie.
         data_dir: folder of data sets.
         modes: the sharing modes to try, each with its environment.
+        measuring_time: ends the measurements of a short study, further modes included.
 
     Returns:
         The best packing; and the fields of the event that say with which trial, card and memory peak.
@@ -342,6 +364,8 @@ def measure_packing(
     details: EventFields = {"measured": typical.trial_id}
     cpus, peak_mb = space.resources.cpus_per_trial, None
     for mode, environment in modes.items():
+        if packings and packings[-1].cut_short:
+            break
         with PackingBenchmark(
             typical, data_dir, cpus, max_trainers, on_card=True, sharing=mode, environment=environment
         ) as benchmark:
@@ -355,7 +379,7 @@ def measure_packing(
                 details |= {"card": card, "card_mb": card_mb, "peak_from": source}
             try:
                 peak_mb = benchmark.peak(largest) if peak_mb is None else peak_mb
-                packings.append(choose_count(benchmark.measure, limit, card_mb, peak_mb))
+                packings.append(choose_count(benchmark.measure, limit, card_mb, peak_mb, measuring_time))
             except NoMemoryError as error:
                 packings.append(Packing(1, (), f"{_describe(largest)} does not even fit alone: {error}", mode))
     return best_packing(packings), {**details, "peak_mb": peak_mb}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sweeps.resources import packing_benchmark
 from sweeps.resources.configurations import configuration
 from sweeps.resources.gpu_packing import (
     Limit,
+    MeasuringTime,
     NoMemoryError,
     Packing,
     Throughput,
@@ -29,6 +31,7 @@ from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.packing_benchmark import PackingBenchmark, choose_packing, probed_peak
 from sweeps.resources.shares import Cluster
 from sweeps.space.parse import parse_space
+from sweeps.trials.resolver import Resolver
 
 FREE = Limit(8, "")  # more than 8 are never tried
 SMALL = {1: 141.0, 2: 214.0, 4: 230.0, 8: 232.0}  # thousand images/s of a small student: what grows by 5 % goes on
@@ -113,7 +116,7 @@ def test_a_measurement_is_recorded_and_used_again_on_cards_of_the_same_type_alon
 
     def measure(*_: Any) -> tuple[Packing, dict[str, Any]]:
         calls.append(1)
-        return choose_count(table(SMALL), FREE, None, None), {"card": "Card X", "card_mb": None, "peak_mb": None}
+        return choose_count(table(SMALL), FREE, None, None), DETAILS
 
     def run(card: str, record: StudyRecord) -> float:
         monkeypatch.setattr(packing_benchmark, "card_types", lambda: [card])
@@ -131,6 +134,113 @@ def test_a_measurement_is_recorded_and_used_again_on_cards_of_the_same_type_alon
     assert len(calls) == 1
     run("Y", record)
     assert len(calls) == 2
+
+
+DETAILS = {"card": "Card X", "card_mb": None, "peak_mb": None, "measured": "t", "peak_from": "dry run"}
+
+
+def choose_in_new_study(
+    tmp_path: Path, name: str, space: Any, resolver: Any, monkeypatch: Any, packing: Packing | None, card: str = "X"
+) -> Packing:
+    """What a study takes that begins now; `packing` is what it would measure, None where it must not."""
+
+    def measure(*_: Any) -> tuple[Packing, dict[str, Any]]:
+        assert packing is not None, "measured again"
+        return packing, DETAILS
+
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(packing_benchmark, "card_types", lambda: [card])
+    monkeypatch.setattr(packing_benchmark, "measure_packing", measure)
+    with closing(Journal(tmp_path / name / "journal.jsonl")) as journal:
+        return choose_packing(space, resolver, CARDS, 24, journal, StudyRecord(), None, {PROCESSES: {}})
+
+
+def test_a_measurement_serves_later_studies_of_the_same_cost(
+    space, resolver, content, digits, tmp_path, monkeypatch, capsys
+):
+    measured = choose_count(table(SMALL), FREE, None, None)
+    assert choose_in_new_study(tmp_path, "a", space, resolver, monkeypatch, measured) == measured
+    capsys.readouterr()
+    again = choose_in_new_study(tmp_path, "b", space, resolver, monkeypatch, None)
+    assert (again.per_card, again.measurements) == (measured.per_card, measured.measurements)
+    assert capsys.readouterr().out == "8 trials a card (Card X): as measured for an earlier study\n"
+    assert fold_journal(tmp_path / "b" / "journal.jsonl").packing["card"] == "Card X"
+    alone = choose_count(table({1: 1.0}), Limit(1, "1"), None, None)
+    other_card = choose_in_new_study(tmp_path, "c", space, resolver, monkeypatch, alone, card="Y")
+    other_space = parse_space("small", {**content, "train": {**content.get("train", {}), "batch_size": 16}})
+    other = choose_in_new_study(tmp_path, "d", other_space, Resolver(other_space, digits), monkeypatch, alone)
+    assert (other_card.per_card, other.per_card) == (1, 1)
+
+
+def test_a_measurement_that_a_short_study_cut_off_serves_no_other(space, resolver, tmp_path, monkeypatch):
+    short = Packing(1, (Throughput(1, 9.0),), "too short", cut_short=True)
+    assert choose_in_new_study(tmp_path, "a", space, resolver, monkeypatch, short) == short
+    measured = choose_count(table(SMALL), FREE, None, None)
+    assert choose_in_new_study(tmp_path, "b", space, resolver, monkeypatch, measured) == measured
+
+
+def test_a_damaged_measurement_is_taken_again(space, resolver, tmp_path, monkeypatch, capsys):
+    measured = choose_count(table(SMALL), FREE, None, None)
+    choose_in_new_study(tmp_path, "a", space, resolver, monkeypatch, measured)
+    (file,) = (tmp_path / FIT_FOLDER).glob("packing_*.json")
+    file.write_text('{"per_card": 8}')
+    capsys.readouterr()
+    assert choose_in_new_study(tmp_path, "b", space, resolver, monkeypatch, measured) == measured
+    assert f"{file} is damaged, so trials on a card are measured again: " in capsys.readouterr().out
+    assert choose_in_new_study(tmp_path, "c", space, resolver, monkeypatch, None).per_card == 8
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_study", "tried"),  # with one trial a card at 100 images a second; a measurement takes 10 s
+    [(150, [1]), (399, [1]), (401, [1, 2]), (2_000, [1, 2, 4, 8]), (100_000, [1, 2, 4, 8])],
+)
+def test_measuring_takes_at_most_a_twentieth_of_the_studys_expected_time(seconds_of_study, tried):
+    now = [0.0]
+    speeds = table({1: 100.0, 2: 110.0, 4: 150.0, 8: 160.0}, counts := [])
+
+    def measure(count: int) -> Throughput:
+        now[0] += 10
+        return speeds(count)
+
+    time_limit = MeasuringTime(100.0 * seconds_of_study, clock=lambda: now[0])
+    packing = choose_count(measure, FREE, None, None, time_limit)
+    assert counts == tried
+    assert packing.cut_short == (len(tried) < 4)
+    assert packing.per_card == tried[-1]
+    spent_more = now[0] - 10  # the first measurement is needed to know how long the study takes
+    assert spent_more <= 0.05 * seconds_of_study
+
+
+def test_a_short_study_measures_one_sharing_mode_alone(space, resolver, monkeypatch):
+    modes = []
+
+    class FakeBenchmark:
+        def __init__(self, *_: Any, sharing: str, **__: Any):
+            modes.append(sharing)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def card(self) -> tuple[str, float | None]:
+            return "X", None
+
+        def peak(self, trial: Any) -> float:
+            return 100.0
+
+        def measure(self, count: int) -> Throughput:
+            return Throughput(count, 1000.0)
+
+    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", FakeBenchmark)
+    clock = iter(range(0, 1000, 10))
+    short = MeasuringTime(10_000.0, clock=lambda: next(clock))
+    packing, _ = packing_benchmark.measure_packing(
+        space, resolver, Limit(8, "8"), Path("study"), None, {PROCESSES: {}, MPS: {}}, short
+    )  # fmt: skip
+    assert modes == [PROCESSES]
+    assert packing.cut_short
+    assert packing.reason == "the study trains for about 10 s, too short to measure more after 10 s"
 
 
 def test_the_sharing_mode_whose_card_trains_the_most_is_chosen_and_all_measurements_are_recorded():
