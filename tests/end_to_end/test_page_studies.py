@@ -93,7 +93,7 @@ def test_the_lines_of_the_guide_on_bayesian_compression_run(tmp_path: Path) -> N
     (lines,) = blocks(GUIDES / "bayesian.md", "python")
     script = tmp_path / "lines.py"
     script.write_text(lines.replace("range(30)", "range(2)"))
-    sizes = [int(number) for number in re.findall(r"params=(\d+)", run([str(script)], tmp_path))]
+    sizes = [int(number) for number in re.findall(r"'params': (\d+)", run([str(script)], tmp_path))]
     assert len(sizes) == 3
     assert all(size <= limit for size, limit in zip(sizes, (15_000, 7_500, 4_000), strict=True))
 
