@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#B8A800")
 MARKERS = "osD^vPX<>"
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (2, 2), (6, 2, 1, 2), (1, 1.5), (8, 3))
-FONT, SMALL = 9.0, 8.0  # points
+FONT, SMALL, SMALLEST = 9.0, 8.0, 4.0  # points
 DARK_INK, LIGHT_INK, GREY = "#010101", "#fefefe", "#d5d5d5"  # of a heat map, the same in the light and in the dark
 LONG_LABEL = 5  # characters from which on labels below a heat map are written aslant
 
@@ -262,7 +262,13 @@ def _plain_numbers(axes: Axes) -> None:
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="lower center", bbox_to_anchor=(0.5, 0.005), ncols=columns, frameon=False, fontsize=SMALL,
-        columnspacing=1.6, handlelength=2.6,
-    )  # fmt: skip
+    size = SMALL
+    while True:
+        legend = figure.legend(
+            handles, names, loc="lower center", bbox_to_anchor=(0.5, 0.005), ncols=columns, frameon=False,
+            fontsize=size, columnspacing=1.6, handlelength=2.6,
+        )  # fmt: skip
+        if size <= SMALLEST or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+        size -= 0.5

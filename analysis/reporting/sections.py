@@ -36,7 +36,7 @@ from analysis.reporting.tables import (
     reproduce_table,
     table_of_test_errors,
 )
-from analysis.stats import SizeMeasure, mixed_fields, mixed_text, pairing_sentence, study_strata
+from analysis.stats import SizeMeasure, mixed_fields, mixed_text, pairing_sentence, share_base, study_strata
 from analysis.utils import format_duration
 from lowrank.utils import format_times
 from sweeps.records import Status, StudyRecord, count_test_looks
@@ -133,10 +133,10 @@ def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) 
         "mult_adds": {point.trial_id for point in report.front_mult_adds},
     }
     points = {id(point): point for point in (*report.front, *report.front_mult_adds, *report.references)}
-    table = points_table("front", sorted(points.values(), key=lambda point: point.params), fronts)
+    table = points_table("front", sorted(points.values(), key=lambda point: point.params), fronts, share_base(study))
     table.write(folder)
     page.table(table)
-    points_table("trials", report.points, fronts).write(folder)
+    points_table("trials", report.points, fronts, share_base(study)).write(folder)
     page.text(f"Every trial of known size ({len(report.points):,}):", "note")
     page.file("trials.csv")
 

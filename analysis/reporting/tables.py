@@ -33,6 +33,7 @@ from analysis.stats import (
     MethodAtSize,
     PairedEffect,
     RepeatedSetting,
+    ShareBase,
     SizeLevel,
     Stratum,
     expected_bests,
@@ -359,13 +360,16 @@ def _gap(comparison: PointComparison | None) -> str:
     return f"{format_points(comparison.gap)}{seeds}{verdict}"
 
 
-def points_table(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]]) -> ReportTable:
+def points_table(
+    name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]], base: ShareBase
+) -> ReportTable:  # fmt: skip
     """Return trials with all that a front point holds, and on which fronts they lie.
 
     Args:
         name: of the table.
         points: of the trials.
         fronts: name of a front -> ids of its trials.
+        base: the network of whose parameters sizes are shares.
 
     Returns:
         The table, one row a trial.
@@ -375,7 +379,8 @@ def points_table(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[
     columns += [
         Column("", None, "setting", lambda point: point.name),
         Column("", None, "parameters", lambda point: f"{point.params:,}"),
-        Column("", None, "of separable", lambda point: "" if point.ratio is None else f"{100 * point.ratio:.1f} %"),
+        Column("", None, f"of {base}",
+               lambda point: "" if (share := point.share_of(base)) is None else f"{100 * share:.1f} %"),
         Column("", None, "mult-adds",
                lambda point: "" if point.mult_adds is None else format_count(point.mult_adds)),
         Column("", None, "error", format_point_error),

@@ -147,7 +147,8 @@ def log_text(entries: Sequence[Entry], path: Path, texts: Mapping[str, str], com
         todos=list(_todos(entries, texts, links)), index=_index(entries, links), chapters=chapters,
         pictures=Markdown(quote(pictures_folder(path).name)), orphans=[key for key in texts if key not in keys],
         block=lambda key: Markdown(handwritten.block(key, texts.get(key, ""))), text=markdown.line,
-        paragraph=markdown.lines, table=markdown.table, code=markdown.code_block, note_line=_note_line,
+        paragraph=markdown.lines, sentences=markdown.sentences, table=markdown.table, code=markdown.code_block,
+        note_line=_note_line,
     )  # fmt: skip
     return handwritten.sealed(content)
 

@@ -52,6 +52,22 @@ def lines(text: object, indent: str = "") -> Markdown:
     return Markdown(f"\\\n{indent}".join(parts))
 
 
+def sentences(text: object) -> Markdown:
+    """Escape sentences of this project, in which a command stands between backticks.
+
+    Args:
+        text: any; where backticks are not in pairs none stands for code.
+
+    Returns:
+        Its Markdown, one paragraph.
+    """
+    parts = _printable(str(text)).split("`")
+    if len(parts) % 2 == 0:
+        return lines(text)
+    shown = (f"`{part}`" if number % 2 else _escape_line(part) for number, part in enumerate(parts))
+    return Markdown("".join(shown))
+
+
 def code_block(text: str) -> Markdown:
     """Show text as code.
 

@@ -22,7 +22,7 @@ from analysis.findings import (
 from analysis.reporting import DrawJob, draw_curves, draw_front, front_plot
 from analysis.research_log.entries import STUDY, Entry, EntryNote, EntryTable, date_and_time, entry_key
 from analysis.research_log.study_runs import StudyRun, study_runs
-from analysis.stats import FrontPoint, collect_points, pareto_front, references
+from analysis.stats import FrontPoint, collect_points, pareto_front, references, split_common_extras
 from analysis.utils import data_label, format_duration, format_percent, status_label
 from sweeps.records import GROUP_TAG, Event, Note, NoteKind, Status, StudyEvents, StudyHeader, StudyRecord, open_todos
 
@@ -55,10 +55,11 @@ def study_entries(history: StudyEvents, notes: Sequence[Note], typed: Mapping[st
 def _entry(
     study: StudyRecord, run: StudyRun, runs: int, notes: Sequence[Note], typed: Mapping[str, str], folder: str
 ) -> Entry:  # fmt: skip
-    points = collect_points(run.snapshot)
+    all_points = collect_points(run.snapshot)
+    points, _ = split_common_extras(all_points)  # the answer says what all have in common
     front = pareto_front(points)
     trained = any(point.finished for point in points)
-    answer = answer_text(run.snapshot, points).splitlines() if trained else ["No trial was trained to its end."]
+    answer = answer_text(run.snapshot, all_points).splitlines() if trained else ["No trial was trained to its end."]
     key = entry_key(STUDY, study.name, run.began)
     number = f", run {run.number}" if runs > 1 else ""
     collated = ", joined from other studies" if run.header.collated else ""

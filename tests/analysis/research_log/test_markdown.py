@@ -102,3 +102,10 @@ def test_what_people_leave_open_is_closed_after_their_text(text):
 @given(st.lists(st.sampled_from([*OPEN_TEXTS, "```\n", "~~~\n", "text\n", "\n", "</pre>\n"]), max_size=5).map("".join))
 def test_no_text_swallows_the_next_heading(text):
     assert "next</h2>" in markdown.to_html(f"{handwritten.block('key', text)}\n## next\n")
+
+
+def test_a_command_within_sentences_is_code():
+    html = markdown.to_html(markdown.sentences("More seeds would: `python sweeps/run.py --resume a_b`, 3 *trainings*."))
+    assert "<code>python sweeps/run.py --resume a_b</code>" in html
+    assert "3 *trainings*." in html
+    assert "<code>" not in markdown.to_html(markdown.sentences("one ` alone"))
