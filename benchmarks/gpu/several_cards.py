@@ -139,7 +139,7 @@ class Worker:
         epoch = trainer.captured_epoch
         return {
             "images/s": steps * self.job.batch / middle, "ms a step": 1000 * middle / steps, "first s": first,
-            "recorded": epoch is not None and getattr(epoch, "_graph", None) is not None,
+            "recorded": epoch is not None and epoch.replay is not None,
             "compiled": epoch is not None and epoch.compiled, "notices": self.notices,
             "MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0,
         }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -91,7 +92,9 @@ class CudaGraphRecorder:
     def forbid_waiting(self) -> Iterator[None]:
         """Turn on CUDA's own check; see Recorder.forbid_waiting."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():  # torch says once in a process that the check does not see every wait
+            warnings.simplefilter("ignore", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
