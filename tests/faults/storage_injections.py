@@ -150,7 +150,7 @@ def race(scene: Scene) -> list[tuple[Path, subprocess.Popen[str]]]:
 
     def is_decided() -> bool:  # a driver fetches the journal when it has the study
         refused = any(process.poll() is not None for _, process in rivals)
-        return refused or all(studies.record(out / NAME).header for out, _ in rivals)
+        return refused or not any(studies.record(out / NAME).header.is_empty for out, _ in rivals)
 
     wait_until(is_decided, "one of two drivers to be refused", seconds=SECONDS)
     ended = [process for _, process in rivals if process.poll() is not None]
