@@ -177,7 +177,10 @@ def lose_part(scene: Scene, study: Study, rng: random.Random) -> bool:
 
 
 def remove_trials(scene: Scene, study: Study, rng: random.Random) -> bool:
-    """SIGKILL for the driver; the weights of all trials are removed here, and are in the storage alone."""
+    """SIGKILL for the driver; the weights that the storage has are removed here.
+
+    Those of a trial that has ended since the last round are here alone, and would be lost.
+    """
     folder = study.folder / TRIALS_FOLDER  # which a resumed driver fetches first
 
     def has_weights() -> bool:
@@ -186,9 +189,15 @@ def remove_trials(scene: Scene, study: Study, rng: random.Random) -> bool:
     if not study.wait(has_weights, "weights here and in the storage") or study.over():
         return False
     study.kill()
-    shutil.rmtree(folder)
+    names = stored(scene).names(TRIALS_FOLDER)
+    files = {path: path.relative_to(study.folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    copies = [path for path, name in files.items() if name in names and stored(scene).get(name) == path.read_bytes()]
+    for path in copies:
+        path.unlink()
+    if len(copies) == len(files):
+        shutil.rmtree(folder)
     study.resume(*scene.location)
-    return True
+    return bool(copies)
 
 
 def has_all(scene: Scene, study: Study) -> None:
