@@ -1,0 +1,304 @@
+"""One process of a trial on two cards is killed, hangs or runs out of memory: when the trial trains again.
+
+    python -m benchmarks.gpu.group_faults --out DIR [--data parquet:DIR] [--seconds 280] [--device cpu]
+
+A real study of three trials, each on two cards, and each hit once, by another fault. The memory of a card runs out
+since another process takes all but a part of it while the trial's processes begin anew. `--device cpu` does the same to
+two processes on a CPU, whose memory is limited by the system.
+
+The columns: seconds until the next attempt has trained an epoch, and the same since memory ran out; epochs on record
+before, and those that are trained once more; processes of the old attempt that still run then; the least memory in use
+on each card meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.measurement import PROJECT, WIDTH, Goal, Measurement, Table, environment, header, load, show
+from lowrank.utils import OneLineParser
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import JOURNAL_FILE
+from tests.support.processes import group_worker_pids, is_running
+
+NAME = "group_faults"
+FAULTS = ("killed", "hung", "out of memory")
+FIRST_EPOCH = 4  # after which a trial is hit
+GOAL_SECONDS = 60.0
+ALLOWED_MIB = 16.0  # by which a card's memory may differ between two looks at an idle one
+KEPT_FREE = 0.4  # of what the trial uses of a card: what the other process leaves of it
+LEAST_FREE = 2.5 * 2**30  # bytes, so that a process can begin there and fails where it trains
+FILLER = """
+import sys, time, torch
+free = float(sys.argv[1])
+blocks = [torch.empty(1, device="cuda")]
+print("begun", flush=True)
+while True:
+    more = torch.cuda.mem_get_info()[0] - free
+    if more > 2**26:
+        try:
+            blocks.append(torch.empty(int(more), dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            pass
+    time.sleep(0.01)
+"""
+
+
+@dataclass
+class Strike:
+    """A fault of one trial, and what came of it."""
+
+    fault: str
+    trial: str = ""
+    struck: float = 0.0
+    again: float | None = None  # seconds until the next attempt had trained an epoch
+    since_memory: float | None = None  # the same since memory ran out
+    reached: int = 0  # epochs before it
+    from_epoch: int | None = None
+    survivors: int = 0  # processes of the old group that still ran then
+    free: list[int] = field(default_factory=list)  # MiB used on each card while no process of the trial used it
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(prog="python -m benchmarks.gpu.group_faults", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the study and the table")
+    parser.add_argument("--data", default="digits", metavar="SET", help="as of a study (digits)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--batch-size", type=int, help="of both cards together (2048; 50 on a CPU)")
+    parser.add_argument("--epochs", type=int, help="of each trial (60; 100 on a CPU)")
+    parser.add_argument("--seconds", type=float, default=280.0, help="after which all ends")
+    return parser
+
+
+def study_command(args: argparse.Namespace) -> list[str]:
+    """The command of the study."""
+    on_cpu = args.device == "cpu"
+    fields = {
+        "train.batch_size": args.batch_size or (50 if on_cpu else 2048), "train.epochs": args.epochs,
+        "train.weight_decay": "1.0e-3", "train.scaled_decay": "true", "train.engine": "captured", "method.dims": 2,
+        "references": "[separable]", "budget.params": 0.6, "search.sampler": "grid", "search.stop": "none",
+        "resources.checkpoint_seconds": 1, "resources.max_concurrent": 1,
+    }  # fmt: skip
+    fields |= {"network.width": 0.125, "data.train_images": 200} if on_cpu else {}
+    where = ["--processes-per-trial", "2"] if on_cpu else ["--gpus-per-trial", "2"]
+    settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+    return [
+        sys.executable, str(PROJECT / "sweeps" / "run.py"), "--space", "tt_dims", "--data", args.data, *settings,
+        *where, "--cpus-per-trial", "2", "--out", str(args.out), "--name", NAME,
+    ]  # fmt: skip
+
+
+def used_memory() -> list[int]:
+    """MiB in use on each card, of all processes; none without cards."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return []
+    return [int(line) for line in done.stdout.split() if line.isdigit()]
+
+
+class Faults:
+    """Watches a study through its journal and hits its trials.
+
+    Args:
+        args: the command line.
+        process: the study's.
+    """
+
+    def __init__(self, args: argparse.Namespace, process: subprocess.Popen[bytes]):
+        self.args, self.process = args, process
+        self.until = time.monotonic() + args.seconds
+        self.strikes: list[Strike] = []
+
+    def record(self) -> StudyRecord:
+        """The study as far as it is recorded."""
+        path = self.args.out / NAME / JOURNAL_FILE
+        return fold_journal(path) if path.exists() else StudyRecord()
+
+    def wait(self, holds: Callable[[], Any], poll_seconds: float = 0.05) -> Any:
+        """Wait until something holds, and return it; None where the study ends or the time is up before."""
+        while not (value := holds()):
+            if self.process.poll() is not None or time.monotonic() > self.until:
+                return None
+            time.sleep(poll_seconds)
+        return value
+
+    def run(self) -> None:
+        """Hit a trial with each fault, one after the other."""
+        hit: set[str] = set()
+        for fault in FAULTS:
+            trial = self.wait(lambda: self._running(hit))
+            if trial is None:
+                print(f"{fault}: there was no trial to hit", flush=True)
+                return
+            hit.add(trial.trial_id)
+            strike = self._strike(fault, trial)
+            self.strikes.append(strike)
+            print(strike, flush=True)
+
+    def _running(self, hit: set[str]) -> TrialRecord | None:
+        for trial in self.record().trials.values():
+            if trial.trial_id not in hit and not trial.ended and trial.last_epoch >= FIRST_EPOCH and trial.attempts:
+                return trial
+        return None
+
+    def _strike(self, fault: str, trial: TrialRecord) -> Strike:
+        pids = group_worker_pids(trial.attempts[-1]["pid"])
+        if len(pids) < 2:
+            raise SystemExit(f"the trial is trained by {len(pids)} processes of a group, not 2; see study.log")
+        strike = Strike(fault, trial.trial_id)
+        filler = self._fill() if fault == "out of memory" and self.args.device == "cuda" else None
+        strike.reached = self.record().trials[trial.trial_id].last_epoch
+        strike.struck = time.monotonic()
+        try:
+            if fault == "out of memory":
+                self._exhaust(strike, pids[1], filler)
+            else:
+                os.kill(pids[1], signal.SIGSTOP if fault == "hung" else signal.SIGKILL)
+                self._watch_return(strike, pids)
+        finally:
+            if filler is not None:
+                filler.kill()
+                filler.wait()
+        if fault == "out of memory":
+            self._watch_return(strike, pids)
+        return strike
+
+    def _attempts(self, strike: Strike) -> list[Any]:
+        return list(self.record().trials[strike.trial].attempts)
+
+    def _watch_return(self, strike: Strike, pids: list[int]) -> None:
+        """Wait for an attempt that has trained an epoch, and look at the cards meanwhile."""
+        before = len(self._attempts(strike))
+        start = time.monotonic()
+        lowest: list[int] = []
+
+        def returned() -> bool:
+            nonlocal lowest
+            used = used_memory()
+            lowest = [min(pair) for pair in zip(lowest or used, used, strict=True)]
+            trial = self.record().trials[strike.trial]
+            if len(trial.attempts) > before:
+                return True
+            strike.reached = trial.last_epoch
+            return False
+
+        if self.wait(returned):
+            now = time.monotonic()
+            strike.again, strike.from_epoch = now - strike.struck, self._attempts(strike)[-1]["from_epoch"]
+            if strike.fault == "out of memory":
+                strike.since_memory = now - start
+        strike.survivors, strike.free = sum(is_running(pid) for pid in pids), lowest
+
+    def _fill(self) -> subprocess.Popen[str]:
+        """Start a process that takes all of the second card but a part of what the trial uses."""
+        free = max(LEAST_FREE, KEPT_FREE * used_memory()[1] * 2**20)
+        print(f"another process takes all but {free / 2**30:.1f} GiB of the second card", flush=True)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+        process = subprocess.Popen([sys.executable, "-c", FILLER, str(free)], stdout=subprocess.PIPE, text=True,
+                                   env={**os.environ, "CUDA_VISIBLE_DEVICES": visible[1]})  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    def _exhaust(self, strike: Strike, pid: int, filler: subprocess.Popen[str] | None) -> None:
+        """Let memory run out in a process of the trial; returns once the trial has said so."""
+        if filler is not None:
+            time.sleep(1.0)  # in which it takes what is free; the trial does not ask for more as long as it trains
+            os.kill(pid, signal.SIGKILL)
+        else:
+            used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(pid, resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+
+        def ran_out() -> bool:
+            notices = self.record().trials[strike.trial].notices
+            return any("out of memory" in text or "allocate" in text for text in notices)
+
+        self.wait(ran_out)
+
+
+def rows(faults: Faults) -> list[dict[str, Any]]:
+    """A row for each fault."""
+    record = faults.record()
+    table = []
+    for strike in faults.strikes:
+        trial = record.trials[strike.trial]
+        repeated = None if strike.from_epoch is None else strike.reached - strike.from_epoch
+        table.append({
+            "fault": strike.fault, "to an epoch s": strike.again, "after memory s": strike.since_memory,
+            "attempts": len(trial.attempts), "before": strike.reached, "repeated": repeated,
+            "survivors": strike.survivors, "least MiB": str(strike.free), "end": str(trial.status),
+        })  # fmt: skip
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study, hit its trials, print the table; returns 1 where a goal is not met."""
+    args = make_parser().parse_args(arguments)
+    args.epochs = args.epochs or (100 if args.device == "cpu" else 60)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    around, before = environment(), used_memory()
+    command = study_command(args)
+    print(" ".join(command), flush=True)
+    with (args.out / "study.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    faults = Faults(args, process)
+    try:
+        faults.run()
+        faults.wait(lambda: process.poll() is not None, 0.2)
+    finally:
+        if process.poll() is None:
+            print("the study has not ended in time", flush=True)
+            process.terminate()
+            process.wait(60)
+    time.sleep(3)  # in which the driver of the cards frees what the last process held
+    after = used_memory()
+    table = rows(faults)
+    record = faults.record()
+    notes = [f"exit code {process.returncode}; trials: {', '.join(str(t.status) for t in record.trials.values())}",
+             f"MiB used on each card before the study {before}, after it {after}"]  # fmt: skip
+    notes += [f"notice: {text}" for trial in record.trials.values() for text in trial.notices]
+    goals = [Goal(what=f"{row['fault']}: trained again after", limit=GOAL_SECONDS, found=seconds, unit="s")
+             for row in table if (seconds := row["after memory s"] or row["to an epoch s"])]  # fmt: skip
+    goals += [Goal(what=f"memory left on card {card}", limit=ALLOWED_MIB, found=now - then, unit="MiB")
+              for card, (then, now) in enumerate(zip(before, after, strict=True))]  # fmt: skip
+    settings = {"device": args.device, "data": args.data, "epochs": args.epochs}
+    tables = [Table(title="One process of a trial of two is hit", columns=tuple(table[0]), rows=table)] if table else []
+    measured = Measurement(
+        name=NAME,
+        settings=settings,
+        goals=goals,
+        notes=notes,
+        tables=tables,
+    )  # fmt: skip
+    content = {**measured.to_json(), "environment": {**around, "load_after": load()}}
+    (args.out / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n")
+    line = header(around, settings, load())
+    with (args.out / f"{NAME}.txt").open("w") as file:
+        show(measured, line, Console(file=file, width=WIDTH))
+    show(measured, line)
+    good = len(table) == len(FAULTS) and process.returncode == 0 and all(goal.met for goal in goals)
+    return 0 if good and not any(row["survivors"] for row in table) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
