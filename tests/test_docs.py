@@ -98,6 +98,15 @@ def test_the_pages_lead_to_the_code_in_three_clicks() -> None:
     assert {"Resolver.resolve", "solve", "RetryPolicy.may_retry", "CheckpointLocation.download", "METHODS"} <= named
 
 
+@pytest.mark.parametrize("name", ["guides/gpu.md", "guides/cluster.md", "background/engine.md"])
+def test_measured_speeds_stand_in_the_results(name: str) -> None:
+    """A figure that a guide repeats is one of docs/results, so that both change together."""
+    folder = ROOT / "docs" / "results"
+    results = "".join(path.read_text() for path in sorted(folder.iterdir()) if path.suffix in (".md", ".txt", ".json"))
+    figures = re.findall(r"(?<![\d,])(\d{2,3},\d{3}|\d\.\d\d)(?: times| images/s)", (ROOT / "docs" / name).read_text())
+    assert [figure for figure in figures if figure not in results] == []
+
+
 def test_the_reference_is_up_to_date(capsys) -> None:
     assert make_reference.main(["--check"]) == 0, capsys.readouterr().out
 
