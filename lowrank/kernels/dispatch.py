@@ -89,7 +89,8 @@ def load_kernels(module: str, device: torch.device, consequence: str) -> ModuleT
     kernels = import_module(module)
     try:
         kernels.try_out(device)
-    except (RuntimeError, OSError, SubprocessError, *kernel_errors()) as error:  # no compiler or headers, too old a GPU
+    except (RuntimeError, OSError, SubprocessError, *kernel_errors()) as error:  # type: ignore[misc]  # all exceptions
+        # There is no C compiler, no header, or the GPU is too old
         warnings.warn(f"{consequence} on {device}: {error}", stacklevel=2)
         return None
     return kernels
