@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowrank.data import Batch
 from lowrank.distillation import Signals
+from lowrank.layers import StructuredMap
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
@@ -245,9 +246,16 @@ class TrainStep:
                 tensor.zero_() if saved is None else tensor.copy_(saved)
 
     def live_tensors(self) -> list[Tensor]:
-        """List all that a step changes in place: weights, statistics of norms, slots of the optimizer."""
+        """List all that a step changes in place: weights, statistics of norms, slots of the optimizer.
+
+        Buffers that no checkpoint holds are among them, but for those of structured maps: large tables that stay.
+        """
         slots = [slot for slots in self.optimizer.state.values() for slot in slots.values()]
-        return [*self.network.state_dict().values(), *(slot for slot in slots if isinstance(slot, Tensor))]
+        unsaved = [
+            buffer for module in self.network.modules() if not isinstance(module, StructuredMap)
+            for name in module._non_persistent_buffers_set if (buffer := module._buffers[name]) is not None
+        ]  # fmt: skip
+        return [*self.network.state_dict().values(), *unsaved, *(slot for slot in slots if isinstance(slot, Tensor))]
 
 
 def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

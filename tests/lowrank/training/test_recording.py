@@ -82,6 +82,18 @@ class RemembersItsGrid(Body):
         return x
 
 
+class CountsOnDevice(Body):
+    """A warm-up that is kept in a buffer which no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def last(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x / self.steps
+
+
 def trained(engine: str, make: type[nn.Module] = Body, **fields: Any) -> tuple[Trainer, Tensor, list[str]]:
     """Train two epochs of a seeded network; the trainer, its losses and its notices."""
     torch.manual_seed(0)
@@ -101,7 +113,7 @@ def forget_switches() -> None:
     SWITCH.clear()
 
 
-@pytest.mark.parametrize("make", [Body, RemembersItsGrid])
+@pytest.mark.parametrize("make", [Body, RemembersItsGrid, CountsOnDevice])
 def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Module], monkeypatch: Any) -> None:
     _, expected, _ = trained("plain", make)
     with recording_on_cpu(monkeypatch):
