@@ -40,12 +40,16 @@ def groups_below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, Te
 
     Args:
         scores: from `group_scores`.
-        threshold: groups with a higher score are removed, but never the last one of a layer.
+        threshold: groups with a higher score are removed, but of each layer the one with the lowest score stays; the
+            first of several that are equal.
 
     Returns:
         The masks.
     """
-    return {name: (values <= threshold) | (values == values.min()) for name, values in scores.items()}
+    masks = {name: values <= threshold for name, values in scores.items()}
+    for name, values in scores.items():
+        masks[name][values.argmin()] = True
+    return masks
 
 
 class Remover:

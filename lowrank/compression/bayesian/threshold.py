@@ -100,7 +100,8 @@ def solve_threshold(remover: Remover, sizes: RemovedSizes, budget: Budget) -> fl
         )
     if sizes.fits(KEEP_ALL, budget):
         return KEEP_ALL
-    candidates = torch.cat(list(remover.scores.values())).unique().tolist()  # ascending
+    scores = torch.cat(list(remover.scores.values())).unique().tolist()  # ascending
+    candidates = [scores[0] - 1, *scores]  # below all scores one group of each layer stays, also where scores are equal
     if not sizes.fits(candidates[0], budget):
         counts = sizes.counts(candidates[0])
         raise InfeasibleError(

@@ -15,6 +15,7 @@ from lowrank.compression import (
     RemovedSizes,
     Remover,
     bit_width,
+    groups_below,
     make_variational,
     mixed_bytes,
     network_plan,
@@ -132,6 +133,31 @@ def test_a_budget_below_one_group_a_layer_is_refused(name: str) -> None:
     smallest = smallest_sizes(settings, shape, 10)
     assert smallest is not None
     assert smallest["params"] <= RemovedSizes(remover, shape, 10).counts(-1e9)["params"]
+
+
+@pytest.mark.parametrize("name", REMOVED)
+@torch.no_grad()
+def test_of_a_layer_whose_groups_are_equally_dead_one_stays(name: str) -> None:
+    network, settings, images = trained(name)
+    layers, shape = dict(variational_layers(network)), NETWORKS[name][1]
+    for layer in layers.values():
+        layer.scales.location.fill_(1)
+        layer.scales.log_variance.fill_(-9)
+    dead = list(layers)[-2]
+    layers[dead].scales.location.fill_(0)
+    layers[dead].scales.log_variance.fill_(2)
+    remover = Remover(network, settings)
+    masks = groups_below(remover.scores, 0.0)
+    assert {layer: int((~mask).sum()) for layer, mask in masks.items() if not mask.all()} == {
+        dead: layers[dead].scales.groups - 1
+    }
+    outputs = remover.masked(0.0)(images)
+    assert (outputs - remover.removed(0.0, shape, 10)(images)).abs().max() <= 1e-5 * outputs.abs().max().clamp_min(1)
+    sizes = RemovedSizes(remover, shape, 10)
+    smallest = smallest_sizes(settings, shape, 10)
+    assert smallest is not None
+    threshold = solve_threshold(remover, sizes, Budget(params=smallest["params"]))
+    assert sizes.counts(threshold)["params"] == smallest["params"], "also where all groups have one score"
 
 
 def test_a_channel_of_a_skip_connection_stays_while_one_side_needs_it() -> None:
