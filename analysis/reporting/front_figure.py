@@ -94,9 +94,11 @@ def draw_front(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
     axes = figure.add_axes((left, 0.2, 0.98 - left, top - 0.2))
     if layout.title:
         figure.text(left, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
-        subtitle = figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
-        while subtitle.get_window_extent().x1 > 0.99 * figure.bbox.width and subtitle.get_fontsize() > SMALLEST_FONT:
-            subtitle.set_fontsize(subtitle.get_fontsize() - 0.25)
+        size = 9.0
+        subtitle = figure.text(left, top + 0.018, plot.subtitle, fontsize=size, color="0.35", va="bottom")
+        while subtitle.get_window_extent().x1 > 0.99 * figure.bbox.width and size > SMALLEST_FONT:
+            size -= 0.25
+            subtitle.set_fontsize(size)
     _draw_axes(axes, plot, layout)
     _draw_points(axes, plot)
     rows = _draw_legend(figure, axes, layout.columns)
