@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ from lowrank.deployment.attention import project_where_equal
 from lowrank.deployment.compressed import Compressed, LayerReport
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import SVD, CPKernel, Dense, SpatialSVD, TensorTrainKernel, Tucker2, WholeKernelMethod
+from lowrank.networks import copy_network, unwrap_network
 from lowrank.utils import Countdown
 
 METHODS: dict[str, type[WholeKernelMethod]] = {
@@ -157,6 +157,7 @@ class Compressor:
         validation: tuple[Tensor, Tensor] | None = None,
         progress: Progress = lambda message: None,
     ):
+        network = unwrap_network(network)
         device = next(network.parameters()).device
         self.progress = progress
         images, labels = _first_images(batches, calibration, device)
@@ -170,7 +171,7 @@ class Compressor:
             self.choosing_labels = None if labels is None else labels[cut:]
         check_classifier(network, images[:1], None)
         self.dense, self.projected_attention = project_where_equal(
-            copy.deepcopy(network).eval(), images[:ATTENTION_IMAGES], progress
+            copy_network(network).eval(), images[:ATTENTION_IMAGES], progress
         )
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
         self.reference = network_logits(self.dense, self.choosing_images)

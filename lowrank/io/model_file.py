@@ -450,9 +450,17 @@ def _build(specification: ModelSpecification, tensors: Mapping[str, Tensor]) -> 
     model = specification.build()
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
-        model.to(dtypes.pop())
+        _cast_floating(model, dtypes.pop())
     _check_fit(model.state_dict(), tensors)
     return model
+
+
+def _cast_floating(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model in place; `model.to(dtype)` would cut off the imaginary part of complex buffers."""
+    casts = {torch.float32: model.float, torch.float64: model.double, torch.float16: model.half,
+             torch.bfloat16: model.bfloat16}  # fmt: skip
+    if dtype in casts:
+        casts[dtype]()
 
 
 def _check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
         user_modules as user_modules,
     )
     from lowrank.networks.images import ImageShape as ImageShape
-    from lowrank.networks.own_networks import check_logits as check_logits
+    from lowrank.networks.own_networks import (
+        check_logits as check_logits,
+        copy_network as copy_network,
+        unwrap_network as unwrap_network,
+    )
     from lowrank.networks.registry import (
         CONVERTING_NETWORKS as CONVERTING_NETWORKS,
         NETWORK_FIELDS as NETWORK_FIELDS,
@@ -44,7 +48,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "external.transformers_models": "Logits",
         "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",
-        "own_networks": "check_logits",
+        "own_networks": "check_logits copy_network unwrap_network",
         "registry": (
             "CONVERTING_NETWORKS NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code "
             "default_images for_counting is_own_code make_network network_from_options takes_width "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
         InputError: it is TorchScript, has no parameters, its weights are not float32, it keeps state that is no tensor,
             or its lazy layers cannot take such an image.
     """
-    network = _unwrapped(network)
+    network = unwrap_network(network)
     if isinstance(network, torch.jit.ScriptModule):
         raise InputError(
             f"{name} returned a TorchScript network, whose layers cannot be replaced: return the nn.Module that it was "
@@ -63,8 +64,17 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
     return network
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside what only changes how it runs: trials have devices and a compiler of their own."""
+def unwrap_network(network: nn.Module) -> nn.Module:
+    """Return the network inside what only changes how it runs.
+
+    Trials have devices and a compiler of their own.
+
+    Args:
+        network: as `torch.compile`, `DataParallel` or `DistributedDataParallel` return it, or any other.
+
+    Returns:
+        The module inside; the network itself where nothing is around it.
+    """
     while True:
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
             network = network.module
@@ -72,6 +82,27 @@ def _unwrapped(network: nn.Module) -> nn.Module:
             network = network.get_submodule("_orig_mod")
         else:
             return network
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """Copy a network with all of its state.
+
+    Args:
+        network: any module.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: something in it cannot be copied, such as a lock.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # the user's objects may raise anything
+        raise InputError(
+            f"{type(network).__name__} cannot be copied, which compression and exports need: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 @torch.no_grad()

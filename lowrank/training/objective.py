@@ -20,6 +20,7 @@ from torch.nn import functional
 from lowrank.distillation import Signals, Taps, Teacher, attention_loss, default_taps, distillation_loss
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import BatchedRebuild
+from lowrank.networks import copy_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.variational import VariationalTraining
 from lowrank.utils import first_line
@@ -141,8 +142,9 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
         classes: number of classes.
 
     Raises:
-        InputError: it raises an error, returns no logits, or no parameter gets a gradient.
+        InputError: it cannot be copied, raises an error, returns no logits, or no parameter gets a gradient.
     """
+    copy_network(network)
     images = torch.zeros(2, *image_shape)
     shape = (2, classes)
     try:

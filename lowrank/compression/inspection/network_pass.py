@@ -129,16 +129,23 @@ def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> 
         classes: number of classes; None for any.
 
     Raises:
-        InputError: it raises an error for such an image, changes it, or returns anything but logits (1, classes).
+        InputError: it raises an error for such an image or for two, changes it, or returns anything but logits, a row
+            for each image.
     """
     image = image.clone()  # with a count of changes of its own
+    pair = torch.cat([image, image])
     try:
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = network.eval()(image)
+            two = network(pair)
     except Exception as error:  # the network's own code may raise anything
         raise cannot_run(tuple(image.shape[1:]), error) from error
     check_unchanged(image, type(network).__name__)
     check_logits(output, classes, type(network).__name__)
+    if len(two) != 2:
+        raise InputError(
+            f"{type(network).__name__} must return one row of logits an image, but returned {tuple(two.shape)} for two"
+        )
 
 
 def run_order(network: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> list[str]:

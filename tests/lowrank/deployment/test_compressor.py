@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,21 @@ def test_methods_that_are_alike_for_linear_maps_are_measured_once(monkeypatch: p
     assert {name for name, method in measured if method == "tucker2"} == {"0", "2"}
     first, second = ([(one.costs, one.error) for one in table["4"]] for table in tables.values())
     assert first == second
+
+
+def test_a_network_that_cannot_take_two_images_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^the network cannot take images of \(1, 12, 12\): unflatten: "):
+        Compressor(own_networks.batch_of_one(10), [torch.zeros(8, 1, 12, 12)])
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    network = own_networks.own_activation(10)
+    network.lock = threading.Lock()
+    with pytest.raises(InputError, match=r"^Sequential cannot be copied, .*: TypeError: cannot pickle '_thread.lock'"):
+        Compressor(network, [torch.zeros(8, 1, 12, 12)])
+
+
+def test_what_is_around_a_network_is_taken_off() -> None:
+    images = [torch.randn(16, 1, 12, 12)]
+    compressor = Compressor(own_networks.parallel(10).eval(), images, calibration=16)
+    assert [layer.name for layer in compressor.layer_list.layers] == ["0", "2"]

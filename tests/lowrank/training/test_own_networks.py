@@ -28,7 +28,9 @@ def trainer_of(name: str, **options: object) -> Trainer:
     return small_trainer(small_recipe(epochs=2, batch_size=100, **options), network=student)
 
 
-@pytest.mark.parametrize("name", ["tied_layer", "tied_parameter", "boxed", "lazy", "weight_norm", "class_token"])
+@pytest.mark.parametrize(
+    "name", ["tied_layer", "tied_parameter", "boxed", "lazy", "weight_norm", "class_token", "phases"]
+)
 def test_a_run_is_saved_and_resumed_to_the_bit(name: str, tmp_path: Path) -> None:
     options = {"ema_decay": 0.9} if name == "tied_layer" else {}
     run, resumed = trainer_of(name, **options), trainer_of(name, **options)
@@ -38,8 +40,9 @@ def test_a_run_is_saved_and_resumed_to_the_bit(name: str, tmp_path: Path) -> Non
     assert resumed.train_epoch()["val_loss"] == run.train_epoch()["val_loss"]
 
 
-def test_an_exported_model_with_a_shared_layer_is_read_and_merged(tmp_path: Path) -> None:
-    settings = NetworkSettings(name="tests.support.own_networks:tied_layer")
+@pytest.mark.parametrize("name", ["tied_layer", "phases"])
+def test_an_exported_model_of_an_odd_network_is_read_and_merged(name: str, tmp_path: Path) -> None:
+    settings = NetworkSettings(name=f"tests.support.own_networks:{name}")
     model = build_student(settings, network_plan(settings, IMAGE, 10), Separable(), IMAGE, 10, seed=0).eval()
     images = torch.linspace(-1, 1, 128).reshape(2, *IMAGE)
     path = tmp_path / "model.safetensors"
