@@ -176,7 +176,7 @@ class Compressor:
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
         self.reference = network_logits(self.dense, self.choosing_images)
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
-        self._divergences: dict[tuple[str, tuple[int | str, ...]], float] = {}
+        self._divergences: dict[tuple[str, tuple[object, ...]], float] = {}
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration images, a batch at a time."""

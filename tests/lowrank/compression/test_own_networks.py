@@ -362,3 +362,16 @@ def test_a_deformable_convolution_is_named_in_one_line() -> None:
     )
     with pytest.raises(UncountableError, match=message):
         network_plan(settings("deformable"), IMAGE, CLASSES)
+
+
+def test_operators_of_torchvision_that_cannot_be_loaded_are_one_line() -> None:
+    """What torchvision's DeformConv2d raises where its compiled operators are missing."""
+
+    class Unloaded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("Couldn't load custom C++ ops. This can happen if your PyTorch and torchvision versions")
+
+    network = own_networks.sequence([Unloaded(16, 32, 3)], CLASSES)
+    message = r"^the network cannot take images of \(1, 12, 12\): Couldn't load custom C\+\+ ops\. [^\n]*$"
+    with pytest.raises(InputError, match=message):
+        trace_plan(network, IMAGE)
