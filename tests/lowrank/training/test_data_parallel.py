@@ -314,6 +314,7 @@ def losses_on_gpus(group: DataParallelGroup | None, precision: str, engine: str)
 
 
 @pytest.mark.gpu(2)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # of torch 2.11, once a process
 @pytest.mark.parametrize("engine", ["plain", "captured", "compiled"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_two_gpus_have_the_losses_of_one(precision, tolerance, engine, monkeypatch):
