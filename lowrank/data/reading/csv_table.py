@@ -16,7 +16,7 @@ import numpy as np
 
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_codec import image_suffixes
-from lowrank.data.reading.image_folder import FolderStore, Unused
+from lowrank.data.reading.image_folder import FolderStore, Unused, is_hidden
 from lowrank.data.reading.part_names import PART_NAMES, PARTS, Part, check_one_name, part_of, part_of_file
 from lowrank.data.reading.source import ImageListing
 from lowrank.errors import InputError, unknown
@@ -138,6 +138,8 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
         text = "train" if columns.part is None else fields[columns.part]
         row_part = part or part_of(text)
         file_name = fields[columns.file].strip()
+        if "\\" in file_name and not (table.parent / file_name).exists():  # written on Windows
+            file_name = file_name.replace("\\", "/")
         if not file_name:
             raise InputError(f"{table}, row {number}: must name an image, but column {header[columns.file]!r} is empty")
         if row_part is None:
@@ -195,11 +197,11 @@ def _suffix_advice(root: Path) -> str:
 
 
 def _unlisted(root: Path, listed: set[str], others: set[str]) -> list[str]:
-    in_table = {os.path.normpath(file) for file in listed | others}
+    in_table = {os.path.relpath(root / file, root) for file in listed | others}  # a table may name absolute paths
     names = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
-        for file in sorted(files):
+        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
+        for file in sorted(file for file in files if not is_hidden(file)):
             path = os.path.relpath(os.path.join(folder, file), root)
             if os.path.splitext(file)[1].lower() in image_suffixes() and os.path.normpath(path) not in in_table:
                 names.append(Path(path).as_posix())

@@ -191,9 +191,21 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
     files: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.startswith("."):
+            if not is_hidden(entry.name):
                 (folders if entry.is_dir() else files).append(folder / entry.name)
     return folders, files
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is not the user's own.
+
+    Args:
+        name: without the folders above it.
+
+    Returns:
+        True for names that start with a dot, and for the folder that macOS adds to zip archives.
+    """
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_image(path: Path) -> bool:
@@ -242,5 +254,5 @@ def _names(paths: Iterable[Path], root: Path) -> list[str]:
 
 
 def _add_tree(unused: Unused, kind: str, folder: Path, root: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.name))
     unused.add(kind, _names(files, root) or [f"{folder.relative_to(root).as_posix()}/, empty"])

@@ -82,7 +82,8 @@ class _File:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if self.has_texts:
-            self.values = np.array(column.to_pylist(), object)
+            texts = [text if text is None else text.strip() for text in column.to_pylist()]
+            self.values = np.array(texts, object)
             return
         if column.null_count not in (0, len(column)):
             raise InputError(f"{self.path}: column {self.label!r} must not have gaps, but got {column.null_count}")

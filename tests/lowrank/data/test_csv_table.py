@@ -156,3 +156,27 @@ class TestErrors:
         fails(root, rf"^{table}: must list at least one image of a part \(.*\), but lists none$")
         table.write_bytes(b"file,label\n\xff\xfe,a")
         fails(root, rf"^{table}: must be a readable table in UTF-8, but ")
+
+
+def test_absolute_paths_count_as_listed(root: Path):
+    write(
+        root / "labels.csv",
+        "file,label",
+        [f"{root}/images/{i}.png,{'cat' if i % 2 == 0 else 'dog'}" for i in range(29)],
+    )
+    assert load(root).notes == ("not used: images that no table lists: 1 (images/29.png)",)
+
+
+def test_paths_of_windows(root: Path):
+    write(root / "labels.csv", "file,label", [f"images\\{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)])
+    data = load(root)
+    check_labels(data, ("cat", "dog"))
+    assert data.notes == ()
+
+
+def test_files_of_macos_are_no_images(root: Path):
+    (root / "__MACOSX" / "images").mkdir(parents=True)
+    for path in (root / "__MACOSX" / "images" / "0.png", root / "images" / "._0.png"):
+        path.write_bytes(b"resource")
+    write(root / "labels.csv", "file,label", [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)])
+    assert load(root).notes == ()

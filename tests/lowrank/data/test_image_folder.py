@@ -244,3 +244,13 @@ class TestLayouts:
             InputError, match=r"^`data.label` names a column of parquet:DIR and csv:DIR, but the data set is"
         ):
             load(tmp_path, label="kind")
+
+
+def test_folder_that_macos_adds_to_an_archive_is_no_class(tmp_path: Path):
+    for seed, label in enumerate(("cat", "dog")):
+        fill(tmp_path / label, 10, seed)
+    (tmp_path / "__MACOSX" / "cat").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "cat" / "._000.png").write_bytes(b"resource")
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.notes == ()

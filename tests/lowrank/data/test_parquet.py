@@ -498,3 +498,13 @@ class TestStreaming:
         data.test.store.preload(data.test.indices.numpy())
         store = pickle.loads(pickle.dumps(data.test.store))
         assert np.array_equal(store.decode(data.test.indices.numpy()), test)
+
+
+def test_spaces_around_texts_make_no_classes(tmp_path: Path):
+    struct = pa.array([{"bytes": encode(image), "path": ""} for image in pixels(30)], IMAGE)
+    texts = [["cat", " dog", "cat ", "dog"][i % 4] for i in range(30)]
+    pq.write_table(pa.table({"image": struct, "label": texts}), tmp_path / "train.parquet")
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    for split in (data.train, data.val, data.test):
+        assert split.labels.tolist() == [index % 2 for index in split.indices.tolist()]
