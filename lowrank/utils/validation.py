@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from lowrank.errors import VALUE_CHARACTERS, InputError, show_choices, show_value
 
@@ -51,7 +50,7 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
     return f"`{path}`: {rule}, but got {show_value(fault['input'])}"
 
 
-def _rule(fault: ErrorDetails, kind: type[BaseModel]) -> str:
+def _rule(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     """Say what a value must be, with an example of a right one."""
     kind_of_value = _KINDS.get(fault["type"])
     if kind_of_value is not None:
@@ -65,7 +64,7 @@ def _rule(fault: ErrorDetails, kind: type[BaseModel]) -> str:
     return rule.replace("String should have", "must be a text of")
 
 
-def _example(kind_of_value: str, fault: ErrorDetails, kind: type[BaseModel]) -> str:
+def _example(kind_of_value: str, fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     """Write the first right value of these: the one received in the right form, the default, a common one."""
     value, types = fault["input"], _TYPES.get(kind_of_value, ())
     candidates: list[Any] = []

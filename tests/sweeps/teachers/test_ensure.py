@@ -76,7 +76,7 @@ def test_it_is_the_spaces_network_dense_unless_another_is_named():
     ("teacher", "message"),
     [
         ({}, "above 0 needs a `teacher`"),
-        ({"train": 3}, "`teacher.train`.* dictionary"),
+        ({"train": 3}, "`teacher.train`: must be a section of fields, such as {name: value}, but got 3"),
         ({"train": {"epocs": 3}}, "`teacher.train`: unknown field `train.epocs`; choose from: "),
         ({"train": {"epochs": 0}}, "`teacher.train`: `train.epochs`: must be greater than or equal to 1"),
         ({"train": {"epochs": {"choice": [1, 2]}}}, "`teacher.train`: a teacher has one value of each field, but"),
