@@ -82,7 +82,7 @@ class Contestants:
         runs: a call for each distinct network and runtime.
         keys: which of them stands in which cell, by method and column.
         failures: a line for each that cannot run.
-        largest_gap: between the two runtimes' outputs, relative to the largest output.
+        largest_gap: between the two runtimes' outputs, relative to the largest output; None where nothing ran in both.
     """
 
     folder: Path
@@ -91,7 +91,7 @@ class Contestants:
     runs: dict[str, Run] = field(default_factory=dict)
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    largest_gap: float = 0.0
+    largest_gap: float | None = None
 
     def add(self, name: str, form: str, network: nn.Module, *, export: bool) -> None:
         """Take in one form of a method's network, for PyTorch and, with `export`, for ONNX Runtime."""
@@ -115,9 +115,8 @@ class Contestants:
             write_onnx(network, specification, path)
             forward = onnx_forward(path, self.threads)
             expected = network(image)
-            self.largest_gap = max(
-                self.largest_gap, float((forward(image) - expected).abs().max() / expected.abs().max())
-            )
+            gap = float((forward(image) - expected).abs().max() / expected.abs().max())
+            self.largest_gap = gap if self.largest_gap is None else max(self.largest_gap, gap)
             self.runs[f"{key} {RUNTIME}"] = lambda: forward(image)
         except Exception as error:  # exporters and runtimes raise anything; the reason is printed
             self.failures.append(f"{label}, {RUNTIME}: {type(error).__name__}: {error}".splitlines()[0])
@@ -179,7 +178,7 @@ def measure_share(
     if late:
         notes.append(f"{case.label}, share {share:g}: not exported for want of time: {', '.join(late)}")
     notes += contestants.failures
-    if find_spec("onnxruntime") is not None:
+    if contestants.largest_gap is not None:
         notes.append(
             f"{case.label}, share {share:g}: the outputs of both runtimes differ by at most "
             f"{contestants.largest_gap:.1g} of the largest"
