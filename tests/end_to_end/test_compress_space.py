@@ -39,7 +39,8 @@ def test_a_study_of_a_trained_network_is_planned_run_and_reported(tmp_path):
     run = command("--space", "compress", "--out", str(tmp_path), *SMALL)
     assert run.returncode == 0, run.stderr
     assert "The trained network as it is:" in run.stdout
-    assert re.search(r"Half the parameters \([\d,]+\) at [+-]\d", run.stdout)
+    assert re.search(r"A quarter \([\d,]+\) at [+-]\d", run.stdout)
+    assert re.search(r"Half the parameters(: no network is better than| \([\d,]+\) at [+-]\d)", run.stdout)
     study = load_study(tmp_path / "compress")
     methods = {trial.method: trial for trial in study.trials.values()}
     assert methods["unchanged"].epochs == {}

@@ -234,3 +234,24 @@ def test_a_network_of_ones_own_is_told_which_images_were_assumed(tmp_path, capsy
     assert main(network) == 2
     assert "(images of 3x32x32 were assumed; --image CxHxW says which it takes)" in capsys.readouterr().err
     assert main([*network, "--image", "1x8x8"]) == 0
+
+
+def test_a_network_without_a_layer_to_replace_is_counted_dense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "maps.py"
+    path.write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 10))\n"
+    )
+    arguments = ["--network", f"{path}:make", "--method", "tensor_train"]
+    assert main(arguments) == 0
+    assert "add `linear: true` to `network` (lowrank.count: --linear)" in " ".join(capsys.readouterr().out.split())
+    numbers = counted(capsys, *arguments)
+    assert (numbers["params"], numbers["substituted"]) == (numbers["dense_params"], 0)
+
+
+def test_only_the_named_layers_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = counted(capsys, "--network", "vit", "--method", "svd", "--linear", "--only", "*.mlp.*")
+    replaced = [layer["name"] for layer in numbers["layers"] if not layer["kept"]]
+    assert replaced == [f"blocks.{block}.mlp.fc{number}" for block in range(6) for number in (1, 2)]

@@ -309,3 +309,11 @@ def test_published_weights_for_other_classes_are_refused() -> None:
     network = NetworkSettings(name="torchvision:resnet18", weights="DEFAULT")
     with pytest.raises(InputError, match="are for 1,000 classes, but digits has 10: train it on these first"):
         compress_run._check_own_weights(network, load_data(DataSettings()))
+
+
+def test_only_the_named_layers_are_compressed(tmp_path, without_programs) -> None:
+    printed, _ = run_quickly(tmp_path / "small", "--only", "stage3.*", "--budget", "0.9", "--json")
+    methods = {layer["name"]: layer["method"] for layer in json.loads(printed)["layers"]}
+    changed = [name for name, method in methods.items() if method != "dense"]
+    assert changed
+    assert all(name.startswith("stage3.") for name in changed)
