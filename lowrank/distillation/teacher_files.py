@@ -179,6 +179,23 @@ class TeacherWeights:
         if names is not None and sorted(names) == sorted(data.classes) and list(names) != list(data.classes):
             raise InputError(f"{label} has the classes of {data.name} in another order: {', '.join(names[:3])}, ...")
 
+    def differing_classes(self, data: ImageData) -> str | None:
+        """Say that its classes have other names than those of a data set, so that only their order matches them.
+
+        Args:
+            data: with as many classes.
+
+        Returns:
+            One clause with the first two names that differ; None where they agree or the teacher's are not known.
+        """
+        expected = find_preprocessing(self.reference) if self.reference.startswith(TORCHVISION) else None
+        names = () if expected is None or expected.classes is None else expected.classes
+        pairs = ((name, other) for name, other in zip(names, data.classes, strict=False) if name != other)
+        pair = next(pairs, None)
+        return (
+            pair and f"its classes are matched by their order: it calls {pair[0]!r} what {data.name} calls {pair[1]!r}"
+        )
+
 
 def _are_close(expected: Sequence[float], received: Sequence[float]) -> bool:
     """Tell whether statistics agree to the three digits that are published."""

@@ -316,13 +316,15 @@ def _class_line(data: ImageData) -> str:
     return f"classes: {line}"
 
 
-def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
-    """Which teacher the space names, and whether it is trained first."""
+def _teacher_line(space: Space, data: ImageData, resolver: Resolver) -> list[str]:
+    """Which teacher the space names, whether it is trained first, and whether its classes have other names."""
     if resolver.teacher is None:
         return []
     record, name = resolver.teacher.weights, resolver.teacher.name
     first = f"; not there yet, trained first for {teacher_space(space).epochs} epochs"
-    return [f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"]
+    classes = record.differing_classes(data)
+    line = f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"
+    return [line if classes is None else f"{line}; {classes}"]
 
 
 def _initial_weights_lines(space: Space, resolver: Resolver) -> list[str]:
@@ -374,7 +376,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"trials: {plan.trials} at most, references included, of {points} points; "
         f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
     ]
-    lines += _teacher_line(space, resolver) + _initial_weights_lines(space, resolver)
+    lines += _teacher_line(space, data, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
     if plan.unseen:

@@ -200,6 +200,18 @@ def test_torchvision_weights_need_their_own_normalisation_and_order(changes: dic
         weights.check(photos)
 
 
+def test_classes_of_other_names_are_said() -> None:
+    reference = "torchvision:resnet18/IMAGENET1K_V1"
+    names = tuple(find_preprocessing(reference).classes)  # type: ignore[union-attr]
+    weights = TeacherWeights(reference, "0" * 64, NetworkSettings(name="torchvision:resnet18"), None, 1000)
+    same: Any = SimpleNamespace(name="photos", classes=names)
+    assert weights.differing_classes(same) is None
+    other: Any = SimpleNamespace(name="photos", classes=("n01440764", *names[1:]))
+    assert weights.differing_classes(other) == (
+        "its classes are matched by their order: it calls 'tench' what photos calls 'n01440764'"
+    )
+
+
 def points(by: Resolver) -> tuple[Trial, Trial]:
     """Return a trial without and one with the teacher."""
     return by.resolve({"train.attention_weight": 0}), by.resolve({"train.attention_weight": 60})
