@@ -70,8 +70,8 @@ def test_commands_in_sentences_have_their_options(page: Path) -> None:
         parser, rest = parser_of(words)
         flags = {word.partition("=")[0] for word in rest if word.startswith("--")}
         if parser is not None and flags:
-            known = set(re.findall(r"--[a-z][\w-]*", parser.format_help()))
-            assert flags <= known, f"{page_id(page)}: python {' '.join(words)}"
+            accepted = set(re.findall(r"--[a-z][\w-]*", parser.format_help()))
+            assert flags <= accepted, f"{page_id(page)}: python {' '.join(words)}"
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=page_id)

@@ -26,12 +26,11 @@ from torch import Tensor, nn
 
 from benchmarks.layers.one_by_one import nearest
 from benchmarks.measurement import Measurement, Options, Table, interleaved, median
-from benchmarks.training.steps import CLASSES, REFERENCES, shape_of
+from benchmarks.training.steps import CLASSES, REFERENCES, shape_of, sized_methods
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.deployment import FACTORISED, MERGED, merged_network, onnx_forward, write_onnx
-from lowrank.errors import InfeasibleError
 from lowrank.io import ModelSpecification
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
@@ -136,14 +135,8 @@ def _shapes(network: nn.Module) -> str:
 def methods_near(plan: NetworkPlan, share: float, names: tuple[str, ...]) -> tuple[dict[str, Method], list[str]]:
     """Every method nearest to a share of the separable network, and a line for each that cannot be."""
     target = int(share * plan.params(make_method({"name": "separable"})))
-    methods, omitted = {}, []
-    for name in names:
-        method = make_method({"name": name})
-        try:
-            methods[name] = method if name in REFERENCES else nearest(plan, method, target)
-        except InfeasibleError as error:
-            omitted.append(f"left out: {error}")
-    return methods, omitted
+    methods, reasons = sized_methods(names, lambda method: nearest(plan, method, target))
+    return methods, [f"left out: {reason}" for reason in reasons]
 
 
 def measure_share(

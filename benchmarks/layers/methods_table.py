@@ -21,12 +21,11 @@ from torch import Tensor
 
 from benchmarks.layers.one_by_one import WRN_BUDGET, nearest
 from benchmarks.measurement import Options, environment, header, interleaved, load, median, shown
-from benchmarks.training.steps import CLASSES, REFERENCES, Case, make_step, shape_of
+from benchmarks.training.steps import CLASSES, Case, make_step, shape_of, sized_methods
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
-from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
-from lowrank.layers.registry import METHODS, make_method
+from lowrank.layers.registry import METHODS
 from lowrank.networks.registry import NetworkSettings
 from lowrank.utils import OneLineParser
 
@@ -56,14 +55,7 @@ def saved_bytes(case: Case, method: Method, seed: int) -> int:
 
 def settings_of(plan: NetworkPlan, target: int) -> tuple[dict[str, Method], list[str]]:
     """Every method nearest to `target` parameters, and who cannot be, with the reason."""
-    methods, omitted = {}, []
-    for name in METHODS:
-        method = make_method({"name": name})
-        try:
-            methods[name] = method if name in REFERENCES else nearest(plan, method, target)
-        except InfeasibleError as error:
-            omitted.append(str(error))
-    return methods, omitted
+    return sized_methods(METHODS, lambda method: nearest(plan, method, target))
 
 
 def rows_of(case: Case, target: int, options: Options) -> tuple[list[dict[str, Any]], list[str]]:

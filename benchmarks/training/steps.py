@@ -5,7 +5,7 @@ All methods have the same budget: a share of the separable network's parameters,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +62,20 @@ def cases(options: Options) -> list[Case]:
 def settings_within(plan: NetworkPlan, share: float) -> tuple[dict[str, Method], list[str]]:
     """Every method at the largest size within `share` of the separable network, and who cannot be, with the reason."""
     budget = Budget(params=int(share * plan.params(make_method({"name": "separable"}))))
-    methods, omitted = {}, []
-    for name in METHODS:
+    methods, reasons = sized_methods(METHODS, lambda method: solve(plan, method, budget))
+    return methods, [f"left out: {reason}" for reason in reasons]
+
+
+def sized_methods(names: Iterable[str], size: Callable[[Method], Method]) -> tuple[dict[str, Method], list[str]]:
+    """Every method as `size` gives it, references as they are, and the reason for each that cannot be."""
+    methods, reasons = {}, []
+    for name in names:
         method = make_method({"name": name})
         try:
-            methods[name] = method if name in REFERENCES else solve(plan, method, budget)
+            methods[name] = method if name in REFERENCES else size(method)
         except InfeasibleError as error:
-            omitted.append(f"left out: {error}")
-    return methods, omitted
+            reasons.append(str(error))
+    return methods, reasons
 
 
 def make_step(case: Case, method: Method, options: Options) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lowrank.data import ImageData
 from lowrank.distillation import LiveTeacher
+from lowrank.networks import has_batch_norms
 from lowrank.training import DivergedError, Recipe, Trainer, augmentation_for, default_recipe, recipe_fields
 from lowrank.utils import Countdown
 
@@ -97,7 +98,7 @@ def finetune(
     without increasing inference time" (the greedy average).
     """
     fields = recipe_fields(data.name, network_name, {"recipe": default_recipe(data.name, network_name)})
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    if not has_batch_norms(network):
         fields |= ADAMW
     distillation = {} if labels_only else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
     short = {"epochs": epochs, "schedule": "cosine", "warmup": 0.1, "decay": "plain", "scaled_decay": False}

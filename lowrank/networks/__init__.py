@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lowrank.networks.base import DropPath as DropPath, WholeAvgPool2d as WholeAvgPool2d
+    from lowrank.networks.base import (
+        DropPath as DropPath,
+        WholeAvgPool2d as WholeAvgPool2d,
+        has_batch_norms as has_batch_norms,
+    )
     from lowrank.networks.external.transformers_models import Logits as Logits
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "base": "DropPath WholeAvgPool2d",
+        "base": "DropPath WholeAvgPool2d has_batch_norms",
         "external.transformers_models": "Logits",
         "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",

@@ -88,6 +88,18 @@ def scaled_channels(
     return [scaled(count, width) for count in (channels or published)]
 
 
+def has_batch_norms(network: nn.Module) -> bool:
+    """Return whether a network takes statistics over the images of a batch.
+
+    Args:
+        network: any.
+
+    Returns:
+        True where a module of it is a batch norm of any dimension.
+    """
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
 def init_convolutions(network: nn.Module) -> None:
     """Draw every convolution's weight by He's rule, fan-in (He et al. 2015); linear maps keep torch's own."""
     for module in network.modules():

@@ -28,7 +28,7 @@ from lowrank.compression import (
 from lowrank.data import ImageData
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
-from lowrank.networks import NetworkSettings, is_own_code
+from lowrank.networks import NetworkSettings, has_batch_norms, is_own_code
 from lowrank.training import Recipe, augmentation_for, check_network, check_training_step
 from lowrank.utils import print_progress, validate_model
 from sweeps.cluster import out_of_memory
@@ -509,7 +509,7 @@ def _check_batch_norms(space: Space, data: ImageData, recipes: Sequence[Recipe])
     if images // parts >= 2:
         return
     network = network_to_count(space.network, data.image_shape, len(data.classes))
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    if has_batch_norms(network):
         raise InputError(
             f"batch norms of {space.network.name} need at least 2 images in each part of a batch, but got {images} "
             f"in {parts} part{'s' * (parts > 1)}; choose a larger `train.batch_size` or a smaller `train.accumulate`"
@@ -531,10 +531,8 @@ def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> No
     """Say which optimizer to take, where SGD would train on the weights of a network without batch norms."""
     if space.start.weights is None or not any(recipe.epochs and recipe.optimizer == "sgd" for recipe in recipes):
         return
-    modules = list(network_to_count(space.network, data.image_shape, len(data.classes)).modules())
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
-        return
-    if any(isinstance(module, nn.LayerNorm) for module in modules):
+    network = network_to_count(space.network, data.image_shape, len(data.classes))
+    if not has_batch_norms(network) and any(isinstance(module, nn.LayerNorm) for module in network.modules()):
         print(
             f"{space.network.name} has layer norms and no batch norms: SGD may undo its training; "
             "try --set train.optimizer=adamw --set train.lr=0.0001 --set train.weight_decay=0.05, and "

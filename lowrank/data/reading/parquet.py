@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.data.reading.class_names import sorted_names
-from lowrank.data.reading.image_folder import Unused
+from lowrank.data.reading.image_folder import Unused, is_hidden
 from lowrank.data.reading.parquet_store import ParquetImages, ParquetStore
 from lowrank.data.reading.part_names import PARTS, Part, check_one_name, part_of, part_of_file
 from lowrank.data.reading.source import ImageListing
@@ -149,7 +149,7 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
         raise InputError(f"data set {name!r}: there is no such folder")
     present = sorted(
         path for path in folder.rglob("*.parquet")
-        if not any(text.startswith(".") for text in path.relative_to(folder).parts)
+        if not any(is_hidden(text) for text in path.relative_to(folder).parts)
     )  # fmt: skip
     by_root: dict[Path, dict[Part, list[Path]]] = {}
     for path in present:

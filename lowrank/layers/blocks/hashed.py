@@ -174,8 +174,8 @@ def _keep_recent(make: Callable[[int, int], Tensor]) -> Callable[[int, int], Ten
     @wraps(make)
     def table(weights: int, entries: int) -> Tensor:
         key = weights, entries
-        known = tables.pop(key, None)
-        tables[key] = make(weights, entries) if known is None else known
+        recent = tables.pop(key, None)
+        tables[key] = make(weights, entries) if recent is None else recent
         while len(tables) > 1 and sum(entry.nbytes for entry in tables.values()) > MAX_TABLE_BYTES:
             tables.popitem(last=False)
         return tables[key]

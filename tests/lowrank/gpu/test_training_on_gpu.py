@@ -162,20 +162,26 @@ class DropsByPython(nn.Module):
         return x if not self.training or random.random() < 0.5 else 0.5 * x
 
 
+def losses_of_engines(engines, dropout, make):
+    """Train the same network with each engine, a module of `make` in it; returns losses of the steps, and notices."""
+    losses, notices = [], []
+    for engine in engines:
+        torch.manual_seed(0)
+        random.seed(0)
+        network = make_network(SMALL, small_data().image_shape, 10)
+        network.stage2 = nn.Sequential(network.stage2, nn.Dropout(dropout), make())
+        recipe = small_recipe(engine=engine, precision="float32")
+        run = small_trainer(recipe, network=network, device="cuda", notify=notices.append)
+        run.train_steps()
+        losses.append(run.step_losses.clone())
+    return losses, notices
+
+
 @pytest.mark.parametrize("engine", ["captured", "compiled"])
 @pytest.mark.parametrize("make", [ReadsValue, MakesTensor, DropsByPython])
 def test_a_network_that_cannot_be_recorded_trains_plain_with_one_notice(make, engine, monkeypatch):
     monkeypatch.setattr(cuda_graph, "_WARNED", set())
-    losses, notices = [], []
-    for name in (engine, "plain"):
-        torch.manual_seed(0)
-        random.seed(0)
-        network = make_network(SMALL, small_data().image_shape, 10)
-        network.stage2 = nn.Sequential(network.stage2, nn.Dropout(0.2), make())
-        recipe = small_recipe(engine=name, precision="float32")
-        run = small_trainer(recipe, network=network, device="cuda", notify=notices.append)
-        run.train_steps()
-        losses.append(run.step_losses.clone())
+    losses, notices = losses_of_engines((engine, "plain"), 0.2, make)
     assert len(notices) == 1
     assert notices[0].startswith("training steps run one by one, and so are slower: the network ")
     if make is not DropsByPython:  # there Python's numbers went to the steps that were watched, too
@@ -185,15 +191,7 @@ def test_a_network_that_cannot_be_recorded_trains_plain_with_one_notice(make, en
 def test_a_recording_that_fails_leaves_random_numbers_and_memory_as_they_were(monkeypatch):
     monkeypatch.setattr(cuda_graph, "_WARNED", set())
     monkeypatch.setattr(cuda_graph, "recording_obstacle", lambda *_: None)  # so that it fails in the middle
-    losses, notices = [], []
-    for engine in ("captured", "plain"):
-        torch.manual_seed(0)
-        network = make_network(SMALL, small_data().image_shape, 10)
-        network.stage2 = nn.Sequential(network.stage2, nn.Dropout(0.5), ReadsValue())
-        recipe = small_recipe(engine=engine, precision="float32")
-        run = small_trainer(recipe, network=network, device="cuda", notify=notices.append)
-        run.train_steps()
-        losses.append(run.step_losses.clone())
+    losses, notices = losses_of_engines(("captured", "plain"), 0.5, ReadsValue)
     assert len(notices) == 1
     assert notices[0].startswith("training steps are not recorded, and so are slower: ")
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)

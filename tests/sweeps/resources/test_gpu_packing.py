@@ -211,28 +211,32 @@ def test_measuring_takes_at_most_a_twentieth_of_the_studys_expected_time(seconds
     assert spent_more <= 0.05 * seconds_of_study
 
 
+class FakeBenchmark:
+    """A card that is not there; subclasses say how they are made and how fast it is."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def card(self) -> tuple[str, float | None]:
+        return "X", None
+
+    def peak(self, trial: Any) -> float:
+        return 100.0
+
+
 def test_a_short_study_measures_one_sharing_mode_alone(space, resolver, monkeypatch):
     modes = []
 
-    class FakeBenchmark:
+    class Measured(FakeBenchmark):
         def __init__(self, *_: Any, sharing: str, **__: Any):
             modes.append(sharing)
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def card(self) -> tuple[str, float | None]:
-            return "X", None
-
-        def peak(self, trial: Any) -> float:
-            return 100.0
 
         def measure(self, count: int) -> Throughput:
             return Throughput(count, 1000.0)
 
-    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", FakeBenchmark)
+    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", Measured)
     clock = iter(range(0, 1000, 10))
     short = MeasuringTime(10_000.0, clock=lambda: next(clock))
     packing, _ = packing_benchmark.measure_packing(
@@ -264,26 +268,15 @@ def test_an_event_without_a_sharing_mode_is_by_processes():
 def test_each_sharing_mode_is_measured_under_its_own_environment(space, resolver, monkeypatch):
     started = []
 
-    class FakeBenchmark:
+    class Measured(FakeBenchmark):
         def __init__(self, *_: Any, sharing: str, environment: Any, **__: Any):
             started.append((sharing, environment))
             self.sharing = sharing
 
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def card(self) -> tuple[str, float | None]:
-            return "X", None
-
-        def peak(self, trial: Any) -> float:
-            return 100.0
-
         def measure(self, count: int) -> Throughput:
             return Throughput(count, count * (2.0 if self.sharing == MPS else 1.0), 100.0, self.sharing)
 
-    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", FakeBenchmark)
+    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", Measured)
     modes = {PROCESSES: {}, MPS: {"A": "b"}}
     packing, details = packing_benchmark.measure_packing(
         space, resolver, Limit(2, "2"), Path("study"), None, modes
