@@ -26,7 +26,11 @@ if TYPE_CHECKING:
         steps_per_epoch as steps_per_epoch,
         train_batches as train_batches,
     )
-    from lowrank.data.counter_rng import Stream as Stream, epoch_order as epoch_order
+    from lowrank.data.counter_rng import (
+        Stream as Stream,
+        epoch_order as epoch_order,
+        normal_numbers as normal_numbers,
+    )
     from lowrank.data.dataset import ImageData as ImageData, clear_cache as clear_cache, load_data as load_data
     from lowrank.data.process_shard import UNSHARDED as UNSHARDED, ProcessShard as ProcessShard
     from lowrank.data.reading.builtin import BUILTIN_SETS as BUILTIN_SETS, BuiltinSet as BuiltinSet
@@ -51,7 +55,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "augment": "apply_augmentations augment_images draw_augmentations normalise normaliser",
         "batches": "Batch draw_training_images eval_batches steps_per_epoch train_batches",
-        "counter_rng": "Stream epoch_order",
+        "counter_rng": "Stream epoch_order normal_numbers",
         "dataset": "ImageData clear_cache load_data",
         "process_shard": "ProcessShard UNSHARDED",
         "reading.builtin": "BUILTIN_SETS BuiltinSet",

@@ -86,28 +86,43 @@ class Stream:
         Returns:
             `draws` int64 tensors of the shape of `indices`, each uniform over 0 .. 2**32 - 1.
         """
-        base = scramble(indices ^ _absorb(*self._key, 0))
-        return [scramble(base ^ _absorb(*self._key, draw + 1)) for draw in range(draws)]
+        index_key, *draw_keys = self.keys(draws)
+        base = scramble(indices ^ index_key)
+        return [scramble(base ^ draw_key) for draw_key in draw_keys]
 
-    def normal(self, indices: Tensor, draw: int, count: int) -> Tensor:
-        """Draw independent standard normal numbers for each index (Box and Muller 1958).
+    def keys(self, draws: int) -> list[int]:
+        """Hash the stream's name: all that its numbers depend on, but for the indices.
 
         Args:
-            indices: int64 (B,), from 0 to 2**32 - 1.
-            draw: keeps several draws of the same index independent.
-            count: how many numbers each index gets.
+            draws: how many draws of each index there are.
 
         Returns:
-            float32 (B, count), on the device of `indices`. Up to the rounding of logarithm and cosine they are the same
-            on every device.
+            32-bit words: the key of the indices, then the key of each draw.
         """
-        half = (count + 1) // 2
-        places = torch.arange(2 * half, device=indices.device)
-        keys = scramble(places ^ _absorb(*self._key, draw + 1))
-        words = scramble(scramble(indices ^ _absorb(*self._key, 0))[:, None] ^ keys)
-        uniform = (words.float() + 0.5) * 2.0**-32  # above 0, at most 1
-        radius, angle = (-2 * uniform[:, :half].log()).sqrt(), (2 * math.pi) * uniform[:, half:]
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        return [_absorb(*self._key, number) for number in range(draws + 1)]
+
+
+def normal_numbers(indices: Tensor, index_key: Tensor, draw_key: Tensor, count: int) -> Tensor:
+    """Draw independent standard normal numbers for each index (Box and Muller 1958).
+
+    The keys are tensors, so that a recorded step draws the numbers of another epoch when they are overwritten.
+
+    Args:
+        indices: int64 (B,), from 0 to 2**32 - 1.
+        index_key: int64 (), the first of `Stream.keys`.
+        draw_key: int64 (), another one of them; it keeps several draws of the same index independent.
+        count: how many numbers each index gets.
+
+    Returns:
+        float32 (B, count), on the device of `indices`. Up to the rounding of logarithm and cosine they are the same
+        on every device.
+    """
+    half = (count + 1) // 2
+    places = torch.arange(2 * half, device=indices.device)
+    words = scramble(scramble(indices ^ index_key)[:, None] ^ scramble(places ^ draw_key))
+    uniform = (words.float() + 0.5) * 2.0**-32  # above 0, at most 1
+    radius, angle = (-2 * uniform[:, :half].log()).sqrt(), (2 * math.pi) * uniform[:, half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def uniform_below(words: Tensor, bound: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression import Remover, VariationalSettings, groups_below, network_plan
-from lowrank.data import Stream
+from lowrank.data import Stream, normal_numbers
 from lowrank.layers import Dense, variational_layers
 from lowrank.networks import ImageShape
 
@@ -22,30 +22,37 @@ SNR_EDGES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)  # of the histogra
 class CounterNoise:
     """Standard normal numbers that are a function of (seed, epoch, index of the image, draw) alone.
 
-    So an epoch can be repeated from its beginning or from its middle, in batches and processes of any number.
+    So an epoch can be repeated from its beginning or from its middle, in batches and processes of any number. What a
+    step depends on is in tensors that stay at one address, so that it can be recorded.
 
     Args:
         seed: of the training.
+        draws: of each image in a forward pass.
+        device: where the numbers are drawn.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, draws: int, device: torch.device):
         self._seed = seed
-        self._stream = Stream(seed, 0, "weight noise")
-        self._indices = torch.zeros(0, dtype=torch.int64)
+        self._keys = torch.zeros(draws + 1, dtype=torch.int64, device=device)
+        self._indices = torch.zeros(0, dtype=torch.int64, device=device)
+        self._epoch = -1
+        self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
         """Take the numbers of an epoch, counted from 0."""
-        self._stream = Stream(self._seed, epoch, "weight noise")
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._keys.copy_(torch.tensor(Stream(self._seed, epoch, "weight noise").keys(len(self._keys) - 1)))
 
     def select(self, indices: Tensor) -> None:
         """Take the numbers of these images, int64 (B,), which the next forward pass must have."""
-        self._indices = indices
+        self._indices = indices.to(self._keys.device)
 
     def normal(self, site: int, examples: int, count: int, device: torch.device) -> Tensor:
         """Return float32 (examples, count) for the images that were selected."""
         if len(self._indices) != examples:
             raise ValueError(f"noise was selected for {len(self._indices)} images, but {examples} run")
-        return self._stream.normal(self._indices.to(device), site, count)
+        return normal_numbers(self._indices, self._keys[0], self._keys[site + 1], count)
 
 
 class VariationalTraining:
@@ -63,7 +70,7 @@ class VariationalTraining:
         """Give the layers their random numbers.
 
         Args:
-            network: has at least one variational layer.
+            network: has at least one variational layer; on the device of the training.
             settings: what it was made from; they weigh the divergence.
             seed: of the random numbers.
             examples: images of the training split.
@@ -72,13 +79,15 @@ class VariationalTraining:
             classes: number of classes.
         """
         self.layers = dict(variational_layers(network))
-        self.noise = CounterNoise(seed)
+        device = next(network.parameters()).device
+        self.noise = CounterNoise(seed, 2 * len(self.layers), device)
         for site, layer in enumerate(self.layers.values()):
             layer.noise, layer.site = self.noise, site
         self.settings, self._network = settings, network
         self._method, self._examples, self._steps = settings.method, examples, steps_per_epoch
         self._image_shape, self._classes = image_shape, classes
         self._weight = 0.0
+        self._weight_tensor = torch.zeros((), device=device)  # the same number, which a recorded step reads
         with torch.no_grad():
             self._initial_kls = {name: layer.kl().item() for name, layer in self.layers.items()}
 
@@ -91,6 +100,7 @@ class VariationalTraining:
         """
         self.noise.begin_epoch(epoch)
         self._weight = self.weight_at(epoch + step / self._steps)
+        self._weight_tensor.fill_(self._weight)
 
     def weight_at(self, epochs: float) -> float:
         """Return the weight of the divergence after so many epochs."""
@@ -104,7 +114,7 @@ class VariationalTraining:
     def loss(self) -> tuple[Tensor, Tensor]:
         """Compute the divergence as it is added to the loss, and as it is: two of ()."""
         kl = self.kl()
-        return self._weight * kl, kl
+        return self._weight_tensor * kl, kl
 
     def clip(self) -> None:
         """Bound the log variances of all layers after an update."""

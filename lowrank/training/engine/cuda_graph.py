@@ -9,7 +9,8 @@ A recipe names one of three engines:
 
 The eager step of a small student is bound by kernel launches, not by the GPU's arithmetic. A recorded step reads its
 batch, the teacher's signals and the learning rates from buffers that stay at one address; they are copied there before
-each replay. Losses and errors are read from such buffers afterwards.
+each replay. For variational layers so are the images' indices, the keys of the epoch's random numbers and the weight of
+the divergence. Losses and errors are read from such buffers afterwards.
 
 A step is recorded only where `lowrank.training.engine.recording` finds nothing that would be frozen. Then the plain
 step is taken some times from the same weights and random numbers, recorded, and replayed once; where losses or
@@ -98,17 +99,15 @@ def make_captured_epoch(
         notify: is called with a warning if the step cannot be compiled.
 
     Returns:
-        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded, and for
-        variational layers, whose noise follows the batch's indices. A loss with class weights is recorded, but not
-        compiled.
+        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded. A loss with
+        class weights and variational layers are recorded, but not compiled.
     """
     on_gpu = train_step.device.type == "cuda"
     engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
     if engine == "plain" or train_step.scaler is not None:
         return None
-    if train_step.objective.variational is not None:
-        return None
-    compiled = engine == "compiled" and train_step.recipe.class_weights == "none"
+    can_compile = train_step.recipe.class_weights == "none" and train_step.objective.variational is None
+    compiled = engine == "compiled" and can_compile
     recorder = CudaGraphRecorder(train_step.device, shared=train_step.group is not None) if on_gpu else None
     return CapturedEpoch(train_step, timers, recorder=recorder, compiled=compiled, notify=notify)
 
@@ -141,7 +140,7 @@ class CapturedEpoch:
         self.replay: Run | None = None
         self._forward: Forward = train_step.objective
         self._attributes: HostState = {}
-        self._images = self._labels = torch.empty(0)
+        self._images = self._labels = self._indices = torch.empty(0)
         self._signals: Signals | None = None
         self._rates: list[Tensor] = []
         self._norms = torch.empty(0)
@@ -175,12 +174,11 @@ class CapturedEpoch:
             batch: images, labels and indices.
             meter: takes in losses and errors as those of `step`.
         """
-        images, labels, indices = batch
-        signals = self._train_step.ask_teacher(images, indices)
-        if self._images.shape != images.shape:
+        signals = self._train_step.ask_teacher(batch[0], batch[2])
+        if self._images.shape != batch[0].shape:
             with self._timers.timed(COMPILE):
-                self._prepare(images, labels, signals)
-        self._fill(images, labels, signals)
+                self._prepare(step, batch, signals)
+        self._fill(step, batch, signals)
         self._set_learning_rates(step)
         if self.replay is None:
             self._run_step()
@@ -190,9 +188,13 @@ class CapturedEpoch:
         self._train_step.gradient_meter.add_norms(step, self._norms)
         self._train_step.after_update(step)
 
-    def _fill(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
+    def _fill(self, step: int, batch: Batch, signals: Signals | None) -> None:
+        images, labels, indices = batch
         self._images.copy_(images)
         self._labels.copy_(labels)
+        if self._train_step.objective.variational is not None:
+            self._indices.copy_(indices)
+            self._train_step.begin_noise(step, self._indices)
         if signals is not None and self._signals is not None:
             torch._foreach_copy_(self._signals.tensors, signals.tensors)
 
@@ -201,12 +203,14 @@ class CapturedEpoch:
         for group, tensor in zip(self._train_step.optimizer.param_groups, self._rates, strict=True):
             tensor.fill_(rate * group[LR_MULTIPLIER])
 
-    def _prepare(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
+    def _prepare(self, step: int, batch: Batch, signals: Signals | None) -> None:
         """Allocate the buffers for batches like this one, compile and record; the state of the training stays."""
         self.forget()
+        images, labels, indices = batch
         self._images, self._labels = torch.empty_like(images), labels.clone()
+        self._indices = torch.empty_like(indices, device=images.device)
         self._signals = None if signals is None else signals.empty_like()
-        self._fill(images, labels, signals)
+        self._fill(step, batch, signals)
         groups = self._train_step.optimizer.param_groups
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
@@ -231,6 +235,8 @@ class CapturedEpoch:
 
         def run() -> None:
             some = slice(len(labels.tensor_split(parts)[0]))
+            if train_step.objective.variational is not None:
+                train_step.objective.variational.noise.select(self._indices[some])
             _, loss, _ = train_step.objective(images[some], labels[some], few, train_step.autocast)
             loss.backward()
             train_step.optimizer.zero_grad(set_to_none=True)

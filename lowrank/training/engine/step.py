@@ -96,10 +96,21 @@ class TrainStep:
             meter: takes in losses and errors as those of `step`.
         """
         images, labels, indices = batch
+        self.begin_noise(step, indices)
+        self.backward(step, images, labels, self.ask_teacher(images, indices), meter)
+
+    def begin_noise(self, step: int, indices: Tensor) -> None:
+        """Choose what variational layers draw in a step, and the weight of their divergence.
+
+        Nothing is done for a network without them.
+
+        Args:
+            step: counts from 0 within the epoch.
+            indices: global indices of the images, (B,); a recorded step reads them where they are now.
+        """
         if self.objective.variational is not None:
             self.objective.variational.begin_step(self.epoch, step)
             self._micro_indices = indices.tensor_split(min(self.recipe.accumulate, len(indices)))
-        self.backward(step, images, labels, self.ask_teacher(images, indices), meter)
 
     def backward(
         self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter,
@@ -108,7 +119,7 @@ class TrainStep:
         """Run the forward and backward pass of one batch.
 
         The batch is cut into as many micro-batches as the recipe says. Several processes then have the mean of their
-        gradients, and each the losses of its own images.
+        gradients, and each the losses of its own images. Variational layers draw what `begin_noise` has chosen.
 
         Args:
             step: counts from 0 within the epoch.

@@ -16,8 +16,10 @@ from lowrank.layers import Bayesian, posterior_parameters, variational_layers
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
 from lowrank.training.variational import CounterNoise
+from tests.support.recorder import recording_on_cpu
 
 NETWORK = NetworkSettings(name="mlp", hidden=(24, 16))
+RESNET = NetworkSettings(name="resnet9", width=0.0625)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def trainer_of(
 
 
 def test_noise_is_a_function_of_seed_epoch_image_and_draw() -> None:
-    noise, device = CounterNoise(3), torch.device("cpu")
+    device = torch.device("cpu")
+    noise = CounterNoise(3, 6, device)
     noise.begin_epoch(2)
     noise.select(torch.arange(100))
     whole = noise.normal(4, 100, 7, device)
@@ -49,14 +52,14 @@ def test_noise_is_a_function_of_seed_epoch_image_and_draw() -> None:
     assert not torch.equal(noise.normal(5, 2, 7, device), whole[[50, 3]]), "another draw"
     noise.begin_epoch(3)
     assert not torch.equal(noise.normal(4, 2, 7, device), whole[[50, 3]]), "another epoch"
-    other = CounterNoise(4)
+    other = CounterNoise(4, 6, device)
     other.begin_epoch(2)
     other.select(torch.arange(100))
     assert not torch.equal(other.normal(4, 100, 7, device), whole), "another seed"
 
 
 def test_noise_is_standard_normal_and_independent() -> None:
-    noise = CounterNoise(0)
+    noise = CounterNoise(0, 1, torch.device("cpu"))
     noise.select(torch.arange(2000))
     draws = noise.normal(0, 2000, 50, torch.device("cpu")).double()
     assert abs(draws.mean().item()) < 4 / math.sqrt(draws.numel())
@@ -121,6 +124,40 @@ def test_a_resumed_training_gives_the_same_bits(digits: ImageData) -> None:
         metrics = second.train_epoch()
         for name in ("train_loss", "loss_kl", "val_error", "compression"):
             assert metrics[name] == expected[epoch][name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "prior", "recipe"),
+    [(NETWORK, "horseshoe", {"accumulate": 2}), (RESNET, "normal_jeffreys", {"ema_decay": 0.9})],
+)
+def test_a_recorded_training_has_the_bits_of_the_plain_one(
+    digits: ImageData, settings: NetworkSettings, prior: str, recipe: dict[str, Any], monkeypatch: Any
+) -> None:
+    """Replays draw the numbers of their own images and epoch, and weigh the divergence as their own step does."""
+    rate = {"lr": 0.0078125, "schedule": "constant", **recipe}  # a rate that float32 has exactly, as a buffer holds it
+    plain = trainer_of(digits, settings, recipe={**rate, "engine": "plain"}, prior=prior)
+    with recording_on_cpu(monkeypatch):
+        recorded = trainer_of(digits, settings, recipe={**rate, "engine": "captured"}, prior=prior)
+    for _ in range(2):
+        expected, metrics = plain.train_epoch(), recorded.train_epoch()
+        assert metrics["kl_weight"] == expected["kl_weight"] > 0
+        torch.testing.assert_close(recorded.step_losses, plain.step_losses, rtol=0, atol=0)
+    assert recorded.captured_epoch is not None
+    assert recorded.captured_epoch.replay is not None
+    for name, tensor in recorded.state().items():
+        torch.testing.assert_close(tensor, plain.state()[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_recorded_training_resumes_and_traces_a_divergence(digits: ImageData, monkeypatch: Any) -> None:
+    with recording_on_cpu(monkeypatch):
+        straight, first, second = (trainer_of(digits, recipe={"engine": "captured"}) for _ in range(3))
+    expected = [straight.train_epoch() for _ in range(2)]
+    first.train_epoch()
+    second.train_epoch()  # recorded on tensors that the checkpoint's replace
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    assert second.train_epoch()["train_loss"] == expected[1]["train_loss"]
+    error = _break("hidden.3", lambda layer: layer.weight_mean.fill_(math.nan), second)
+    assert (error.epoch, error.step, error.layer) == (4, 1, "hidden.3")
 
 
 def test_records_of_an_epoch(digits: ImageData) -> None:
