@@ -5,7 +5,9 @@
 `--peer DIR` is a checkout of github.com/davidgonmar/BALF: its activation-aware factorisation then runs in the same
 process, on the same networks and calibration images, and is trained by the same loop. `--timing` adds rows that say how
 long each method takes from a network and images on the device to the smaller network, nothing shared. `resnet18` has
-the small stem; `vit` is trained by AdamW. Nothing is asserted.
+the small stem; `vit` is trained by AdamW. `--dense FILE` lets several processes divide the work on one dense network:
+the first one trains and writes it, the others (`--methods` without a name: the peer alone) read it. Nothing is
+asserted.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,7 +37,7 @@ from lowrank.deployment.finetune import finetune
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from lowrank.utils import OneLineParser
+from lowrank.utils import OneLineParser, write_bytes
 
 AUGMENTATION = AugmentationSettings(shift=4, flip=True, cutout=8)
 TIMED_BUDGET = 0.25
@@ -71,11 +74,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--finetune-lr", type=float, nargs="+", help="of the trainings whose weights are averaged")
     parser.add_argument("--labels", action="store_true", help="train on labels alone too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.12, 0.06])
-    parser.add_argument("--methods", nargs="+", default=["auto"])
+    parser.add_argument("--methods", nargs="*", default=["auto"])
     parser.add_argument("--timing", nargs="*", metavar="METHOD", help="time these methods, all but CP by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--peer", type=Path, help="a checkout of BALF")
+    parser.add_argument("--dense", type=Path, metavar="FILE", help="of one seed's dense network: read if it exists")
     parser.add_argument("--seconds", type=float, default=540, help="begin nothing new after so many")
     parser.add_argument("--json", type=Path)
     return parser
@@ -145,7 +149,7 @@ class Bench:
 
 
 def dense_network(bench: Bench, seed: int) -> nn.Module:
-    """Train the dense network; returns it in evaluation mode."""
+    """Train the dense network, or read the one that was; returns it in evaluation mode."""
     options, training = bench.options, bench.training
     settings = NetworkSettings(name=options.network, width=options.width, **SETTINGS.get(options.network, {}))
     torch.manual_seed(seed)
@@ -153,7 +157,14 @@ def dense_network(bench: Bench, seed: int) -> nn.Module:
     schedule = {"schedule": "cosine", "warmup": 0.1} if training.adamw else {"schedule": "one_cycle", "warmup": 0.2}
     recipe = bench.recipe(epochs=options.epochs or training.epochs, lr=options.lr or training.lr, **schedule)
     begin = time.perf_counter()
-    bench.train(network, seed, recipe)
+    if options.dense and options.dense.exists():
+        network.load_state_dict(load_file(options.dense))
+        network.to(options.device).eval()
+    else:
+        bench.train(network, seed, recipe)
+        if options.dense:
+            state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+            write_bytes(options.dense, save(state))
     bench.record(
         network=options.network, seed=seed, method="dense", budget=1.0,
         params=sum(value.numel() for value in network.parameters()), test_error=bench.test_error(network),
@@ -203,6 +214,9 @@ def peer_networks(bench: Bench, network: nn.Module, images: Tensor) -> Iterator[
         cache = collect_activation_cache(network, loader, keys=keys)
         shared = time.perf_counter() - begin
         for budget in bench.options.budgets:
+            if bench.left() < 15:
+                print("no time left", flush=True)
+                return
             begin = time.perf_counter()
             smaller = to_low_rank_activation_aware_auto(
                 network, cache, ratio_to_keep=budget, inplace=False, keys=keys, metric="params", save_dir=folder
@@ -249,8 +263,11 @@ def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     warnings.simplefilter("ignore")
-    bench = Bench(make_parser().parse_args(arguments))
-    options = bench.options
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.dense and len(options.seeds) > 1:
+        parser.error("--dense holds one network; give one --seeds")
+    bench = Bench(options)
     for seed in options.seeds:
         if bench.left() < 60 and seed != options.seeds[0]:
             print(f"no time left for seed {seed}", flush=True)
@@ -258,9 +275,9 @@ def main(arguments: list[str] | None = None) -> int:
         dense = dense_network(bench, seed)
         calibration = bench.calibration(seed)
         begin = time.perf_counter()
-        compressor = Compressor(
-            copy.deepcopy(dense).float(), [calibration], calibration=options.calibration, validation=bench.choosing()
-        )
+        if options.methods:
+            given, choosing = copy.deepcopy(dense).float(), bench.choosing()
+            compressor = Compressor(given, [calibration], calibration=options.calibration, validation=choosing)
         prepared = time.perf_counter() - begin
         for method in options.methods:
             for budget in options.budgets:
