@@ -102,14 +102,14 @@ def scale_and_shift(weight, bias, mean, variance, channel, valid, eps):
 
 
 @triton.jit
-def slope_and_level(scale, inverse, centre, grad_weight, grad_bias, channel, valid, count):
+def slope_and_level(scale, inverse, centre, grad_weight, grad_bias, count):
     """Return slope and level, (1, CH), of the input's gradient dx = scale * dy - slope * x - level.
 
-    That is dx = scale * (dy - mean(dy) - z * mean(dy * z)) with the normalised input z.
+    That is dx = scale * (dy - mean(dy) - z * mean(dy * z)) with the normalised input z. The gradients of weight and
+    bias are (CH,).
     """
-    slope = scale * inverse * tl.load(grad_weight + channel, mask=valid, other=0.0)[None, :] / count
-    level = scale * tl.load(grad_bias + channel, mask=valid, other=0.0)[None, :] / count - slope * centre
-    return slope, level
+    slope = scale * inverse * grad_weight[None, :] / count
+    return slope, scale * grad_bias[None, :] / count - slope * centre
 
 
 @triton.jit
@@ -214,13 +214,19 @@ def _gather_kernel(
 @triton.jit
 def _gradient_kernel(
     gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, R, count, eps,
-    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, G: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradient by the input; those by bias and weight come in G addends, 2 C numbers apart."""
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     valid = channel < C
     scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
-    slope, level = slope_and_level(scale, inverse, centre, grad_weight, grad_bias, channel, valid, count)
+    of_weight = tl.load(grad_weight + channel, mask=valid, other=0.0)
+    of_bias = tl.load(grad_bias + channel, mask=valid, other=0.0)
+    for part in range(1, G):
+        of_weight += tl.load(grad_weight + part * 2 * C + channel, mask=valid, other=0.0)
+        of_bias += tl.load(grad_bias + part * 2 * C + channel, mask=valid, other=0.0)
+    slope, level = slope_and_level(scale, inverse, centre, of_weight, of_bias, count)
     row = tl.program_id(0) * N + tl.arange(0, N)
     mask = (row < R)[:, None] & valid[None, :]
     offsets = row[:, None] * C + channel[None, :]
@@ -322,11 +328,14 @@ def normalise(
 
 def reduce_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
-    pool: bool,
+    pool: bool, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients of the weight and bias; x and gradient are channels-last."""
+    """Compute the gradients of the weight and bias; x and gradient are channels-last.
+
+    They are written into `out` (2, C) if it is not None.
+    """
     channels, rows = x.shape[1], gradient.numel() // x.shape[1]
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    grad_weight, grad_bias = (torch.empty_like(weight), torch.empty_like(bias)) if out is None else out
     tile, tiles = _tile(channels, rows, REDUCE.tile_size // 2 if pool else REDUCE.tile_size)
     programs, turns = _programs(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
@@ -341,14 +350,17 @@ def reduce_gradients(
 
 def input_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, grad_bias: Tensor,
-    grad_weight: Tensor, count: int, eps: float, relu: bool, pool: bool,
+    grad_weight: Tensor, count: int, eps: float, relu: bool, pool: bool, parts: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Compute the gradient of a channels-last x from those of the bias and weight, each a sum over `count` rows."""
+    """Compute the gradient of a channels-last x from those of the bias and weight, each a sum over `count` rows.
+
+    With several parts, these are the first of a table (parts, 2, C), whose sum is taken.
+    """
     channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _gradient_kernel[tiles](
         gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, rows, count, eps,
-        **tile, W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
+        **tile, W=gradient.shape[3], G=parts, RELU=relu, POOL=pool, num_warps=WARPS,
     )  # fmt: skip
     return grad_x
 

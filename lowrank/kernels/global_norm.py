@@ -1,8 +1,11 @@
 """Batch norm in training whose statistics are those of the batches of all processes that train together.
 
 Each process has a batch of the same size, of the same channels. Forward: the processes exchange each channel's mean and
-variance, in one all-reduce. Backward: likewise the two sums that the gradient by the input needs. The gradients of
-weight and bias are those of this process's own images; whoever averages gradients over processes averages these too.
+variance. Backward: likewise the two sums that the gradient by the input needs. The gradients of weight and bias are
+those of this process's own images; whoever averages gradients over processes averages these too.
+
+Each exchange gathers what every process has, and each process joins it in the order of the processes. The messages are
+so small that only their delay counts, and a gather has fewer steps than a sum over processes; no buffer must be zero.
 
 On GPUs the passes over the images are the kernels of lowrank.kernels.batch_norm; elsewhere, and where those cannot run,
 torch's own functions. The operations can be recorded in a CUDA graph, and stand in a compiled graph as they are.
@@ -21,6 +24,9 @@ import torch
 from torch import Tensor, distributed as dist
 
 from lowrank.kernels.dispatch import MAX_ENTRIES, supports_kernels
+
+# Torch 2.13 has renamed it
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class _Exchange:
@@ -106,6 +112,23 @@ def _local_statistics(x: Tensor, out: Tensor) -> None:
     out[0], out[1] = mean, variance
 
 
+def gather_parts(part: Tensor) -> Tensor:
+    """Gather a tensor of each process.
+
+    Args:
+        part: of this process, of the same shape in all.
+
+    Returns:
+        Those of all processes in their order, (P, ...).
+    """
+    count = process_count()
+    if count == 1:
+        return part[None]
+    parts = torch.empty((count * len(part), *part.shape[1:]), dtype=part.dtype, device=part.device)
+    _all_gather(parts, part)
+    return parts.view(count, *part.shape)
+
+
 def joined_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
     """Join the statistics of equally many images of each process.
 
@@ -125,13 +148,9 @@ def joined_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute each channel's mean and biased variance over the images of all processes."""
-    count = process_count()
-    index = dist.get_rank() if count > 1 else 0
-    # Each process fills its own rows of zeros, so the sum over processes is an exact copy of all rows
-    parts = torch.zeros((count, 2, x.shape[1]), dtype=_work_dtype(x), device=x.device)
-    _local_statistics(x, parts[index])
-    if count > 1:
-        dist.all_reduce(parts)
+    part = torch.empty((2, x.shape[1]), dtype=_work_dtype(x), device=x.device)
+    _local_statistics(x, part)
+    parts = gather_parts(part)
     if _has_kernels(x):
         from lowrank.kernels.batch_norm import join_statistics  # needs Triton
 
@@ -183,7 +202,7 @@ def _(
 def global_norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the gradients of `global_norm`.
 
     Args:
@@ -198,40 +217,35 @@ def global_norm_backward(
         pool: whether there was a pooling.
 
     Returns:
-        Those by x, of the sum of all processes' losses; those by weight and bias, of this process's loss.
+        That by x, of the sum of all processes' losses; those by weight and bias, of this process's loss, (2, C).
     """
-    images, gradients, count = _as_images(x), _as_images(gradient), process_count()
-    kernels = _has_kernels(images)
-    if kernels:
-        from lowrank.kernels.batch_norm import reduce_gradients  # needs Triton
+    images, gradients = _as_images(x), _as_images(gradient)
+    rows_of_all = process_count() * images.numel() // images.shape[1]
+    sums = torch.empty((2, images.shape[1]), dtype=weight.dtype, device=x.device)
+    if _has_kernels(images):
+        from lowrank.kernels.batch_norm import input_gradient, reduce_gradients  # need Triton
 
-        grad_weight, grad_bias = reduce_gradients(gradients, images, weight, bias, mean, variance, eps, relu, pool)
+        reduce_gradients(gradients, images, weight, bias, mean, variance, eps, relu, pool, sums)
+        parts = gather_parts(sums)
+        grad_x = input_gradient(
+            gradients, images, weight, bias, mean, variance, parts[0, 1], parts[0, 0], rows_of_all, eps, relu, pool,
+            len(parts),
+        )  # fmt: skip
     else:
         inverse, rows = torch.rsqrt(variance + eps), gradients.to(mean.dtype)
         normal = (images.to(mean.dtype) - mean[:, None, None]) * inverse[:, None, None]
-        grad_weight, grad_bias = (rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))
-    sums = torch.stack([grad_weight, grad_bias])
-    if count > 1:
-        dist.all_reduce(sums)
-    rows_of_all = count * images.numel() // images.shape[1]
-    if kernels:
-        from lowrank.kernels.batch_norm import input_gradient  # needs Triton
-
-        grad_x = input_gradient(
-            gradients, images, weight, bias, mean, variance, sums[1], sums[0], rows_of_all, eps, relu, pool
-        )  # fmt: skip
-    else:
-        of_weight, of_bias = (total[:, None, None] / rows_of_all for total in sums)
+        sums[0], sums[1] = (rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))
+        of_weight, of_bias = gather_parts(sums).sum(0)[:, :, None, None] / rows_of_all
         grad_x = ((weight * inverse)[:, None, None] * (rows - of_bias - normal * of_weight)).to(x.dtype)
-    return _shaped(grad_x.contiguous(memory_format=torch.channels_last), x.shape), grad_weight, grad_bias
+    return _shaped(grad_x.contiguous(memory_format=torch.channels_last), x.shape), sums
 
 
 @global_norm_backward.register_fake
 def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _empty_result(x, False), torch.empty_like(weight), torch.empty_like(bias)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _empty_result(x, False), torch.empty((2, x.shape[1]), dtype=weight.dtype, device=x.device)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -242,8 +256,10 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of the inputs; the statistics only feed the running ones, so they pass none back."""
-    gradients = global_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
-    return *gradients, gradient if ctx.adds else None, None, None, None
+    grad_x, (grad_weight, grad_bias) = global_norm_backward(
+        gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool
+    )  # fmt: skip
+    return grad_x, grad_weight, grad_bias, gradient if ctx.adds else None, None, None, None
 
 
 global_norm.register_autograd(_backward, setup_context=_save_for_backward)

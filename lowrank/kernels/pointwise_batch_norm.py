@@ -166,7 +166,9 @@ def _matrices_kernel(
     """Compute W' scale, - W' slope W and W' level for the input's gradient; PART rows a program."""
     channel, k, part = tl.arange(0, CH), tl.arange(0, K), tl.program_id(0) * PART + tl.arange(0, PART)
     scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
-    slope, level = slope_and_level(scale, inverse, centre, grad_weight, grad_bias, channel, channel < C, count)
+    of_weight = tl.load(grad_weight + channel, mask=channel < C, other=0.0)
+    of_bias = tl.load(grad_bias + channel, mask=channel < C, other=0.0)
+    slope, level = slope_and_level(scale, inverse, centre, of_weight, of_bias, count)
     taps, part_taps = load_matrix(matrix, channel, k, C, D), load_matrix(matrix, channel, part, C, D)
     scaled = (part_taps * tl.trans(scale)).to(part_taps.dtype)
     sloped = (part_taps * tl.trans(-slope)).to(part_taps.dtype)

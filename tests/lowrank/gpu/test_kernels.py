@@ -38,7 +38,13 @@ from lowrank.kernels import (  # noqa: E402
     stem_batch_norm as stem,
 )
 from lowrank.kernels.augment import augment_images  # noqa: E402
-from lowrank.kernels.batch_norm import norm  # noqa: E402
+from lowrank.kernels.batch_norm import (  # noqa: E402
+    batch_statistics,
+    input_gradient,
+    join_statistics,
+    norm,
+    reduce_gradients,
+)
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
@@ -174,6 +180,34 @@ def test_norm(shape, relu, pool, adds):
     torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
     compare(found, wanted, (x, weight, bias, *(() if residual is None else (residual,))))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_norm_over_parts_is_that_over_all_images(pool):
+    """As of processes that share a batch: each has the sums of its part alone, and all parts' tables."""
+    torch.manual_seed(0)
+    parts, channels = 3, 24
+    x = torch.randn(2 * parts, channels, 4, 6, device=DEVICE) * 2 + 3
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.rand(channels, device=DEVICE) + 0.5, torch.randn(channels, device=DEVICE)
+    gradient = torch.randn_like(x[:, :, ::2, ::2] if pool else x).contiguous(memory_format=torch.channels_last)
+    statistics, sums = (torch.empty(parts, 2, channels, device=DEVICE) for _ in range(2))
+    for part, target in zip(x.chunk(parts), statistics, strict=True):
+        batch_statistics(part, target)
+    mean, variance = join_statistics(statistics)
+    for part, upper, target in zip(x.chunk(parts), gradient.chunk(parts), sums, strict=True):
+        reduce_gradients(upper, part, weight, bias, mean, variance, 1e-5, True, pool, target)
+    settings = (x.numel() // channels, 1e-5, True, pool)
+    ours = torch.cat([
+        input_gradient(upper, part, weight, bias, mean, variance, sums[0, 1], sums[0, 0], *settings, parts)
+        for part, upper in zip(x.chunk(parts), gradient.chunk(parts), strict=True)
+    ])  # fmt: skip
+    leaf = x.clone().requires_grad_()
+    output, of_all, variance_of_all = norm(leaf, weight, bias, None, 1e-5, True, pool)
+    output.backward(gradient)
+    torch.testing.assert_close(mean, of_all)
+    torch.testing.assert_close(variance, variance_of_all)
+    torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "outs", "size", "relu", "pool", "adds"), POINTWISE_CASES)
