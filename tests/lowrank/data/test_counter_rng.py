@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lowrank.data.counter_rng import WORD, Stream, balanced_order, epoch_order, scramble, uniform_below
+from lowrank.data.counter_rng import (
+    WORD,
+    Stream,
+    _scramble_in_place,
+    balanced_order,
+    epoch_order,
+    normal_numbers,
+    scramble,
+    uniform_below,
+)
 
 N = 20_000
 GOLDEN = [[1026511149, 4264928069, 3183530598], [2754634694, 1815117720, 3156042629]]
@@ -99,6 +110,26 @@ def test_a_number_depends_on_its_own_index_alone(seed: int, epoch: int, indices:
         alone = stream.words(torch.tensor([index]), 2)
         assert [int(draw[position]) for draw in together] == [int(draw[0]) for draw in alone]
         assert all(0 <= int(draw[0]) <= WORD for draw in alone)
+
+
+def test_words_of_32_bits_are_scrambled_as_those_in_64_bits_are():
+    edges = torch.tensor([0, 1, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1])
+    words = torch.cat([edges, Stream(0, 0, "order").words(torch.arange(N), 1)[0]])
+    scrambled = _scramble_in_place(words.to(torch.int32)).to(torch.int64) & WORD
+    assert torch.equal(scrambled, scramble(words))
+
+
+def test_normal_numbers_keep_their_bits():
+    """Box and Muller's formula in whole words of 64 bits; what a seed gives must not change between versions."""
+    stream, indices = Stream(3, 4, "weight noise"), torch.tensor([0, 7, 2**32 - 1])
+    index_key, draw_key = torch.tensor(stream.keys(6))[[0, 6]]
+    words = torch.stack(
+        [scramble(scramble(indices ^ index_key) ^ scramble(torch.tensor(place) ^ draw_key)) for place in range(6)], 1
+    )
+    uniform = (words.float() + 0.5) * 2.0**-32
+    radius, angle = (-2 * uniform[:, :3].log()).sqrt(), 2 * math.pi * uniform[:, 3:]
+    expected = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :5]
+    torch.testing.assert_close(normal_numbers(indices, index_key, draw_key, 5), expected, rtol=1e-6, atol=1e-6)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 300), st.integers(0, 500))
