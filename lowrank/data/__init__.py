@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         check_data_folder as check_data_folder,
         default_augmentation as default_augmentation,
     )
+    from lowrank.data.watched_loader import DecoderPool as DecoderPool
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -65,5 +66,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "AugmentationSettings DataSettings Interpolation ResizeMode absolute_data_name check_data_folder "
             "default_augmentation"
         ),
+        "watched_loader": "DecoderPool",
     },
 )

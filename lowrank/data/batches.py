@@ -18,7 +18,7 @@ from lowrank.data.counter_rng import balanced_order, epoch_order
 from lowrank.data.dataset import ImageData, Split, SplitName
 from lowrank.data.process_shard import UNSHARDED, ProcessShard
 from lowrank.data.settings import AugmentationSettings
-from lowrank.data.watched_loader import stream_images
+from lowrank.data.watched_loader import DecoderPool, stream_images
 from lowrank.errors import InputError, unknown
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
@@ -38,6 +38,7 @@ class _BatchOptions(NamedTuple):
     batch_size: int
     dtype: torch.dtype
     loader_seconds: float
+    decoders: DecoderPool | None
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -78,6 +79,7 @@ def train_batches(
     cache_epoch: int | None = None,
     shard: ProcessShard = UNSHARDED,
     balanced: bool = False,
+    decoders: DecoderPool | None = None,
 ) -> Iterator[Batch]:
     """Yield one epoch of the training split, augmented and in random order.
 
@@ -96,6 +98,8 @@ def train_batches(
         cache_epoch: draw the augmentations of this epoch, and take only the order from `epoch`.
         shard: the images of this process; order and augmentations are those of the whole batches.
         balanced: draw each class equally often. An image that comes twice in an epoch is augmented alike.
+        decoders: processes of earlier epochs that decode a streamed set, for this one and the next; None starts some
+            for this epoch alone.
 
     Yields:
         Images (B, C, H, W), labels int64 (B,), global indices int64 (B,).
@@ -106,7 +110,9 @@ def train_batches(
     """
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(data.train))
-    options = _BatchOptions(torch.device(device), batch_size // shard.count, dtype, data.settings.loader_seconds)
+    options = _BatchOptions(
+        torch.device(device), batch_size // shard.count, dtype, data.settings.loader_seconds, decoders
+    )
     augmenter = _Augmenter(
         augmentation=augmentation,
         epoch=epoch if cache_epoch is None else cache_epoch,
@@ -153,6 +159,7 @@ def eval_batches(
     *,
     workers: int | None = None,
     shard: ProcessShard = UNSHARDED,
+    decoders: DecoderPool | None = None,
 ) -> Iterator[Batch]:
     """Yield every image of a split once, in the split's order, without augmentation.
 
@@ -164,6 +171,7 @@ def eval_batches(
         dtype: of the images.
         workers: processes that decode a streamed set; 0 decodes in this one, None takes what the data's settings say.
         shard: the images of this process.
+        decoders: as for `train_batches`.
 
     Yields:
         Images (B, C, H, W), labels int64 (B,), global indices int64 (B,).
@@ -176,7 +184,7 @@ def eval_batches(
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
     images = data.split(split)
-    options = _BatchOptions(torch.device(device), batch_size, dtype, data.settings.loader_seconds)
+    options = _BatchOptions(torch.device(device), batch_size, dtype, data.settings.loader_seconds, decoders)
     return _eval_batches(data, images, shard.of_range(len(images)), options, workers)
 
 
@@ -266,7 +274,8 @@ def _stream(
     workers = data.settings.workers if workers is None else workers
     if workers is None:
         workers = max(_FEWEST_WORKERS, torch.get_num_threads())  # a trial has as many threads as its share of cores
-    return stream_images(split, order, options.batch_size, options.device, workers, options.loader_seconds)
+    stream = stream_images if options.decoders is None else options.decoders.stream
+    return stream(split, order, options.batch_size, options.device, workers, options.loader_seconds)
 
 
 def _labels_and_indices(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

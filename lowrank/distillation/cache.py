@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.data import AugmentationSettings, ImageData, train_batches
+from lowrank.data import AugmentationSettings, DecoderPool, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
 from lowrank.utils import TEMPORARY_SUFFIX, IdleWatch, LockedError, format_bytes, hold_lock
@@ -280,12 +280,13 @@ def _fill(
             size = format_bytes(len(missing) * cache.layout.bytes)
             notify(f"teacher cache: {len(missing)} epochs of {cache.layout.images:,} images, {size}, in {cache.folder}")
             start, teacher = time.monotonic(), source.teacher()
-            for cache_epoch in missing:
-                arrays = _run_teacher(teacher, cache, source, cache_epoch, progress)
-                write_cache_file(cache.path(cache_epoch), arrays)
-                written.append(cache_epoch)
-                if on_epoch_cached is not None:
-                    on_epoch_cached(cache_epoch)
+            with closing(DecoderPool()) as decoders:
+                for cache_epoch in missing:
+                    arrays = _run_teacher(teacher, cache, source, cache_epoch, progress, decoders)
+                    write_cache_file(cache.path(cache_epoch), arrays)
+                    written.append(cache_epoch)
+                    if on_epoch_cached is not None:
+                        on_epoch_cached(cache_epoch)
             notify(f"teacher cache: {len(missing)} epochs built in {time.monotonic() - start:.1f} s")
     except OSError:
         for cache_epoch in written:
@@ -295,14 +296,15 @@ def _fill(
 
 
 def _run_teacher(
-    teacher: Teacher, cache: TeacherCache, source: CacheSource, cache_epoch: int, progress: _ProgressFile
-) -> list[Array]:
+    teacher: Teacher, cache: TeacherCache, source: CacheSource, cache_epoch: int, progress: _ProgressFile,
+    decoders: DecoderPool,
+) -> list[Array]:  # fmt: skip
     """Run the teacher on all training images as augmented in `cache_epoch`; rows are in the order of the split."""
     arrays = cache.layout.empty()
     data, views = source.data, cache.key.views
     batches = train_batches(
         data, source.device, source.batch_size, augmentation=views, order_seed=0, epoch=0, drop_last=False,
-        cache_epoch=cache_epoch,
+        cache_epoch=cache_epoch, decoders=decoders,
     )  # fmt: skip
     for images, _, indices in batches:
         progress.touch()

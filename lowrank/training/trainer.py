@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression import VariationalSettings
-from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
+from lowrank.data import (
+    UNSHARDED,
+    AugmentationSettings,
+    Batch,
+    DecoderPool,
+    ImageData,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError
 from lowrank.layers import checkpoint_rebuild, variational_layers
@@ -106,6 +115,7 @@ class Trainer:
         self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed
         self.group = group
         self._shard = UNSHARDED if group is None else group.shard(recipe.accumulate)
+        self._decoders = DecoderPool()
         head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
@@ -169,6 +179,8 @@ class Trainer:
             val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
+        if self.epoch >= self.recipe.epochs:  # none follows
+            self._decoders.close()
         if self.variational is not None:
             metrics |= self.variational.metrics()
         metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._loss_scale_metrics()
@@ -246,7 +258,7 @@ class Trainer:
         return train_batches(
             self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
             order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
-            balanced=self.recipe.sampler == "balanced",
+            balanced=self.recipe.sampler == "balanced", decoders=self._decoders,
         )  # fmt: skip
 
     def endless_steps(self, *, wait: bool = True) -> Iterator[None]:
@@ -333,7 +345,9 @@ class Trainer:
                 stack.enter_context(self.step.ema.swapped_in())
             with self.step.autocast():
                 stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
-            batches = eval_batches(self.data, split, self.device, self._eval_batch, shard=self._shard)
+            batches = eval_batches(
+                self.data, split, self.device, self._eval_batch, shard=self._shard, decoders=self._decoders
+            )
             for images, labels, *_ in batches:
                 with self.step.autocast():
                     logits = self.network(images)

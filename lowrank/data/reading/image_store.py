@@ -34,6 +34,11 @@ class ImageStore(ABC):
 
     shape: tuple[int, int, int]
 
+    @property
+    def preparations(self) -> int:
+        """Changes when `preload` has prepared more; a process that was forked before lacks it."""
+        return 0
+
     @abstractmethod
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
         """Decode images.

@@ -91,6 +91,11 @@ class ParquetImages:
         ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1]
         return _Group(ends.astype(np.int64), memoryview(data if data is not None else b""))
 
+    @property
+    def has_copy(self) -> bool:
+        """Whether the copy on disk is mapped."""
+        return self._copy is not None
+
     def copied(self, row: int) -> memoryview | None:
         """Return an image from the copy on disk; None where there is none, or it is damaged."""
         return None if self._copy is None else self._copy.blob(row)
@@ -244,6 +249,11 @@ class ParquetStore(EncodedStore):
                 f"{disk_cache.CACHE_VARIABLE}",
                 stacklevel=2,
             )
+
+    @property
+    def preparations(self) -> int:
+        """See ImageStore."""
+        return sum(file.has_copy for file in self._files)
 
     def release(self) -> None:
         """See ImageStore."""
