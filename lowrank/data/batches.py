@@ -27,8 +27,9 @@ _GPU_VALUES = 2**24
 """Values augmented at a time on an accelerator: small batches are augmented together, to launch fewer kernels."""
 _CPU_VALUES = 400_000
 """Likewise on a CPU, where the intermediate tensors of larger pieces fall out of its caches."""
-_FEWEST_WORKERS = 2
-"""Processes that decode while the trial's own one trains or waits for its device."""
+_FEWEST_WORKERS, _MOST_WORKERS = 2, 32
+"""Default number of processes that decode, while the trial's own one trains or waits for its device: each holds some
+decoded batches, which limits how many are used without being asked for."""
 
 
 class _BatchOptions(NamedTuple):
@@ -271,11 +272,17 @@ def _streamed_train_batches(
 def _stream(
     data: ImageData, split: Split, order: Tensor, options: _BatchOptions, workers: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    workers = data.settings.workers if workers is None else workers
+    pool = options.decoders
     if workers is None:
-        workers = max(_FEWEST_WORKERS, torch.get_num_threads())  # a trial has as many threads as its share of cores
-    stream = stream_images if options.decoders is None else options.decoders.stream
+        workers = _default_workers(pool) if data.settings.workers is None else data.settings.workers
+    stream = stream_images if pool is None else pool.stream
     return stream(split, order, options.batch_size, options.device, workers, options.loader_seconds)
+
+
+def _default_workers(pool: DecoderPool | None) -> int:
+    """Return as many as this process's share of the machine has cores; without a trial it has as many as threads."""
+    cores = torch.get_num_threads() if pool is None or pool.workers is None else pool.workers
+    return min(max(_FEWEST_WORKERS, cores), _MOST_WORKERS)
 
 
 def _labels_and_indices(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,8 @@ class DataSettings(BaseModel):
         std: likewise the deviation, which the pixels are divided by; given together with `mean`.
         skip_broken: leave out up to so many images that cannot be read; more of them are an error.
         workers: processes that decode a streamed set for each trial, at most one for each core of the machine; 0
-            decodes in the trial's own process, null takes as many as the trial has cores, but at least two.
+            decodes in the trial's own process, null takes the machine's cores over the trials that run at once, from
+            2 to 32.
         loader_seconds: time without any progress in reading, after which it counts as hung.
     """
 

@@ -46,14 +46,18 @@ class DecoderPool:
     """Processes that decode images, kept between the passes of a training.
 
     They end when the pool is closed or nothing refers to it any more, and with the thread that started them.
+
+    Attributes:
+        workers: how many there are by default; None leaves it to whoever draws batches.
     """
 
-    def __init__(self) -> None:
-        """Start nothing yet."""
+    def __init__(self, workers: int | None = None) -> None:
+        """Start nothing yet; `workers` as in the attributes."""
+        self.workers = workers
         self._idle: list[_Decoder] = []
         self._store: ImageStore | None = None
         self._preparations, self._thread = 0, threading.current_thread()
-        weakref.finalize(self, _end, self._idle, os.getpid())
+        weakref.finalize(self, _end, self._idle)
 
     def stream(
         self, split: Split, order: Tensor, batch_size: int, device: torch.device, workers: int, loader_seconds: float
@@ -105,7 +109,7 @@ class DecoderPool:
             if received == len(batches) and not self._idle:
                 self._idle += decoders
             else:
-                _end(decoders, os.getpid())
+                _end(decoders)
 
     def _take(self, store: ImageStore, count: int, batch_size: int) -> list[_Decoder]:
         """Take all processes that can serve a pass, `count` at least; those of another pass at work stay with it."""
@@ -114,29 +118,28 @@ class DecoderPool:
         if origin != (self._store, self._preparations, self._thread):
             self.close()
             self._store, self._preparations, self._thread = origin
-        usable = [decoder for decoder in self._idle if decoder.slot >= batch_size and decoder.process.is_alive()]
-        _end([decoder for decoder in self._idle if decoder not in usable], os.getpid())
+        usable = [decoder for decoder in self._idle if decoder.can_decode(batch_size)]
+        _end([decoder for decoder in self._idle if decoder not in usable])
         self._idle.clear()
         try:
             while len(usable) < count:
                 usable.append(_Decoder(store, max(batch_size, MIN_SLOT)))
         except BaseException:
-            _end(usable, os.getpid())
+            _end(usable)
             raise
         return usable
 
     def close(self) -> None:
         """End the processes."""
-        _end(self._idle, os.getpid())
+        _end(self._idle)
 
 
-def _end(decoders: list[_Decoder], owner: int) -> None:
-    """Kill processes and wait for their end; does nothing in a process that is a copy of the `owner`."""
-    if os.getpid() != owner:
-        return
-    for decoder in decoders:
+def _end(decoders: list[_Decoder]) -> None:
+    """Kill processes and wait for their end; those of the process that this one is a copy of go on."""
+    owned = [decoder for decoder in decoders if decoder.is_owned]
+    for decoder in owned:
         decoder.process.kill()  # one that hangs does not react to a request to end, and none has anything to lose
-    for decoder in decoders:
+    for decoder in owned:
         decoder.close()
     decoders.clear()
 
@@ -170,7 +173,6 @@ class _Decoder:
 
     Attributes:
         process: the process.
-        slot: the most images that a batch may have.
     """
 
     def __init__(self, store: ImageStore, slot: int):
@@ -179,10 +181,10 @@ class _Decoder:
         requests, self._requests = multiprocessing.Pipe(duplex=False)
         # Indices go by shared memory, for a pipe that is full would block this process, unwatched
         memory = multiprocessing.RawArray("q", PREFETCHED * slot)
-        self._slots, self._asked, self.slot = _slots(memory), 0, slot
+        self._slots, self._asked = _slots(memory), 0
         self._outcomes: queue.SimpleQueue[Tensor | BaseException | None] = queue.SimpleQueue()  # None: it has ended
         self._messages, self._expected = 0, deque[tuple[tuple[int, ...], bool]]()  # shapes, and whether pinned
-        self._shape = store.shape
+        self._shape, self._owner = store.shape, os.getpid()
         self.process = multiprocessing.Process(
             target=_serve, args=(store, memory, requests, answers, os.getpid()), name="decoder", daemon=True
         )
@@ -191,6 +193,15 @@ class _Decoder:
         answers.close()
         self._thread = threading.Thread(target=self._receive, name="decoder", daemon=True)
         self._thread.start()
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process has started it, and is no copy of the one that has."""
+        return self._owner == os.getpid()
+
+    def can_decode(self, batch_size: int) -> bool:
+        """Whether the process can serve a pass with batches of this size."""
+        return self.is_owned and self._slots.shape[1] >= batch_size and self.process.is_alive()
 
     def ask(self, indices: Indices, *, pinned: bool) -> None:
         """Let the process decode one batch more, when it has decoded those before; at most PREFETCHED wait."""

@@ -147,7 +147,7 @@ def make_plain_trainer(trainer: Trainer, removed: RemovedNetwork, augmentation: 
     method = trainer.variational.settings.method
     return Trainer(
         removed.network, trainer.data, finetune_recipe(trainer.recipe, method), augmentation=augmentation,
-        order_seed=trainer.order_seed + 1, device=trainer.device,
+        order_seed=trainer.order_seed + 1, device=trainer.device, decoders=trainer.decoders,
     )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Trainer:
     """Trains one network on one data set, one epoch for each call.
 
     Attributes:
+        decoders: processes that decode the images of a streamed set.
         step: takes the training steps, and has all the state that a checkpoint holds.
         steps_per_epoch: how many batches an epoch has.
         step_losses: (steps_per_epoch,), the loss of each step of the last epoch, on the device.
@@ -87,6 +88,7 @@ class Trainer:
         order_seed: int, decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
         notify: Callable[[str], None] = warnings.warn, variational: VariationalSettings | None = None,
+        decoders: DecoderPool | None = None,
     ):  # fmt: skip
         """Move `network` to `device` and prepare its training.
 
@@ -106,6 +108,7 @@ class Trainer:
             group: the processes that train the network together. Each must call the same methods in the same order.
             notify: called with each warning for the user.
             variational: what a network with variational layers was made from; None for any other.
+            decoders: decode the images of a streamed set, and end with the last epoch; None for some of its own.
 
         Raises:
             InputError: the network or the teacher lacks what the recipe needs.
@@ -115,7 +118,7 @@ class Trainer:
         self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed
         self.group = group
         self._shard = UNSHARDED if group is None else group.shard(recipe.accumulate)
-        self._decoders = DecoderPool()
+        self.decoders = DecoderPool() if decoders is None else decoders
         head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
@@ -180,7 +183,7 @@ class Trainer:
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
         if self.epoch >= self.recipe.epochs:  # none follows
-            self._decoders.close()
+            self.decoders.close()
         if self.variational is not None:
             metrics |= self.variational.metrics()
         metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._loss_scale_metrics()
@@ -258,7 +261,7 @@ class Trainer:
         return train_batches(
             self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
             order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
-            balanced=self.recipe.sampler == "balanced", decoders=self._decoders,
+            balanced=self.recipe.sampler == "balanced", decoders=self.decoders,
         )  # fmt: skip
 
     def endless_steps(self, *, wait: bool = True) -> Iterator[None]:
@@ -346,7 +349,7 @@ class Trainer:
             with self.step.autocast():
                 stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
             batches = eval_batches(
-                self.data, split, self.device, self._eval_batch, shard=self._shard, decoders=self._decoders
+                self.data, split, self.device, self._eval_batch, shard=self._shard, decoders=self.decoders
             )
             for images, labels, *_ in batches:
                 with self.step.autocast():

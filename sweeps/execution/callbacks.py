@@ -89,6 +89,7 @@ class TuneSearcher(_NoState, Searcher):
             trial_id=trial.trial_id, role=trial.role, stratum=trial.stratum, specification=trial.specification,
             study_dir=str(config.study_dir), data_dir=str(config.data_dir) if config.data_dir else None,
             cache=config.cache, relay=self._relay, processes=config.resources.share.processes,
+            decoding_cores=config.resources.cores_per_trial,
             sharing=config.resources.sharing, checkpoint_seconds=self._search.space.resources.checkpoint_seconds,
             may_stop=trial.role is Role.SEARCH and self._search.space.search.stop != "none",
         )  # fmt: skip

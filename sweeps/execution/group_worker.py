@@ -58,7 +58,9 @@ class GroupWorker:
         self._trainer: Trainer | None = None
         self._watch: StepWatch | None = None
 
-    def build(self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions) -> None:
+    def build(
+        self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions, decoding_cores: int | None = None
+    ) -> None:
         """Begin a trial at its first epoch; the trainer of the last one is freed."""
         self.free_trainer()
         data = self.data = load_trial_data(specification, data_dir)
@@ -67,7 +69,9 @@ class GroupWorker:
             return make_teacher(specification, data, student, self.device, cache, self.notices.append)
 
         group = self.group if self.group.count > 1 else None
-        self._trainer = make_trainer(specification, data, self.device, find_teacher, group, self.notices.append)
+        self._trainer = make_trainer(
+            specification, data, self.device, find_teacher, group, self.notices.append, decoding_cores
+        )
         loader_seconds = 0.0 if data.resident else data.settings.loader_seconds  # within which a loader may come back
         self._watch = StepWatch(max(HANG_SECONDS, loader_seconds))
 

@@ -83,7 +83,7 @@ class ProcessGroup:
 
     def build(
         self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions,
-        notify: Callable[[str], None],
+        notify: Callable[[str], None], decoding_cores: int | None = None,
     ) -> None:  # fmt: skip
         """Begin a trial at its first epoch.
 
@@ -92,9 +92,10 @@ class ProcessGroup:
             data_dir: folder of data sets.
             cache: where caches of the teacher lie.
             notify: takes notices for the user.
+            decoding_cores: on which each process decodes a streamed set by default.
         """
         self._notify, self.epoch = notify, 0
-        self.call_all("build", specification, data_dir, cache)
+        self.call_all("build", specification, data_dir, cache, decoding_cores)
 
     def train_epoch(self) -> dict[str, float]:
         """Train one epoch; see `Trainer.train_epoch`.

@@ -153,14 +153,18 @@ class TrialTrainable(tune.Trainable):
         def find_teacher(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, cache, self.notices.append)
 
-        return make_trainer(specification, self.data, self.device, find_teacher, notify=self.notices.append)
+        return make_trainer(
+            specification, self.data, self.device, find_teacher, notify=self.notices.append,
+            decoding_cores=self.trial.decoding_cores,
+        )  # fmt: skip
 
     def _make_process_group(self) -> ProcessGroup:
         """The process group of the last trial if it still runs, else a new one."""
         if self.process_group is None or not self.process_group.alive:
             self.process_group = ProcessGroup(self.trial.processes, self.device, self.threads)
         trial = self.trial
-        self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append)
+        cores = None if trial.decoding_cores is None else trial.decoding_cores // trial.processes
+        self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append, cores)
         return self.process_group
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

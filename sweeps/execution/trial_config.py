@@ -28,6 +28,8 @@ class TrialConfig:
         cache: where caches of its teacher lie.
         relay: name of the actor that takes checkpoints; None where the worker sees the study's folder.
         processes: that train it together.
+        decoding_cores: on which a streamed set is decoded, unless its settings say how many processes do; None for
+            those that it trains on.
         sharing: how it shares its card, and the environment that this needs.
         checkpoint_seconds: of training that a kill may lose.
         may_stop: whether a scheduler may stop it after any epoch.
@@ -42,6 +44,7 @@ class TrialConfig:
     cache: CacheOptions = NO_CACHE
     relay: str | None = None
     processes: int = 1
+    decoding_cores: int | None = None
     sharing: tuple[str, Mapping[str, str]] = field(default_factory=lambda: (PROCESSES, {}))
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     may_stop: bool = False

@@ -28,13 +28,15 @@ class TrialResources:
 
     `share` is that of a first attempt, `larger` that of a second one after memory ran out (None: there is no larger
     one), `sharing` the name of the sharing mode and the environment that it needs, `spreading` what was measured before
-    a trial was given several cards.
+    a trial was given several cards. `cores_per_trial` are those of the cluster for each trial that runs at once: more
+    than a trial asks for where cards, or the trials that there are, allow fewer at once than cores would.
     """
 
     share: Share
     larger: Share | None
     sharing: tuple[str, Mapping[str, str]]
     spreading: Spreading | None = None
+    cores_per_trial: int | None = None
 
     def as_event(self) -> EventFields:
         """Return the fields of the journal's event."""
@@ -106,7 +108,8 @@ class ResourcePlanner:
             mode = packing.sharing
         share, spreading = self._spread(share, resolver, data_dir, measure_on_cards)
         larger = larger_share(share, self._cluster, self._trials)
-        return TrialResources(share, larger, (mode, modes[mode]), spreading)
+        cores = int(self._cluster.cpus / share.concurrent)
+        return TrialResources(share, larger, (mode, modes[mode]), spreading, cores)
 
     def _spread(
         self, share: Share, resolver: Resolver, data_dir: Path | None, measure_on_cards: MeasureTrialOnCards

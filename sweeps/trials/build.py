@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from lowrank.compression import VariationalSettings, make_variational
-from lowrank.data import ImageData, load_data
+from lowrank.data import DecoderPool, ImageData, load_data
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError
 from lowrank.layers import Bayesian, make_method
@@ -20,7 +20,7 @@ from sweeps.records import MethodSection, TrialSpec
 def make_trainer(
     specification: TrialSpec, data: ImageData, device: str,
     find_teacher: Callable[[nn.Module], Teacher | None] = lambda student: None, group: DataParallelGroup | None = None,
-    notify: Callable[[str], None] = warnings.warn,
+    notify: Callable[[str], None] = warnings.warn, decoding_cores: int | None = None,
 ) -> Trainer:  # fmt: skip
     """Build the trainer of a specification, at its first epoch.
 
@@ -31,6 +31,7 @@ def make_trainer(
         find_teacher: gives the student's teacher, None where it has none.
         group: the processes that share each batch; None for this process alone.
         notify: called with each line for the user.
+        decoding_cores: on which a streamed set is decoded by default; None for as many as this process has threads.
 
     Returns:
         The trainer; its network has its initial weights.
@@ -44,7 +45,7 @@ def make_trainer(
         network, data, specification.train, augmentation=specification.views, order_seed=specification.seed,
         decay_ratio=decay_ratio, device=device, teacher=find_teacher(network),
         taps=teacher.student_taps if teacher else (), cache_epochs=teacher.views if teacher else None, group=group,
-        notify=notify, variational=variational_settings(specification),
+        notify=notify, variational=variational_settings(specification), decoders=DecoderPool(decoding_cores),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import lowrank.data.batches as batches_module
 from lowrank.data import (
     AugmentationSettings,
     DataSettings,
+    DecoderPool,
     ImageData,
     augment_images,
     draw_training_images,
@@ -155,6 +156,52 @@ def test_streamed_equals_resident(folder: Path, workers: int):
             list(eval_batches(streamed, split, "cpu", 5, workers=workers)),
             list(eval_batches(resident, split, "cpu", 5)),
         )
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads", "share", "workers"),
+    [
+        (None, 1, None, 2),  # training and decoding take turns with one alone
+        (None, 7, None, 7),
+        (None, 1, 12, 12),  # a trial on a card has few threads and perhaps the whole machine
+        (None, 4, 1, 2),
+        (None, 200, None, 32),
+        (None, 1, 100, 32),
+        (0, 7, 12, 0),
+        (1, 7, 12, 1),
+        (50, 7, 12, 50),
+    ],
+)
+def test_how_many_processes_decode(folder, monkeypatch, setting, threads, share, workers):
+    """What the settings say, else the share of the machine; an argument comes first."""
+    counts = []
+
+    def note(split, order, batch_size, device, count, seconds):
+        counts.append(count)
+        return iter(())
+
+    pool = None if share is None else DecoderPool(share)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(batches_module, "stream_images", note)
+    monkeypatch.setattr(DecoderPool, "stream", lambda self, *arguments: note(*arguments))
+    data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, workers=setting))
+    epoch_of(data, 8, decoders=pool)
+    list(eval_batches(data, "val", "cpu", 8, decoders=pool))
+    epoch_of(data, 8, decoders=pool, workers=3)
+    assert counts == [workers, workers, 3]
+
+
+def test_no_more_processes_decode_than_there_are_cores_or_batches(folder, monkeypatch):
+    data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, workers=50))
+    for cores, batch_size, count in ((3, 4, 3), (5, len(data.train) // 2, 2)):
+        monkeypatch.setattr("lowrank.data.watched_loader.usable_cores", lambda cores=cores: cores)
+        before = len(multiprocessing.active_children())
+        batches = train_batches(
+            data, "cpu", batch_size, augmentation=AugmentationSettings(), order_seed=0, epoch=0, drop_last=True
+        )
+        next(batches)
+        assert len(multiprocessing.active_children()) - before == count
+        batches.close()
 
 
 def test_streaming_leaves_the_random_state_alone(folder: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(data, tmp_path):
     for _ in range(2):
         resumed.train_epoch()
     assert_same(weights(uninterrupted), weights(resumed))
+
+
+def test_a_streamed_set_trains_as_a_resident_one_by_the_same_processes_in_all_epochs(data):
+    """They end with the last epoch."""
+    streamed = load_data(data.settings.model_copy(update={"resident_mb": 0}))
+    before = set(multiprocessing.active_children())
+    runs, processes = (trainer(data), trainer(streamed)), []
+    for _ in range(RECIPE.epochs):
+        for run in runs:
+            run.train_epoch()
+        processes.append(set(multiprocessing.active_children()) - before)
+    assert_same(*map(weights, runs))
+    assert len(processes[0]) == 2
+    assert processes == [processes[0], processes[0], set()]
 
 
 def test_evaluation_counts_every_image_once_and_averages_over_samples(data):

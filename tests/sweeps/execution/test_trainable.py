@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -93,6 +94,12 @@ def test_memory_that_runs_out_is_an_outcome_with_one_line(monkeypatch, tmp_path,
     assert (result["done"], result["outcome"]) == (True, "out_of_memory")
     assert result["attempt"]["from_epoch"] == 0
     assert result["reason"] == (str(error).splitlines() or ["MemoryError"])[0]
+
+
+def test_a_trial_decodes_on_its_share_of_the_machine(tmp_path):
+    settings = dataclasses.replace(trial_config(tmp_path), decoding_cores=5)
+    worker = TrialTrainable(settings.to_tune())
+    assert worker.trainer.decoders.workers == 5
 
 
 def test_real_exhaustion_of_cpu_memory_is_recognised():

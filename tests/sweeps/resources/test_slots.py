@@ -48,6 +48,24 @@ def test_where_there_is_no_card_auto_says_so_and_measures_nothing(planner, resol
     assert resources.as_event() == {"slots": 4, "cpus": 1, "gpus": 0, "sharing": "processes"}
 
 
+@pytest.mark.parametrize(
+    ("cluster", "trials", "settings", "cores"),
+    [
+        (NO_CARDS, 24, {}, 1),
+        (NO_CARDS, 24, {"cpus_per_trial": 2}, 2),
+        (NO_CARDS, 3, {}, 1),
+        (NO_CARDS, 24, {"max_concurrent": 1}, 4),
+        (CARDS, 24, {"gpus_per_trial": 1}, 16),  # one trial a card, which asks for a single core
+        (CARDS, 24, {"gpus_per_trial": 0.5}, 8),
+        (CARDS, 1, {"gpus_per_trial": 1}, 32),
+    ],
+)
+def test_each_trial_may_decode_on_its_share_of_all_cores(planner, resolver, cluster, trials, settings, cores):
+    planned = planner(cluster, trials, **settings)
+    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure_nothing)
+    assert resources.cores_per_trial == cores
+
+
 def test_auto_gives_each_trial_the_share_and_the_mode_that_were_measured(planner, resolver, monkeypatch, capsys):
     packing = choose_count(lambda count: Throughput(count, 100.0 * count, 2000.0, MPS), Limit(4, "4"), None, None)
     monkeypatch.setattr(slots, "choose_packing", lambda *_: packing)
