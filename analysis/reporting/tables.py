@@ -153,13 +153,10 @@ def format_point_error(point: FrontPoint) -> str:
     """
     if point.val_error is None:
         return ""
-    text = format_percent(point.val_error)
+    text, error = format_percent(point.val_error), point.val_error if point.mean_error is None else point.mean_error
     if point.seeds > 1 and point.mean_error is not None and point.spread is not None:
         text = format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
-    if (
-        point.balanced_error is None
-        or abs(point.balanced_error - (point.mean_error or point.val_error)) < BALANCED_SHOWN
-    ):
+    if point.balanced_error is None or abs(point.balanced_error - error) < BALANCED_SHOWN:
         return text
     return f"{text}, balanced {format_percent(point.balanced_error)}"
 
@@ -218,6 +215,7 @@ _BUDGET_COLUMNS: tuple[Column[_BudgetRow], ...] = (
     Column("", None, "epochs", lambda row: format_epochs(row.best)),
     Column("mult_adds", lambda row: row.best.mult_adds),
     Column("val_error", lambda row: row.best.error, "error", lambda row: format_point_error(row.best)),
+    Column("balanced_error", lambda row: row.best.balanced_error),
     Column("val_error_corrected", lambda row: row.answer.corrected, "corrected for the choice (95 %)",
            lambda row: row.interval),
     Column("val_error_low_95", lambda row: row.answer.interval and row.answer.interval[0]),

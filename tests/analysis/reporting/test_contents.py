@@ -10,7 +10,7 @@ from analysis.findings.failures import BROKEN, list_failures
 from analysis.findings.study_answers.answer import answers
 from analysis.reporting.contents import build_report, summarise
 from analysis.reporting.front_data import front_plot
-from analysis.reporting.tables import budget_table, equal_size_table, format_point_error
+from analysis.reporting.tables import budget_table, equal_size_table, format_point_error, points_table
 from analysis.stats import wrong_images as wrong_images_module
 from analysis.stats.front import collect_points, pareto_front, study_strata
 from analysis.stats.inference.intervals import wilson_interval
@@ -18,6 +18,7 @@ from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images, wrong_images
 from sweeps.records.load import load_study
+from sweeps.records.model import TrialRecord
 from tests.support.specifications import change
 from tests.support.synthetic_data import SEPARABLE, study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
@@ -285,6 +286,55 @@ class TestSettingsTried:
         table = budget_table(budget_answers(record), collect_points(record))
         assert (rows_of(table)[0]["epochs"], rows_of(table)[0]["total_epochs"]) == (3, 23)
         assert table.texts[0][3] == "3 (23 in all)"
+
+
+def balanced_trial(trial_id: str, error: float, balanced: float | None, **fields) -> TrialRecord:
+    record = trial(trial_id, error=error, **fields)
+    if balanced is not None:
+        for metrics in record.epochs.values():
+            metrics["val_balanced_error"] = balanced
+    return record
+
+
+class TestBalancedErrors:
+    """The mean over classes tells more than the share of images where classes are of unequal size."""
+
+    @pytest.mark.parametrize(
+        ("error", "balanced", "text"),
+        [
+            (5.0, 12.5, "5.00 %, balanced 12.5 %"),
+            (5.0, 4.5, "5.00 %, balanced 4.50 %"),
+            (5.0, 5.49, "5.00 %"),
+            (0.0, 3.0, "0.00 %, balanced 3.00 %"),
+            (5.0, None, "5.00 %"),  # a record of an earlier version
+        ],
+    )
+    def test_they_follow_the_error_in_tables_where_they_differ_by_half_a_point(self, error, balanced, text):
+        record = study(balanced_trial("a", error, balanced, epochs=2), strata=[{"label": "s", "params": 100}])
+        points, answers = collect_points(record), budget_answers(record)
+        table = points_table("points", points, {"params": {"a"}}, "separable")
+        assert table.texts[0][table.headings.index("error")] == text
+        assert rows_of(table)[0]["balanced_error"] == balanced
+        best = budget_table(answers, points)
+        assert best.texts[0][best.headings.index("error")] == text
+        assert rows_of(best)[0]["balanced_error"] == balanced
+
+    def test_of_several_seeds_it_is_the_mean_beside_the_mean(self):
+        """The last seed has the error of the whole mean, so only the means differ by more than half a point."""
+        record = study(balanced_trial("a", 4.0, 9.0), balanced_trial("b", 0.0, 2.0, seed=1, role=Role.REPEAT))
+        (point,) = (point for point in collect_points(record) if point.leads)
+        assert format_point_error(point) == "2.00 % ± 2.83 (n = 2), balanced 5.50 %"
+
+    def test_a_seed_without_one_leaves_it_out(self):
+        record = study(balanced_trial("a", 4.0, 9.0), balanced_trial("b", 0.0, None, seed=1, role=Role.REPEAT))
+        (point,) = (point for point in collect_points(record) if point.leads)
+        assert point.balanced_error is None
+        assert format_point_error(point) == "2.00 % ± 2.83 (n = 2)"
+
+    def test_of_seeds_without_errors_it_is_shown_too(self):
+        record = study(balanced_trial("a", 0.0, 1.0), balanced_trial("b", 0.0, 1.0, seed=1, role=Role.REPEAT))
+        (point,) = (point for point in collect_points(record) if point.leads)
+        assert format_point_error(dataclasses.replace(point, val_error=0.8)) == "0.00 % ± 0.00 (n = 2), balanced 1.00 %"
 
 
 def test_a_report_is_frozen_and_has_all_parts(tmp_path):

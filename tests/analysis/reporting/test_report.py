@@ -14,6 +14,7 @@ from analysis.reporting import render
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, Picture, drawing_executor
 from analysis.reporting.write import PAGE_FILE, write_report
+from sweeps.records.events import Status
 from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, TRACKING_PROGRESS_FILE
 from sweeps.records.tables import write_tables
@@ -114,6 +115,19 @@ def test_the_page_says_that_a_study_has_not_ended(tmp_path, empty_pictures):
     assert "The study had not ended when this was written (8 trials, 0 of them running" in texts[None]
     assert "The study was stopped before its end (8 trials" in texts["interrupted"]
     assert "all below may change" not in texts["finished"]
+
+
+def test_the_page_and_its_tables_have_balanced_errors_beside_the_others(tmp_path, empty_pictures):
+    folder = write_study(tmp_path / "study", Plan(trials=4, epochs=2))
+    record = load_study(folder)
+    completed = [trial for trial in record.trials.values() if trial.status is Status.COMPLETED]
+    best = min(completed, key=lambda trial: trial.val_error)
+    best.epochs[best.last_epoch]["val_balanced_error"] = 9.25
+    html = write_report(record, tmp_path / "report", folder).read_text()
+    assert f">{best.val_error:.2f} %, balanced 9.25 %</td>" in html
+    rows = {row["trial_id"]: row["balanced_error"] for row in read(tmp_path / "report" / "trials.csv")}
+    assert rows[best.trial_id] == "9.25"
+    assert {value for trial_id, value in rows.items() if trial_id != best.trial_id} == {""}
 
 
 def test_pictures_and_tables_of_an_earlier_report_are_deleted(tmp_path, empty_pictures):

@@ -54,6 +54,33 @@ def test_one_image_with_colours_decides_for_all(root: Path):
     assert data.notes == ("1 image with colours, 19 grey: all are read as RGB",)
 
 
+def test_a_single_image_with_colours_decides_wherever_it_is_among_many(tmp_path: Path):
+    """No sample of headers would do: all but one of 202 images are grey, and that one is a training image."""
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        folder = tmp_path / "many" / label
+        folder.mkdir(parents=True)
+        for number in range(101):
+            Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(folder / f"{number:03}.png")
+    grey = load(tmp_path / "many")
+    assert grey.image_shape == (1, 4, 4)
+    training = grey.train.indices.numpy()
+    # 64 evenly spaced headers, and the first 64, decided once
+    probes = training[np.linspace(0, len(training) - 1, 64).astype(int)]
+    unseen = [index for index in training[64:].tolist() if index not in probes]
+    for index in (unseen[0], unseen[-1]):
+        path = Path(grey.train.store.origin(index))
+        before = path.read_bytes()
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(path)
+        clear_cache()
+        data = load(tmp_path / "many")
+        assert data.image_shape == (3, 4, 4)
+        assert data.notes == ("1 image with colours, 201 grey: all are read as RGB",)
+        position = (data.train.indices == index).nonzero().item()
+        assert data.train.images[position].unique(dim=0).tolist() == [[[200, 0, 0]] * 4]
+        path.write_bytes(before)
+
+
 def test_channels_as_the_settings_say(root: Path):
     assert load(root, channels=3).image_shape == (3, 4, 4)
     Image.new("RGB", (4, 4), (200, 0, 0)).save(root / "b" / "7.png")

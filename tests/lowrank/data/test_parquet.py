@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import pickle
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 from lowrank.data import (
     AugmentationSettings,
     DataSettings,
+    DecoderPool,
     ImageData,
     clear_cache,
     eval_batches,
@@ -231,6 +234,23 @@ def test_encoded_images_of_a_streamed_set_are_shared_with_the_workers(tmp_path: 
     assert len(list(eval_batches(data, "test", "cpu", 6, workers=1))) == 2
     (tmp_path / "test-00000-of-00001.parquet").unlink()  # this process has read it for them
     assert np.array_equal(data.test.decode(torch.arange(12)).numpy(), test)
+
+
+def test_processes_of_earlier_epochs_do_without_row_groups_in_later_passes_too(tmp_path: Path):
+    """Those that decoded training images are replaced once the test images are copied for reading in any order."""
+    _, test = write_set(tmp_path)
+    data, pids, images = load(tmp_path, resident_mb=0), [], []
+    with closing(DecoderPool()) as pool:
+        for split in ("train", "test", "test", "train"):
+            batches = list(eval_batches(data, split, "cpu", 6, workers=1, decoders=pool))
+            pids.append({child.pid for child in multiprocessing.active_children() if child.name == "decoder"})
+            images.append(torch.cat([batch[0] for batch in batches]))
+            if split == "test":
+                (tmp_path / "test-00000-of-00001.parquet").unlink(missing_ok=True)
+    assert pids[0] != pids[1] == pids[2] == pids[3]
+    assert torch.equal(images[1], images[2])
+    assert torch.equal(images[0], images[3])
+    assert len(images[1]) == len(test)
 
 
 def test_no_such_folder(tmp_path: Path):
