@@ -47,12 +47,11 @@ class DecoderPool:
 
     They end when the pool is closed or nothing refers to it any more, and with the thread that started them.
 
-    Attributes:
+    Args:
         workers: how many there are by default; None leaves it to whoever draws batches.
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        """Start nothing yet; `workers` as in the attributes."""
         self.workers = workers
         self._idle: list[_Decoder] = []
         self._store: ImageStore | None = None
