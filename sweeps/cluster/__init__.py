@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from sweeps.cluster.devices import (
         assigned_device as assigned_device,
+        device_lost as device_lost,
         limit_memory as limit_memory,
         out_of_memory as out_of_memory,
     )
@@ -61,7 +62,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "aws_prices": "ACCELERATORS Client Region find_accelerator find_offers",
         "cluster_file": "CLUSTER_FILE affordable_offers read_cluster_file write_cluster_file",
-        "devices": "assigned_device limit_memory out_of_memory",
+        "devices": "assigned_device device_lost limit_memory out_of_memory",
         "head_watchdog": "HeadWatchdog",
         "ray_adapter": (
             "BOOTSTRAP_FILE HEAD_RESOURCE allow_pending_trials assigned_cards assigned_resources card_types "

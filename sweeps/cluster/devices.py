@@ -12,6 +12,7 @@ from lowrank.errors import InputError
 
 _NO_CPU_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation")
 _NO_DEVICE_MEMORY = "CUDA error: out of memory"
+_DEVICE_ERRORS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -27,6 +28,22 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and (bool(_NO_CPU_MEMORY.search(text)) or _NO_DEVICE_MEMORY in text)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Return whether an error of the device means that this process cannot use it any more.
+
+    Args:
+        error: any exception of a training.
+
+    Returns:
+        True for errors of CUDA and its libraries but for memory that ran out.
+    """
+    if out_of_memory(error):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _DEVICE_ERRORS)
 
 
 def assigned_device(gpus: float, cards: Sequence[str | int] = ()) -> str:

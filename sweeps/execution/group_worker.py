@@ -27,9 +27,9 @@ from lowrank.distillation import Teacher
 from lowrank.errors import HungError, LowrankError
 from lowrank.training import DataParallelGroup, DivergedError, Trainer
 from lowrank.utils import exit_with_parent, first_line
-from sweeps.cluster import out_of_memory
+from sweeps.cluster import device_lost, out_of_memory
 from sweeps.execution.heartbeat import HANG_SECONDS, StepWatch, heartbeat_path, start_heartbeat
-from sweeps.execution.worker_errors import check_memory_is_back, device_lost
+from sweeps.execution.worker_errors import check_memory_is_back
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer

@@ -33,12 +33,12 @@ from lowrank.training import (
     recorded_names,
 )
 from lowrank.utils import first_line
-from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, limit_memory, out_of_memory
+from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, device_lost, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trial_config import trial_config
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back
 from sweeps.records import (
     FULL_ERROR,
     MACHINE_METRICS,

@@ -6,31 +6,13 @@ import torch
 
 from lowrank.data import ImageData
 from lowrank.errors import LowrankError
-from sweeps.cluster import out_of_memory
 
 ALLOWED_MB = 1000.0
 """Device memory, in MB (1e6 bytes), that may stay after a trial beside the images: libraries, a teacher."""
-_DEVICE_ERRORS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
 
 class WorkerLostError(LowrankError):
     """This process cannot train any more; its trial goes on in a new one. Its one line is recorded as the reason."""
-
-
-def device_lost(error: BaseException) -> bool:
-    """Return whether an error of the device means that this process cannot use it any more.
-
-    Args:
-        error: any exception of a training.
-
-    Returns:
-        True for errors of CUDA and its libraries but for memory that ran out.
-    """
-    if out_of_memory(error):
-        return False
-    if isinstance(error, torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _DEVICE_ERRORS)
 
 
 def resident_mb(data: ImageData, device: torch.device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +31,8 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings, has_batch_norms, is_own_code
 from lowrank.training import Recipe, augmentation_for, check_network, check_training_step
-from lowrank.utils import print_progress, validate_model
-from sweeps.cluster import out_of_memory
+from lowrank.utils import first_line, print_progress, validate_model
+from sweeps.cluster import device_lost, out_of_memory
 from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
     ALL_SIZES,
@@ -323,10 +324,14 @@ class Resolver:
         try:
             milliseconds = self.step_timer.milliseconds(network, self.plan(network), sized)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if out_of_memory(error):
+                reason = "does not fit into this machine's memory"
+            elif device_lost(error) or isinstance(error, BrokenProcessPool):
+                reason = f"could not be measured: {first_line(error)}"
+            else:
                 raise
             # How much too slow it is nobody knows: as much again as is allowed
-            raise StepTimeError("a training step does not fit into this machine's memory", limit) from error
+            raise StepTimeError(f"a training step {reason}", limit) from error
         if milliseconds > limit:
             reason = f"a training step takes {milliseconds:.2f} ms on this machine, over the budget of {limit:.2f} ms"
             raise StepTimeError(reason, milliseconds - limit)

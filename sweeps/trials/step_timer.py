@@ -3,14 +3,23 @@
 A measured time holds for this machine alone, does not grow steadily with size, and differs from one measurement to the
 next. So each network is measured once in the life of a study (a file beside the journal keeps the times for a resume),
 and a budget of time refuses networks instead of solving their size.
+
+On a GPU another process measures: an error of CUDA there must not end the driver, nor does the driver hold a context on
+a card of its trials.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -18,7 +27,7 @@ from torch.nn import functional
 from lowrank.compression import NetworkPlan, SizedMethod, build_student
 from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import use_channels_last
-from lowrank.utils import write_text
+from lowrank.utils import exit_with_parent, write_text
 from sweeps.records import STEP_TIMES_FILE, read_step_times
 
 WARMUP_STEPS, TIMED_STEPS = 2, 5  # the fastest of the timed steps counts
@@ -38,9 +47,14 @@ class StepTimer:
 
     def __init__(self, image_shape: ImageShape, classes: int, batch: int):
         self.image_shape, self.classes, self.batch = image_shape, classes, batch
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._times: dict[str, float] = {}
         self._path: Path | None = None
+        self._process: ProcessPoolExecutor | None = None
+
+    @cached_property
+    def device(self) -> str:
+        """Where steps are measured; a study without a budget of time never looks for a GPU."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def use_folder(self, folder: Path) -> None:
         """Keep the measured times in a study's folder, and take over those that it has.
@@ -85,22 +99,66 @@ class StepTimer:
 
         Returns:
             Milliseconds of the fastest step.
+
+        Raises:
+            RuntimeError: the step fails, e.g. for want of memory; BrokenProcessPool if it ends its process.
+            MemoryError: the memory of the machine is not enough.
         """
-        student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)
-        use_channels_last(student)
-        images = torch.randn(self.batch, *self.image_shape, device=self.device)
-        images = images.to(memory_format=torch.channels_last)
-        labels = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
-        optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9, fused=True)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        task = (network, plan, sized, self.image_shape, self.classes, self.batch, self.device)
+        return measure_step_time(*task) if self.device == "cpu" else self._measure_apart(*task)
+
+    def _measure_apart(self, *task: Any) -> float:
+        """Measure in another process, which is used again as long as no step fails in it."""
         try:
-            times: list[float] = []
-            while len(times) < WARMUP_STEPS + TIMED_STEPS and (len(times) < 3 or sum(times) < LONG_SECONDS):
-                times.append(_step(student, optimizer, images, labels))
-        finally:
-            torch.set_num_threads(threads)
-        return 1000 * min(times[min(WARMUP_STEPS, len(times) - 1) :])
+            return self._submit(task)
+        except BrokenProcessPool:  # it also ends with the thread that has started it
+            return self._submit(task)
+
+    def _submit(self, task: tuple[Any, ...]) -> float:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._process = ProcessPoolExecutor(1, context, exit_with_parent, (os.getpid(),))
+        try:
+            return self._process.submit(measure_step_time, *task).result()
+        except Exception:  # after an error of CUDA the process is of no use
+            self._process.shutdown(wait=False)
+            self._process = None
+            raise
+
+
+def measure_step_time(
+    network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod, image_shape: ImageShape, classes: int, batch: int,
+    device: str,
+) -> float:  # fmt: skip
+    """Measure the step of a network in this process, by one thread where it is measured on a CPU.
+
+    Args:
+        network: the network.
+        plan: of the network.
+        sized: what it is built with.
+        image_shape: channels, height and width.
+        classes: of the data set.
+        batch: images of a batch.
+        device: cpu or cuda.
+
+    Returns:
+        Milliseconds of the fastest step.
+    """
+    student = build_student(network, plan, sized, image_shape, classes, seed=0).to(device)
+    use_channels_last(student)
+    images = torch.randn(batch, *image_shape, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times: list[float] = []
+        while len(times) < WARMUP_STEPS + TIMED_STEPS and (len(times) < 3 or sum(times) < LONG_SECONDS):
+            times.append(_step(student, optimizer, images, labels))
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * min(times[min(WARMUP_STEPS, len(times) - 1) :])
 
 
 def _step(

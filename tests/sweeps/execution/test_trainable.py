@@ -20,11 +20,12 @@ from lowrank.io.tensor_file import load_tensors, saved_versions
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.trainer import Trainer
+from sweeps.cluster import device_lost
 from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.trial_config import CHECKPOINT_SECONDS, TrialConfig
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import TrialSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -148,6 +149,18 @@ def test_a_network_whose_step_does_not_fit_into_memory_is_infeasible(digits, mon
 
     monkeypatch.setattr(resolver.step_timer, "measure", fail)
     with pytest.raises(StepTimeError, match="a training step does not fit into this machine's memory"):
+        resolver.resolve({})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: misaligned address"), BrokenProcessPool("it ended")])
+def test_a_network_whose_step_ends_the_measurement_is_infeasible_and_the_study_goes_on(digits, monkeypatch, error):
+    resolver = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
+
+    def fail(*_: object) -> float:
+        raise error
+
+    monkeypatch.setattr(resolver.step_timer, "measure", fail)
+    with pytest.raises(StepTimeError, match=f"a training step could not be measured: {error}"):
         resolver.resolve({})
 
 
