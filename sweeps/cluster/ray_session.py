@@ -21,6 +21,7 @@ from sweeps.cluster.local_ray import check_private, private_folder, require_toke
 from sweeps.cluster.ray_adapter import (
     ENVIRONMENT,
     is_startup_timeout,
+    preload_modules,
     project_first,
     token_is_enabled,
     watch_sigterm_handler,
@@ -116,6 +117,7 @@ def _start_here(cpus: int, allow_open_ports: bool) -> None:
     The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.
     """
     folder = private_folder()
+    preload_modules(cpus)
     for attempt in range(1, MAX_STARTS + 1):
         try:
             ray.init(

@@ -122,7 +122,7 @@ def probe_trials(
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
     for trial in _with_progress(trials, Console(stderr=quiet)):
-        prober = prober or start()
+        prober = prober or start(share.cpus)
         task = ProbeTask(trial.specification, data_dir.resolve() if data_dir else None, share.gpus, outline)
         try:
             measured = ray.get(prober.probe.remote(task))
@@ -223,7 +223,8 @@ def _cells(row: FitRow) -> list[str]:
 class _Prober:
     """Probes configurations in a process of its own: one that ends the process ends no study."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: float) -> None:
+        torch.set_num_threads(max(1, int(cpus)))
         self._warm = False
 
     def probe(self, task: ProbeTask) -> FitRow:

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
 from lowrank.distillation import Signals
@@ -300,6 +299,8 @@ class CapturedEpoch:
 
     def _guarded(self, compiled: CompiledObjective) -> Forward:
         """Wrap a compiled forward pass: where a later call would have to compile again and cannot, go on without."""
+        # Importing the compiler takes as long as torch itself, and only what is compiled needs it
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         def forward(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
             try:
