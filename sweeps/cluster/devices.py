@@ -31,7 +31,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def device_lost(error: BaseException) -> bool:
-    """Return whether an error of the device means that this process cannot use it any more.
+    """Tell whether after an error this process cannot use its device any more.
 
     Args:
         error: any exception of a training.
