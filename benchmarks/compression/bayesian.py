@@ -2,24 +2,31 @@
 
     python -m benchmarks.compression.bayesian --data digits --network mlp --methods dense normal_jeffreys
 
-`dense` is the same network, trained by the same recipe without variational layers. Nothing is asserted.
+`dense` is the same network, trained by the same recipe without variational layers. With `--kd-weight` or with
+`--finetune-teacher dense` it is trained first for each seed, and imitated. Of several values of `--finetune`,
+`--finetune-lr` and `--finetune-kd-weight` each combination is tried from the same posterior. Nothing is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.measurement import environment
 from lowrank.compression import Budget, VariationalSettings, make_variational, network_plan
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
+from lowrank.distillation import LiveTeacher
 from lowrank.layers import Bayesian, Dense
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
@@ -43,13 +50,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--posterior-lr", type=float, default=3.0, help="times lr, of variances and scales")
+    parser.add_argument("--weight-decay", type=float, default=5e-4, help="of weights without a posterior")
+    parser.add_argument("--ema-decay", type=float, default=0.0, help="of a moving average of the weights")
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--warmup-epochs", type=float, default=10)
+    parser.add_argument("--kl-weight", type=float, default=1.0)
     parser.add_argument("--max-std", type=float, default=0.2)
     parser.add_argument("--shift", type=int, default=0, help="augmentation: shift in pixels")
     parser.add_argument("--flip", action="store_true", help="augmentation: mirror left to right")
     parser.add_argument("--cutout", type=int, default=0, help="augmentation: side of the square in pixels")
-    parser.add_argument("--finetune", type=int, default=0, help="epochs after the removal")
-    parser.add_argument("--finetune-lr", type=float, default=1e-3)
+    parser.add_argument("--dense-epochs", type=int, help="of the dense network, if not --epochs")
+    parser.add_argument("--kd-weight", type=float, default=0.0, help="distillation of the posterior's training")
+    parser.add_argument("--kd-temperature", type=float, default=4.0)
+    parser.add_argument("--finetune", type=int, nargs="+", default=[0], help="epochs after the removal")
+    parser.add_argument("--finetune-lr", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--finetune-kd-weight", type=float, nargs="+", default=[0.0], help="distillation in them")
+    parser.add_argument(
+        "--finetune-teacher", choices=("posterior", DENSE), default="posterior", help="what they imitate"
+    )
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.15, 0.1, 0.05])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=math.inf, help="end each training after so many seconds")
@@ -67,25 +85,33 @@ def main() -> None:
         "options": {name: str(value) for name, value in vars(options).items()}, "environment": environment(),
         "runs": [],
     }  # fmt: skip
+    is_taught = options.kd_weight > 0 or options.finetune_teacher == DENSE
+    methods = [DENSE, *(method for method in options.methods if method != DENSE)] if is_taught else options.methods
     for seed in options.seeds:
-        for method in options.methods:
-            records["runs"].append(run(options, data, seed, method))
+        teacher: nn.Module | None = None
+        for method in methods:
+            record, trainer = run(options, data, seed, method, teacher)
+            records["runs"].append(record)
+            if method == DENSE and is_taught:
+                teacher = trainer.network
             if options.json:
                 options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print_means(records["runs"])
 
 
-def run(options: argparse.Namespace, data: ImageData, seed: int, name: str) -> dict[str, Any]:
-    """Train one network; give its epochs, its times and its front."""
-    trainer = make_trainer(options, data, seed, name)
+def run(
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: nn.Module | None
+) -> tuple[dict[str, Any], Trainer]:
+    """Train one network; give its epochs, its times and its front, and its trainer."""
+    trainer = make_trainer(options, data, seed, name, teacher)
     record: dict[str, Any] = {"seed": seed, "method": name, "epochs": [], "front": [], "finite": True}
     start, cpu = time.perf_counter(), time.process_time()
-    while trainer.epoch < options.epochs and time.perf_counter() - start < options.seconds:
+    while trainer.epoch < trainer.recipe.epochs and time.perf_counter() - start < options.seconds:
         try:
             metrics = trainer.train_epoch()
         except DivergedError as error:
             print(f"{name}, seed {seed}: {error}", flush=True)
-            return record | {"finite": False, "reason": str(error)}
+            return record | {"finite": False, "reason": str(error)}, trainer
         record["epochs"].append(metrics)
         shown = " ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
         print(f"{name} seed {seed} epoch {trainer.epoch}: {shown} {metrics['epoch_seconds']:.2f} s", flush=True)
@@ -99,20 +125,29 @@ def run(options: argparse.Namespace, data: ImageData, seed: int, name: str) -> d
         f"validation error {record['val_error']:.2f} %, test error {record['test_error']:.2f} %", flush=True,
     )  # fmt: skip
     if name != DENSE:
-        record["front"] = [front_point(options, trainer, share) for share in options.budgets]
-    return record
+        finetunings = itertools.product(options.finetune, options.finetune_lr, options.finetune_kd_weight)
+        record["front"] = [
+            front_point(options, trainer, teacher, share, *finetuning)
+            for finetuning in finetunings for share in options.budgets
+        ]  # fmt: skip
+    return record, trainer
 
 
-def make_trainer(options: argparse.Namespace, data: ImageData, seed: int, name: str) -> Trainer:
+def make_trainer(
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: nn.Module | None = None
+) -> Trainer:
     """Make the trainer of one network at its first epoch."""
     settings, variational = network_settings(options), name != DENSE
     method = Bayesian(
-        prior=name if variational else PRIORS[0], warmup_epochs=options.warmup_epochs, max_std=options.max_std,
-        finetune_epochs=options.finetune, finetune_lr=options.finetune_lr,
+        prior=name if variational else PRIORS[0], warmup_epochs=options.warmup_epochs, kl_weight=options.kl_weight,
+        max_std=options.max_std,
     )  # fmt: skip
+    epochs = options.epochs if variational else options.dense_epochs or options.epochs
     recipe = Recipe(
-        epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,
-        weight_decay=5e-4, decay="plain", factor_lr=options.posterior_lr if variational else 1.0,
+        epochs=epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,
+        weight_decay=options.weight_decay, decay="plain", factor_lr=options.posterior_lr if variational else 1.0,
+        ema_decay=options.ema_decay, label_smoothing=options.label_smoothing,
+        kd_weight=options.kd_weight if variational else 0.0, kd_temperature=options.kd_temperature,
     )  # fmt: skip
     torch.manual_seed(seed)
     network = make_network(settings, data.image_shape, len(data.classes))
@@ -122,6 +157,7 @@ def make_trainer(options: argparse.Namespace, data: ImageData, seed: int, name: 
         network, data, recipe, order_seed=seed, device=options.device,
         augmentation=AugmentationSettings(shift=options.shift, flip=options.flip, cutout=options.cutout),
         variational=VariationalSettings(method=method, network=settings) if variational else None,
+        teacher=LiveTeacher(teacher, ()) if teacher is not None and variational else None,
     )  # fmt: skip
 
 
@@ -131,28 +167,42 @@ def network_settings(options: argparse.Namespace) -> NetworkSettings:
     return NetworkSettings(name=options.network, width=options.width, **fields)
 
 
-def front_point(options: argparse.Namespace, trainer: Trainer, share: float) -> dict[str, Any]:
-    """Solve one budget from the trained posterior and evaluate what is left."""
+def front_point(
+    options: argparse.Namespace, trainer: Trainer, teacher: nn.Module | None, share: float, epochs: int, lr: float,
+    kd_weight: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Solve one budget from the trained posterior, fine-tune and evaluate what is left."""
+    assert trainer.variational is not None
+    settings = trainer.variational.settings
+    finetuning = {"finetune_epochs": epochs, "finetune_lr": lr, "finetune_kd_weight": kd_weight}
+    trainer.variational.settings = replace(settings, method=settings.method.model_copy(update=finetuning))
     plan = network_plan(network_settings(options), trainer.data.image_shape, len(trainer.data.classes))
     dense = plan.params(Dense())
     start = time.perf_counter()
-    removed, plain = compress_posterior(trainer, Budget(params=int(share * dense)))
+    imitated = LiveTeacher(teacher, ()) if teacher is not None and options.finetune_teacher == DENSE else None
+    removed, plain = compress_posterior(trainer, Budget(params=int(share * dense)), imitated)
     point = {
-        "budget": share, **removed.record(), "share": removed.counts["params"] / dense,
+        "budget": share, **finetuning, **removed.record(), "share": removed.counts["params"] / dense,
         "mult_adds_share": removed.counts["mult_adds"] / plan.mult_adds(Dense()),
         "val_error": plain.evaluate("val")["error"], "test_error": plain.evaluate("test")["error"],
         "mixed_val_error": mixed_precision_error(plain, removed.widths), "seconds": time.perf_counter() - start,
     }  # fmt: skip
     left = removed.settings
     print(
-        f"  {share:.0%} of {dense:,}: {removed.counts['params']:,} parameters ({point['share']:.1%}), "
-        f"{point['mult_adds_share']:.1%} of the mult-adds, {removed.counts['bytes']:,} bytes, "
+        f"  {share:.0%} of {dense:,}, {describe(finetuning)}: {removed.counts['params']:,} parameters "
+        f"({point['share']:.1%}), {point['mult_adds_share']:.1%} of the mult-adds, {removed.counts['bytes']:,} bytes, "
         f"{removed.counts['mixed_bytes']:,} in mixed precision ({dense * 4 / removed.counts['mixed_bytes']:.0f} times "
         f"fewer); validation error {point['val_error']:.2f} %, mixed {point['mixed_val_error']:.2f} %, test error "
         f"{point['test_error']:.2f} %; threshold {removed.threshold:.2f}; "
         f"{left.channels or (left.inputs, *left.hidden)}; {point['seconds']:.1f} s", flush=True,
     )  # fmt: skip
     return point
+
+
+def describe(finetuning: Mapping[str, Any]) -> str:
+    """Write the settings of a fine-tuning for a line."""
+    epochs, lr, kd_weight = (finetuning[f"finetune_{name}"] for name in ("epochs", "lr", "kd_weight"))
+    return f"fine-tuned {epochs} epochs at {lr:g}, distilled {kd_weight:g}" if epochs else "not fine-tuned"
 
 
 def print_means(runs: list[dict[str, Any]]) -> None:
@@ -162,7 +212,7 @@ def print_means(runs: list[dict[str, Any]]) -> None:
         if record["finite"]:
             rows.setdefault(record["method"], []).append((record["val_error"], record["test_error"]))
             for point in record["front"]:
-                name = f"{record['method']}, {point['budget']:.0%} of the parameters"
+                name = f"{record['method']}, {point['budget']:.0%} of the parameters, {describe(point)}"
                 rows.setdefault(name, []).append((point["val_error"], point["test_error"]))
     for name, errors in rows.items():
         words = []

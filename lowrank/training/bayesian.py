@@ -24,8 +24,9 @@ from lowrank.compression import (
     solve_threshold,
 )
 from lowrank.data import AugmentationSettings
+from lowrank.distillation import LiveTeacher, Teacher
 from lowrank.layers import Bayesian
-from lowrank.networks import NetworkSettings
+from lowrank.networks import NetworkSettings, copy_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 
@@ -123,22 +124,26 @@ def finetune_recipe(recipe: Recipe, method: Bayesian) -> Recipe:
         method: says for how long and how fast.
 
     Returns:
-        The same recipe, shorter, along a cosine without a warm-up, and without a teacher.
+        The same recipe, shorter, along a cosine without a warm-up, with the method's share of distillation.
     """
     changes = {
         "epochs": method.finetune_epochs, "lr": method.finetune_lr, "schedule": "cosine", "warmup": 0.0,
-        "kd_weight": 0.0, "attention_weight": 0.0,
+        "kd_weight": method.finetune_kd_weight, "attention_weight": 0.0,
     }  # fmt: skip
     return recipe.model_copy(update=changes)
 
 
-def make_plain_trainer(trainer: Trainer, removed: RemovedNetwork, augmentation: AugmentationSettings) -> Trainer:
+def make_plain_trainer(
+    trainer: Trainer, removed: RemovedNetwork, augmentation: AugmentationSettings, teacher: Teacher | None = None
+) -> Trainer:
     """Make the trainer that evaluates the removed network and fine-tunes it.
 
     Args:
         trainer: of the variational network.
         removed: from `remove_groups`; its network is trained in place.
         augmentation: of the training images.
+        teacher: what the network imitates where the method asks for it; None for the teacher of the training or,
+            without one, the network before the removal.
 
     Returns:
         The trainer, at its first epoch.
@@ -148,7 +153,18 @@ def make_plain_trainer(trainer: Trainer, removed: RemovedNetwork, augmentation: 
     return Trainer(
         removed.network, trainer.data, finetune_recipe(trainer.recipe, method), augmentation=augmentation,
         order_seed=trainer.order_seed + 1, device=trainer.device, decoders=trainer.decoders,
+        teacher=(teacher or _default_teacher(trainer)) if method.finetune_kd_weight > 0 else None,
+        cache_epochs=trainer.step.cache_epochs,
     )  # fmt: skip
+
+
+def _default_teacher(trainer: Trainer) -> Teacher:
+    """Return the teacher of the training or, without one, the network before the removal."""
+    if trainer.step.objective.teacher is not None:
+        return trainer.step.objective.teacher
+    with trainer.step.ema.swapped_in() if trainer.step.ema is not None else nullcontext():
+        network = copy_network(trainer.network)
+    return LiveTeacher(network, (), autocast=trainer.step.dtype)
 
 
 def freeze_masked(network: nn.Module) -> None:
@@ -166,12 +182,15 @@ def freeze_masked(network: nn.Module) -> None:
                 module.bias.register_hook(lambda gradient, mask=rows: gradient * mask)
 
 
-def compress_posterior(trainer: Trainer, budget: Budget | None) -> tuple[RemovedNetwork, Trainer]:
+def compress_posterior(
+    trainer: Trainer, budget: Budget | None, teacher: Teacher | None = None
+) -> tuple[RemovedNetwork, Trainer]:
     """Remove groups by a budget and fine-tune what is left, if the method asks for it.
 
     Args:
         trainer: of a trained variational network; it is not changed.
         budget: upper limits; None for the method's threshold.
+        teacher: see `make_plain_trainer`.
 
     Returns:
         The removed network, and a trainer with its final weights.
@@ -181,7 +200,7 @@ def compress_posterior(trainer: Trainer, budget: Budget | None) -> tuple[Removed
         DivergedError: the fine-tuning diverges.
     """
     removed = remove_groups(trainer, budget)
-    plain = make_plain_trainer(trainer, removed, trainer.augmentation)
+    plain = make_plain_trainer(trainer, removed, trainer.augmentation, teacher)
     if removed.is_masked:
         freeze_masked(plain.network)
     for _ in range(plain.recipe.epochs):

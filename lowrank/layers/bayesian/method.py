@@ -27,6 +27,8 @@ class Bayesian(Method):
         threshold: score above which a group counts as removed in the records, and is removed where no budget is given.
         finetune_epochs: of training after the removal, without any noise.
         finetune_lr: learning rate of that training, which falls to 0 along a cosine.
+        finetune_kd_weight: share of distillation in the loss of that training. It imitates the trial's teacher or, in a
+            trial without one, the network before the removal.
     """
 
     name: Literal["bayesian"] = "bayesian"
@@ -38,12 +40,20 @@ class Bayesian(Method):
     threshold: float = Field(default=0.0, ge=-20, le=20)
     finetune_epochs: int = Field(default=0, ge=0, le=10_000)
     finetune_lr: float = Field(default=0.001, gt=0, le=10)
+    finetune_kd_weight: float = Field(default=0.0, ge=0, le=1)
 
     def params(self, shape: ConvShape) -> int:
         return Dense().params(shape)
 
     def mult_adds(self, shape: ConvShape) -> int:
         return Dense().mult_adds(shape)
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        """Return what is built; fields that came later are left out at their defaults, so that ids stay."""
+        late = {"finetune_kd_weight"}
+        changed = {name: value for name, value in self.model_dump(include=late).items() if value}
+        fields = {**self.model_dump(exclude={"name", *late}), **changed}
+        return (self.name, *(value for _, value in sorted(fields.items())))
 
     def infeasible(self, shape: ConvShape) -> str | None:
         return f"it has no grouped form, but the layer has {shape.groups} groups" if shape.groups > 1 else None

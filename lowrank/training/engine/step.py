@@ -33,6 +33,7 @@ class TrainStep:
         epoch: epochs done; the loop around the steps counts it up.
         steps_per_epoch: how many batches an epoch has.
         collapsed: (steps_per_epoch,), 1 for a step of this epoch that overflowed at float16's least loss scale.
+        cache_epochs: after so many epochs the same augmentations come again; None: they never do.
     """
 
     def __init__(
@@ -63,13 +64,13 @@ class TrainStep:
         self._buckets = None if group is None else GradientBuckets(trained)
         self.epoch = 0
         self.collapsed = torch.zeros(0)
-        self._cache_epochs = cache_epochs
+        self.cache_epochs = cache_epochs
         self._micro_indices: tuple[Tensor, ...] = ()  # of the images of each micro-batch, for variational layers
 
     @property
     def cache_epoch(self) -> int:
         """The number that augmentations are drawn with; it also selects signals."""
-        return self.epoch if self._cache_epochs is None else self.epoch % self._cache_epochs
+        return self.epoch if self.cache_epochs is None else self.epoch % self.cache_epochs
 
     def begin_epoch(self) -> None:
         """Forget which steps of the last epoch collapsed."""

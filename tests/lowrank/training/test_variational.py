@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from lowrank.compression import Budget, VariationalSettings, make_variational
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
+from lowrank.distillation import LiveTeacher
 from lowrank.errors import InputError
 from lowrank.layers import Bayesian, posterior_parameters, variational_layers
 from lowrank.networks import NetworkSettings, make_network
@@ -227,6 +229,30 @@ def test_one_training_meets_several_budgets(digits: ImageData, prior: str) -> No
     assert sizes == sorted(sizes, reverse=True)
     for name, tensor in trainer.state().items():
         assert torch.equal(tensor, before[name]), "the trained posterior is left as it is"
+
+
+def test_fine_tuning_imitates_the_network_before_the_removal_or_the_teacher(digits: ImageData) -> None:
+    """With all of the loss on distillation the labels do not matter: those of the training split are wrong here."""
+    trainer = trainer_of(digits, finetune_epochs=12, finetune_lr=0.01, finetune_kd_weight=1.0)
+    for _ in range(4):
+        trainer.train_epoch()
+    before = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    right = trainer.evaluate("train")["error"]
+    wrong = replace(digits.train, labels=(digits.train.labels + 1) % 10, _copies={})
+    trainer.data = replace(digits, train=wrong)
+    _, plain = compress_posterior(trainer, Budget(params=1500))
+    assert right < 40
+    assert plain.evaluate("train")["error"] > 80, "the labels would have given less"
+    for name, tensor in trainer.state().items():
+        assert torch.equal(tensor, before[name]), "the network that is imitated stays as it is"
+    other = LiveTeacher(make_network(NETWORK, digits.image_shape, 10), ())
+    taught = Trainer(
+        trainer.network, digits, trainer.recipe.model_copy(update={"kd_weight": 0.5}), order_seed=0, teacher=other,
+        augmentation=AugmentationSettings(), variational=trainer.variational.settings, cache_epochs=3,
+    )  # fmt: skip
+    _, plain = compress_posterior(taught, Budget(params=1500))
+    assert plain.step.objective.teacher is other
+    assert plain.step.cache_epochs == 3
 
 
 def test_fine_tuning_leaves_masked_groups_masked() -> None:
