@@ -4,8 +4,8 @@
 
 Every measurement runs in processes of its own with a time limit, and its row is printed when it ends; those of one card
 run on both cards side by side. The table comes last, also where the time is up or a measurement fails. `--before` names
-a folder with an older `lowrank` package, which is profiled too. `--tiny` shows on a CPU, with two processes that talk
-through gloo, that the script works.
+a folder with an older `lowrank` package, which is measured on two cards too, right after the present one. `--tiny`
+shows on a CPU, with two processes that talk through gloo, that the script works.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
 SAME_BATCH_A_CARD, SAME_TOTAL_BATCH = 1.8, 1.5  # goals: times one card
 LEAST_SECONDS = 20.0  # without which a measurement is not begun
 BEFORE = "profile before"
-ONE_CARD_SECONDS = 200.0  # for both engines of one card, side by side; one of them compiles
+ONE_CARD_SECONDS = 200.0  # for the engines of one card, side by side; one of them compiles
 COMPILED_SECONDS = 200.0  # for two cards; the second batch takes what the first one has compiled only in part
-PARTS = ("link", "wrn", "profile", "losses", "tests", "resnet9", "compiled")
+EXCHANGES = 20  # that are timed together
+# Name, kind, and whether each process sees all cards. Shared memory needs that
+LINKS = (("link", "link", False), ("link, all cards visible", "link", True), ("shared memory", "one_shot", True))
+ENGINES = {"captured": "", "compiled": "_compiled"}  # and how their parts of the measurement end
+PARTS = ("link", "wrn", "profile", "losses", "tests", "resnet9", "wrn_compiled", "resnet9_compiled")
 
 
 @dataclass(frozen=True)
@@ -182,19 +186,53 @@ class Worker:
         return {**summary(events, PROFILED), "ms a step": 1000 * seconds / PROFILED, "notices": self.notices}
 
     def link(self) -> dict[str, Any]:
-        """Microseconds of all-reduces, between the processes."""
-        found = {}
-        for kibibytes in (4, 1024, 65536):
-            tensor = torch.ones(kibibytes * 256, device=self.device)
-            for _ in range(5):
-                dist.all_reduce(tensor)
-            self.wait()
-            start = time.perf_counter()
-            for _ in range(20):
-                dist.all_reduce(tensor)
-            self.wait()
-            found[f"{kibibytes} KiB"] = 1e6 * (time.perf_counter() - start) / 20
-        return found
+        """Microseconds of exchanges of several sizes between the processes."""
+        from lowrank.kernels.global_norm import gather_parts  # an older package has none
+
+        times: dict[str, Any] = {}
+        for kibibytes in (4, 1024, 16384) if self.job.device == "cuda" else (4, 1024):
+            tensor = torch.ones(2, kibibytes * 128, device=self.device)
+            times |= self._exchange_times(f"sum of {kibibytes} KiB", lambda tensor=tensor: dist.all_reduce(tensor))
+            times |= self._exchange_times(f"gather of {kibibytes} KiB", lambda tensor=tensor: gather_parts(tensor))
+        return times
+
+    def one_shot(self) -> dict[str, Any]:
+        """Microseconds of torch's sums over memory that the cards share, which need no NCCL."""
+        from torch.distributed import _symmetric_memory as symmetric_memory
+
+        name = dist.group.WORLD.group_name
+        times: dict[str, Any] = {}
+        for kibibytes in (4, 256):
+            shared = symmetric_memory.empty(kibibytes * 256, dtype=torch.float32, device=self.device)
+            shared.fill_(1)
+            symmetric_memory.rendezvous(shared, name)
+            times |= self._exchange_times(
+                f"one-shot sum of {kibibytes} KiB",
+                lambda shared=shared: torch.ops.symm_mem.one_shot_all_reduce(shared, "sum", name),
+            )
+        return times
+
+    def _exchange_times(self, name: str, exchange: Callable[[], Any]) -> dict[str, float]:
+        """Microseconds of an exchange that is called, and of one that is recorded in a graph."""
+        ways: dict[str, Callable[[], Any]] = {name: lambda: [exchange() for _ in range(EXCHANGES)]}
+        ways[name]()
+        self.wait()
+        if self.job.device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                ways[name]()
+            ways[f"{name}, recorded"] = graph.replay
+        times = {}
+        for way, run in ways.items():
+            rounds = []
+            for _ in range(10 if self.job.device == "cuda" else 2):
+                self.wait()
+                start = time.perf_counter()
+                run()
+                self.wait()
+                rounds.append(time.perf_counter() - start)
+            times[way] = 1e6 * sorted(rounds)[len(rounds) // 2] / EXCHANGES
+        return times
 
 
 def busy(intervals: Sequence[tuple[float, float]]) -> float:
@@ -346,27 +384,33 @@ class Speeds:
         runner: runs the jobs.
         base: at the batch of one card.
         batches: total batches of two cards, and how many times one card's speed each should have.
+        engines: that will be measured.
+        before: folder with an older package, whose speed on two cards is measured too.
     """
 
-    def __init__(self, runner: Runner, base: Job, batches: Mapping[int, float]):
-        self._runner, self._base, self._batches = runner, base, batches
+    def __init__(
+        self, runner: Runner, base: Job, batches: Mapping[int, float], engines: Sequence[str], before: Path | None
+    ):  # fmt: skip
+        self._runner, self._base, self._batches, self._engines = runner, base, batches, engines
+        self._before = before
         self._alone: dict[str, dict[str, Any] | None] = {}
         self.rows: list[dict[str, Any]] = []
 
     def measure(self, engine: str, limit: float) -> None:
         """Measure two cards with an engine, and before that one card with all, if that has not been done."""
         base = self._base
-        engines = ("captured", "compiled") if base.device == "cuda" else ("captured",)  # a CPU compiles for minutes
-        if engine not in engines:
-            return
         if not self._alone:
-            jobs = [(f"{base.network} one {name}", replace(base, engine=name)) for name in engines]
-            self._alone = dict(zip(engines, self._runner.run(ONE_CARD_SECONDS, *jobs), strict=True))
-            self.rows += [row(base, name, 1, base.batch, self._alone[name], None, None) for name in engines]
+            jobs = [(f"{base.network} one {name}", replace(base, engine=name)) for name in self._engines]
+            self._alone = dict(zip(self._engines, self._runner.run(ONE_CARD_SECONDS, *jobs), strict=True))
+            self.rows += [row(base, name, 1, base.batch, self._alone[name], None, None) for name in self._engines]
         for batch, goal in self._batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
-            (two,) = self._runner.run(limit, (f"{base.network} two {engine} {batch}", job))
+            name = f"{base.network} two {engine} {batch}"
+            (two,) = self._runner.run(limit, (name, job))
             self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
+            if self._before is not None:
+                (two,) = self._runner.run(limit, (f"{name} before", replace(job, path=str(self._before.resolve()))))
+                self.rows.append({**row(base, engine, 2, batch, two, self._alone[engine], None), "package": "before"})
 
 
 def row(
@@ -378,9 +422,13 @@ def row(
     return {
         "network": base.network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
         "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
-        "goal": goal, "first s": (answer or {}).get("first s"), "recorded": (answer or {}).get("recorded"),
-        "compiled": (answer or {}).get("compiled"),
+        "goal": goal, "ran": _ways(answer) if answer else None, "package": "now",
     }  # fmt: skip
+
+
+def _ways(answer: Mapping[str, Any]) -> str:
+    """How the steps ran, which is not always what was asked for."""
+    return ", ".join(way for way in ("compiled", "recorded") if answer.get(way)) or "plain"
 
 
 def equal_losses(runner: Runner, base: Job) -> list[dict[str, Any]]:
@@ -423,8 +471,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
-    parser.add_argument("--before", type=Path, metavar="DIR", help="folder with an older `lowrank`, to be profiled")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run, in this order")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="folder with an older `lowrank`, to be measured")
+    parser.add_argument(
+        "--same-total", action="store_true", help="WRN-28-10 on two cards at the batch of one card alone"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        help="parts to run, in this order (all; on a CPU none that compiles, for that takes minutes)",
+    )
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU, two processes")
     return parser
 
@@ -435,6 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["--worker"]:
         work(arguments[1:])
     args = make_parser().parse_args(arguments)
+    args.only = args.only or [part for part in PARTS if not (args.tiny and part.endswith(ENGINES["compiled"]))]
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     around, runner = environment(), Runner(args.out, args.seconds)
@@ -442,18 +499,24 @@ def main(arguments: list[str] | None = None) -> int:
     tiny = tiny if args.tiny else {}
     wrn = replace(Job("speed", batch=16 if args.tiny else 256), **tiny)
     resnet9 = replace(Job("speed", network="resnet9", batch=64 if args.tiny else 512), **tiny)
-    wide = Speeds(runner, wrn, {wrn.batch: SAME_TOTAL_BATCH, 2 * wrn.batch: SAME_BATCH_A_CARD})
-    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0})
+    engines = {
+        name: [engine for engine, ending in ENGINES.items() if f"{name}{ending}" in args.only]
+        for name in ("wrn", "resnet9")
+    }
+    batches = {wrn.batch: SAME_TOTAL_BATCH} | ({} if args.same_total else {2 * wrn.batch: SAME_BATCH_A_CARD})
+    wide = Speeds(runner, wrn, batches, engines["wrn"], args.before)
+    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0}, engines["resnet9"], None)
     notes: list[str] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, Callable[[], Any]] = {
         "link": lambda: [
-            runner.run(45, (name, replace(wrn, kind="link", processes=2, sees_all=sees_all)))
-            for name, sees_all in (("link", False), ("link, all cards visible", True))
+            runner.run(45, (name, replace(wrn, kind=kind, processes=2, sees_all=sees_all)))
+            for name, kind, sees_all in LINKS if sees_all is False or not args.tiny
         ],
         "wrn": lambda: wide.measure("captured", 70),
         "resnet9": lambda: narrow.measure("captured", 60),
-        "compiled": lambda: [speeds.measure("compiled", COMPILED_SECONDS) for speeds in (wide, narrow)],
+        "wrn_compiled": lambda: wide.measure("compiled", COMPILED_SECONDS),
+        "resnet9_compiled": lambda: narrow.measure("compiled", COMPILED_SECONDS),
         "losses": lambda: tables.update(losses=equal_losses(runner, wrn)),
         "profile": lambda: tables.update(profile=profiles(runner, wrn, args.before)),
         "tests": lambda: notes.append("tests of two cards: " + runner.tests(

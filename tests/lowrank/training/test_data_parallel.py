@@ -64,10 +64,12 @@ class InDouble(nn.Module):
 class PermutedTrainer(Trainer):
     """Sees the images of each batch in another order."""
 
+    seed = 1
+
     def batches(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(self.seed)
         for images, labels, indices in super().batches():
-            order = torch.randperm(len(labels), generator=generator)
+            order = torch.randperm(len(labels), generator=generator).to(labels.device)
             yield images[order].contiguous(memory_format=torch.channels_last), labels[order], indices[order]
 
 
@@ -110,18 +112,24 @@ def train(group: DataParallelGroup | None, names: list[str]) -> dict[str, Any]:
     return outcome
 
 
-def losses_of_50_steps(group: DataParallelGroup | None, double: bool, kind: type[Trainer] = Trainer) -> torch.Tensor:
+class PermutedOtherwise(PermutedTrainer):
+    seed = 2
+
+
+def losses_of_50_steps(
+    group: DataParallelGroup | None, double: bool, kind: type[Trainer] = Trainer, device: str = "cpu", **fields: Any
+) -> torch.Tensor:
     network = build_student(SMALL, network_plan(SMALL, (1, 8, 8), 10), tensor_train(), (1, 8, 8), 10, 0)
-    recipe = small_recipe(**FIRST, epochs=13)
+    recipe = small_recipe(**FIRST, epochs=13, **fields)
     run = kind(
         InDouble(network) if double else network, small_data(), recipe, order_seed=0, decay_ratio=0.1, group=group,
-        augmentation=default_augmentation("digits", (1, 8, 8)),
+        augmentation=default_augmentation("digits", (1, 8, 8)), device=device,
     )  # fmt: skip
     losses = []
     for run.epoch in range(recipe.epochs):
         run.train_steps()
         losses.append(run.step_losses)
-    return torch.cat(losses)[:STEPS].double()
+    return torch.cat(losses)[:STEPS].double().cpu()
 
 
 def largest_difference(losses: torch.Tensor, expected: torch.Tensor) -> float:
@@ -322,6 +330,26 @@ def test_two_gpus_have_the_losses_of_one(precision, tolerance, engine, monkeypat
     alone = losses_on_gpus(None, precision, engine)
     for outcome in run_in_group(2, losses_on_gpus, precision, engine, on_gpus=True):
         assert outcome == pytest.approx(alone, rel=tolerance)
+
+
+def losses_of_50_steps_on_gpus(group: DataParallelGroup | None, precision: str) -> torch.Tensor:
+    torch.backends.cudnn.allow_tf32 = False
+    device = f"cuda:{group.index}" if group else "cuda:0"
+    return losses_of_50_steps(group, False, device=device, precision=precision, engine="captured")
+
+
+@pytest.mark.gpu(2)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # of torch 2.11, once a process
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_two_gpus_are_as_near_to_one_as_images_in_another_order(precision, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # is set back afterwards
+    settings: dict[str, Any] = {"device": "cuda:0", "precision": precision, "engine": "captured"}
+    alone, *permuted = (
+        losses_of_50_steps(None, False, kind, **settings) for kind in (Trainer, PermutedTrainer, PermutedOtherwise)
+    )
+    spread = max(largest_difference(losses, alone) for losses in permuted)
+    for losses in run_in_group(2, losses_of_50_steps_on_gpus, precision, on_gpus=True):
+        assert largest_difference(losses, alone) < 2 * spread
 
 
 def test_a_global_batch_norm_shares_the_tensors_of_the_norm_that_it_replaces():
