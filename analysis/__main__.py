@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of the command; 2 for bad input.
     """
+    # Matrices are small here, and threads that wait for a busy core double the time. numpy reads it when it is imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = sys.argv[1:] if argv is None else list(argv)
     parser = OneLineParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

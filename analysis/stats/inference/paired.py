@@ -113,10 +113,11 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     Returns:
         The probability of a split at least as uneven if both networks are as good; 1 without such images.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # loads in a tenth of the time of scipy.stats, whose `binomtest` gives the same
 
     discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    # Of an even coin both tails are alike
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5))) if discordant else 1.0
 
 
 def tango_interval(only_first: float, only_second: float, images: float, z: float) -> tuple[float, float]:
