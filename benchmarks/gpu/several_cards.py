@@ -3,9 +3,9 @@
     python -m benchmarks.gpu.several_cards --out DIR [--seconds 520] [--before DIR] [--only PART ...] [--tiny]
 
 Every measurement runs in processes of its own with a time limit, and its row is printed when it ends; those of one card
-run on both cards side by side. The table comes last, also where the time is up or a measurement fails. `--before` names
-a folder with an older `lowrank` package, which is measured on two cards too, right after the present one. `--tiny`
-shows on a CPU, with two processes that talk through gloo, that the script works.
+run first, on both cards side by side. The table comes last, also where the time is up or a measurement fails.
+`--before` names a folder with an older `lowrank` package, which is measured on two cards too, right after the present
+one. `--tiny` shows on a CPU, with two processes that talk through gloo, that the script works.
 """
 
 from __future__ import annotations
@@ -396,13 +396,18 @@ class Speeds:
         self._alone: dict[str, dict[str, Any] | None] = {}
         self.rows: list[dict[str, Any]] = []
 
+    def one_card_jobs(self) -> list[tuple[str, Job]]:
+        """One for each engine, with its name."""
+        return [(f"{self._base.network} one {engine}", replace(self._base, engine=engine)) for engine in self._engines]
+
+    def take_one_card(self, job: Job, answer: dict[str, Any] | None) -> None:
+        """Take the answer of one of `one_card_jobs`, beside which two cards are shown."""
+        self._alone[job.engine] = answer
+        self.rows.append(row(self._base, job.engine, 1, job.batch, answer, None, None))
+
     def measure(self, engine: str, limit: float) -> None:
-        """Measure two cards with an engine, and before that one card with all, if that has not been done."""
+        """Measure two cards with an engine."""
         base = self._base
-        if not self._alone:
-            jobs = [(f"{base.network} one {name}", replace(base, engine=name)) for name in self._engines]
-            self._alone = dict(zip(self._engines, self._runner.run(ONE_CARD_SECONDS, *jobs), strict=True))
-            self.rows += [row(base, name, 1, base.batch, self._alone[name], None, None) for name in self._engines]
         for batch, goal in self._batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
             name = f"{base.network} two {engine} {batch}"
@@ -411,6 +416,16 @@ class Speeds:
             if self._before is not None:
                 (two,) = self._runner.run(limit, (f"{name} before", replace(job, path=str(self._before.resolve()))))
                 self.rows.append({**row(base, engine, 2, batch, two, self._alone[engine], None), "package": "before"})
+
+
+def measure_one_card(runner: Runner, several: Sequence[Speeds]) -> None:
+    """Measure one card with each network and engine that is asked for, two of them side by side."""
+    jobs = [(speeds, name, job) for speeds in several for name, job in speeds.one_card_jobs()]
+    for first in range(0, len(jobs), 2):
+        pair = jobs[first : first + 2]
+        answers = runner.run(ONE_CARD_SECONDS, *((name, job) for _, name, job in pair))
+        for (speeds, _, job), answer in zip(pair, answers, strict=True):
+            speeds.take_one_card(job, answer)
 
 
 def row(
@@ -495,9 +510,8 @@ def main(arguments: list[str] | None = None) -> int:
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     around, runner = environment(), Runner(args.out, args.seconds)
-    tiny = {"network": "resnet9", "device": "cpu", "width": 0.0625, "share": 0.7, "images": 640, "seconds": 1.0}
-    tiny = tiny if args.tiny else {}
-    wrn = replace(Job("speed", batch=16 if args.tiny else 256), **tiny)
+    tiny = {"device": "cpu", "width": 0.0625, "share": 0.7, "images": 640, "seconds": 1.0} if args.tiny else {}
+    wrn = replace(Job("speed"), **{**tiny, "network": "wrn_10_1", "width": 1.0, "batch": 16} if args.tiny else {})
     resnet9 = replace(Job("speed", network="resnet9", batch=64 if args.tiny else 512), **tiny)
     engines = {
         name: [engine for engine, ending in ENGINES.items() if f"{name}{ending}" in args.only]
@@ -523,6 +537,7 @@ def main(arguments: list[str] | None = None) -> int:
             150, *(("not gpu", "have_the_losses_of_one") if args.tiny else ("gpu", "two_gpus and not compiled"))
         )),
     }  # fmt: skip
+    measure_one_card(runner, (wide, narrow))
     for part in args.only:
         parts[part]()
     return conclude(args, around, [*wide.rows, *narrow.rows], tables, notes)
