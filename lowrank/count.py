@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lowrank.compression import CONVENTIONS
 from lowrank.errors import InputError, show_value
-from lowrank.layers import METHODS, make_method, method_class
+from lowrank.layers import METHODS, VARIATIONAL_METHODS, make_method, method_class
 from lowrank.networks import (
     ImageShape,
     NetworkSettings,
@@ -49,6 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     network = parser.add_argument_group("the network")
     add_network_options(network)
+    network.add_argument(
+        "--inputs", type=int, metavar="N", help="of mlp whose groups were removed: pixels that it reads"
+    )
+    network.add_argument(
+        "--channels", type=int, nargs="+", metavar="N",
+        help="of resnet9 and vgg16 whose groups were removed: outputs of each convolution",
+    )  # fmt: skip
     network.add_argument("--linear", action="store_true", help="substitute linear maps too")
     network.add_argument("--image", metavar="CxHxW", help="e.g. 3x224x224 (default: what it was published for)")
     network.add_argument("--classes", type=int, metavar="N", help="default: as published")
@@ -153,6 +160,11 @@ def parse_image(text: str) -> ImageShape:
 def _parse_method(options: argparse.Namespace) -> Method:
     """Make the method that the options describe; an option that it does not have is an error."""
     method = method_class(options.method)
+    if options.method in VARIATIONAL_METHODS:
+        raise InputError(
+            f"{options.method} has no size before its training; count what is left after it as a dense network, with "
+            "`--hidden` and `--inputs` of mlp, or `--channels` of resnet9 and vgg16"
+        )
     settings = {name: getattr(options, name) for name in METHOD_FIELDS if getattr(options, name) is not None}
     if options.scale is not None:
         if method.scale is None:

@@ -380,8 +380,9 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
         raise InputError(f"{settings.name} has no `transform_input`; {' and '.join(CONVERTING_NETWORKS)} have")
     for field in NETWORK_FIELDS:
         if field not in entry.fields and getattr(settings, field) != NetworkSettings.model_fields[field].default:
-            owner = next(other.shown for other in _TABLE if field in other.fields)
-            raise InputError(f"{settings.name} has no `{field}`; {owner} has")
+            owners = [other.shown for other in _TABLE if field in other.fields]
+            verb = "has" if len(owners) == 1 else "have"
+            raise InputError(f"{settings.name} has no `{field}`; {' and '.join(owners)} {verb}")
     network = entry.make(match, settings, image_shape, classes)
     min_size = getattr(network, "min_image_size", 1)
     if min(image_shape[1:]) < min_size:

@@ -18,7 +18,7 @@ from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.count import main
 from lowrank.errors import UncountableError
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks.registry import NetworkSettings
+from lowrank.networks.registry import NetworkSettings, make_network
 
 torch.set_num_threads(1)  # tiny layers
 
@@ -255,3 +255,26 @@ def test_only_the_named_layers_are_replaced(capsys: pytest.CaptureFixture[str]) 
     numbers = counted(capsys, "--network", "vit", "--method", "svd", "--linear", "--only", "*.mlp.*")
     replaced = [layer["name"] for layer in numbers["layers"] if not layer["kept"]]
     assert replaced == [f"blocks.{block}.mlp.fc{number}" for block in range(6) for number in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ("mlp --hidden 5 4 --inputs 20 --image 1x8x8", {"name": "mlp", "hidden": (5, 4), "inputs": 20}),
+        ("resnet9 --channels 3 4 2 5 6 1 --image 1x8x8", {"name": "resnet9", "channels": (3, 4, 2, 5, 6, 1)}),
+    ],
+)
+def test_what_is_left_after_a_removal_is_counted(
+    arguments: str, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = counted(capsys, "--network", *arguments.split(), "--classes", "10")
+    network = make_network(NetworkSettings(**settings), (1, 8, 8), 10)
+    assert counts["params"] == counts["dense_params"] == sum(value.numel() for value in network.parameters())
+
+
+@pytest.mark.parametrize("size", [(), ("--budget", "100")])
+def test_a_method_without_a_size_before_its_training_is_not_counted(
+    size: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--network", "mlp", "--method", "bayesian", *size]) == 2
+    assert "bayesian has no size before its training; count what is left" in capsys.readouterr().err
