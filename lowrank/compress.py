@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks import add_network_options, network_from_options
-from lowrank.utils import OneLineParser, absolute_path, redact_arguments, run_command, validate_model
+from lowrank.utils import (
+    OneLineParser,
+    absolute_path,
+    check_output_folder,
+    redact_arguments,
+    run_command,
+    validate_model,
+)
 
 if TYPE_CHECKING:
     from lowrank.deployment import CompressConfig
@@ -144,6 +151,9 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     options = make_parser().parse_args(arguments)
     words = redact_arguments(sys.argv[1:] if arguments is None else arguments)
     budgets = tuple(parse_budget(text) for text in options.budget)
+    for place, budget in enumerate(budgets):
+        if budget in budgets[:place]:
+            raise InputError(f"--budget must name each size once, but got {options.budget[place]!r} twice")
     for flag, least in (("calibration", 8), ("finetune", 0)):
         if getattr(options, flag) < least:
             raise InputError(f"--{flag} must be at least {least}, but got {getattr(options, flag)}")
@@ -157,16 +167,21 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         fields["network"].setdefault("weights", PUBLISHED)
     elif options.weights != NETWORK_WEIGHTS:
         absolute_path(options.weights, "--weights")
-        weights = Path(options.weights)
+        weights = Path(options.weights).expanduser()
         if not weights.exists():
             raise InputError(
                 f"--weights must be a file, {PUBLISHED} or {NETWORK_WEIGHTS}, but there is no file {weights}"
             )
-    if options.out.exists() and not options.overwrite:
-        raise InputError(f"{options.out} exists already; give another --out or --overwrite")
+    out = absolute_path(options.out, "--out")
+    if out.exists() and not options.overwrite:
+        raise InputError(f"{out} exists already; give another --out or --overwrite")
     from lowrank.data import DataSettings
-    from lowrank.deployment import CompressConfig, check_opset
+    from lowrank.deployment import RUN_FILE, CompressConfig, check_opset
 
+    check_output_folder(out, RUN_FILE, "one of an earlier run")
+    for flag, file in (("weights", weights), ("class-names", options.class_names)):
+        if file is not None and absolute_path(file, f"--{flag}").is_relative_to(out):
+            raise InputError(f"--{flag} {file} lies in {out}, which --overwrite would remove; give another --out")
     opset = check_opset(options.opset)
     return CompressConfig(
         network=network_from_options(options.network, fields["network"], vars(options)), weights=weights,
@@ -177,7 +192,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         }, class_names=options.class_names, budgets=budgets, max_loss=options.max_loss, method=options.method,
         allocation=options.allocation, calibration=options.calibration, finetune=options.finetune,
         labels_only=options.labels_only, keep=tuple(options.keep), only=tuple(options.only) if options.only else None,
-        report_on=options.report_on, seed=options.seed, device=options.device, out=options.out, opset=opset,
+        report_on=options.report_on, seed=options.seed, device=options.device, out=out, opset=opset,
         overwrite=options.overwrite, as_json=options.json, command=f"python -m lowrank.compress {shlex.join(words)}",
     )  # fmt: skip
 

@@ -36,10 +36,9 @@ from lowrank.deployment import (
     split_batches,
     today,
 )
-from lowrank.errors import InputError
 from lowrank.io import ModelSpecification
 from lowrank.layers import Dense, Separable
-from lowrank.utils import atomic_folder, write_text
+from lowrank.utils import atomic_folder, check_output_folder, make_output_parents, write_text
 from sweeps.records import StudyRecord
 
 PROOF_FILE = "proof.json"
@@ -72,7 +71,8 @@ def export_trial(
         InputError: `folder` holds something else than an earlier export, or cannot be written.
         OSError: the disk is full.
     """
-    _check_folder(folder)
+    check_output_folder(folder, PROOF_FILE, "an earlier export")
+    make_output_parents(folder)
     specification, network = trained.specification, trained.network
     description, batches = _comparison_images(specification, data)
     with atomic_folder(folder, replace=True) as temporary:
@@ -96,19 +96,6 @@ def export_trial(
             write_text(temporary / PREPROCESSING_FILE, trained.preprocessing.model_dump_json(indent=1) + "\n")
         write_text(temporary / CARD_FILE, model_card(study, point, specification, proof, trained.preprocessing))
     return proof
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse to replace a folder that is no export; make its parents."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out must be a folder, but {folder} is a file")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / PROOF_FILE).is_file()
-    except OSError as error:
-        raise InputError(f"--out must be a folder that can be written, but got {folder}: {error.strerror}") from error
-    if holds_other:
-        raise InputError(f"--out must be a new folder or an earlier export, but {folder} holds other files")
 
 
 def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, Batches]:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
         render_card as render_card,
         today as today,
     )
-    from lowrank.deployment.compress_run import CompressConfig as CompressConfig, run_compress as run_compress
+    from lowrank.deployment.compress_run import (
+        RUN_FILE as RUN_FILE,
+        CompressConfig as CompressConfig,
+        run_compress as run_compress,
+    )
     from lowrank.deployment.compressed import Compressed as Compressed, LayerReport as LayerReport
     from lowrank.deployment.compressor import Compressor as Compressor, compress_network as compress_network
     from lowrank.deployment.formats import (
@@ -47,7 +51,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "card": "CARD_FILE CardContent render_card today",
-        "compress_run": "CompressConfig run_compress",
+        "compress_run": "RUN_FILE CompressConfig run_compress",
         "compressed": "Compressed LayerReport",
         "compressor": "Compressor compress_network",
         "formats": (

@@ -35,7 +35,7 @@ from lowrank.io import (
 )
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings, default_images, make_network, without_weights
-from lowrank.utils import ExitCode, atomic_folder, commit, format_count, write_text
+from lowrank.utils import ExitCode, atomic_folder, commit, format_count, make_output_parents, write_text
 
 Budget = Mapping[str, float]
 
@@ -190,6 +190,8 @@ def run_compress(config: CompressConfig) -> int:
         smallest = _smallest_within(compressor, config, steps)
         outcomes = [_outcome(smallest, config, dense, data, images, before, steps)]
     else:
+        for budget in config.budgets:
+            compressor.check_budget(dict(budget), config.method)
         outcomes = [
             _outcome(
                 compressor.compress(dict(budget), method=config.method, allocation=config.allocation),
@@ -384,10 +386,12 @@ def _write(
     expected = data_preprocessing(data)
     if preprocessing is not None:
         expected = expected.model_copy(update={"source": preprocessing.source})
+    names = folder_names(outcomes)
+    make_output_parents(config.out)
     with atomic_folder(config.out, replace=config.overwrite) as folder:
         for index, outcome in enumerate(outcomes):
-            target = folder if len(outcomes) == 1 else folder / folder_name(outcome)
-            target.mkdir(parents=True, exist_ok=True)
+            target = folder / names[index]
+            target.mkdir(exist_ok=True)
             outcomes[index] = _write_one(outcome, target, config, dense, data, images, expected, steps, failed)
         record = _run_record(outcomes, config, data, images, failed, began)
         write_text(folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
@@ -400,9 +404,9 @@ def _run_record(
 ) -> dict[str, object]:  # fmt: skip
     """What a log needs to know of this run; times are in seconds since the epoch, errors in percent."""
     networks = []
-    for outcome in outcomes:
-        fields = {name: value for name, value in outcome.as_dict().items() if name != "layers"}
-        networks.append({"folder": "" if len(outcomes) == 1 else folder_name(outcome), **fields})
+    for name, outcome in zip(folder_names(outcomes), outcomes, strict=True):
+        fields = {key: value for key, value in outcome.as_dict().items() if key != "layers"}
+        networks.append({"folder": name, **fields})
     return {
         "version": 1, "began": began, "ended": time.time(), "command": config.command, "commit": commit(),
         "machine": describe_machine(), "device": str(images.calibration[0].device),
@@ -413,9 +417,24 @@ def _run_record(
     }  # fmt: skip
 
 
-def folder_name(outcome: Outcome) -> str:
-    """The folder of one of several networks: its parameters."""
-    return f"{format_count(outcome.compressed.params)}_parameters"
+def folder_names(outcomes: Sequence[Outcome]) -> list[str]:
+    """Name the folder of each network by its parameters.
+
+    Args:
+        outcomes: the networks of one run.
+
+    Returns:
+        Names that differ, in the order given; "" for a single network, whose folder is that of the run.
+    """
+    if len(outcomes) == 1:
+        return [""]
+    params = [outcome.compressed.params for outcome in outcomes]
+    names = [f"{format_count(count)}_parameters" for count in params]
+    if len(set(names)) < len(names):  # sizes that agree in three digits
+        names = [f"{count}_parameters" for count in params]
+    if len(set(names)) < len(names):
+        names = [f"{place}_{name}" for place, name in enumerate(names, start=1)]
+    return names
 
 
 def _write_one(

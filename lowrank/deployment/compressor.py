@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -200,12 +202,10 @@ class Compressor:
             InputError: a setting is wrong.
         """
         begin = time.perf_counter()
-        if method != "auto" and method not in METHODS:
-            raise unknown("method", method, ("auto", *METHODS))
         if allocation not in ("auto", *ALLOCATIONS):
             raise unknown("allocation", allocation, ("auto", *ALLOCATIONS))
-        limits = self._limits(budget)
-        methods = (*AUTO, "mixed") if method == "auto" else (method,)
+        self.check_budget(budget, method)
+        limits, methods = self._limits(budget), _tried(method)
         best: _Variant | None = None
         for name in methods:
             variant = self._variant(name, "sensitivity" if allocation == "auto" else allocation, limits)
@@ -218,14 +218,35 @@ class Compressor:
         best = self._with_batch_norms(best)
         return self._report(best, time.perf_counter() - begin)
 
+    def check_budget(self, budget: float | Mapping[str, float], method: str = "auto") -> None:
+        """Check that the network can be so small, before anything that takes long.
+
+        Args:
+            budget: as for `compress`.
+            method: one of METHODS, or "auto".
+
+        Raises:
+            InfeasibleError: the network cannot be that small; the least possible size is named.
+            InputError: a setting is wrong.
+        """
+        if method != "auto" and method not in METHODS:
+            raise unknown("method", method, ("auto", *METHODS))
+        limits, methods = self._limits(budget), _tried(method)
+        if all(allocate(self.tables(name, "energy"), limits) is None for name in methods):
+            raise InfeasibleError(self._least_size(methods))
+
     def _limits(self, budget: float | Mapping[str, float]) -> tuple[float | None, float | None]:
         """The most parameters and mult-adds of the replaceable layers together."""
-        shares = dict(budget) if isinstance(budget, Mapping) else {"params": float(budget)}
+        if not isinstance(budget, Mapping | Real):
+            raise InputError(f"the budget must be a share or shares of params and mult_adds, but got {budget!r}")
+        shares = dict(budget) if isinstance(budget, Mapping) else {"params": budget}
+        if not shares:
+            raise InputError("the budget must limit params, mult_adds or both, but got {}")
         for name, share in shares.items():
             if name not in ("params", "mult_adds"):
                 raise unknown("limit", name, ("params", "mult_adds"))
-            if not 0 < share <= 1:
-                raise InputError(f"the budget on {name} must be a share in (0, 1], but got {share:g}")
+            if not isinstance(share, Real) or not 0 < share <= 1:
+                raise InputError(f"the budget on {name} must be a share in (0, 1], but got {share}")
         replaceable = {
             "params": sum(_DENSE.params(layer.shape) for layer in self.layer_list.layers),
             "mult_adds": sum(_DENSE.mult_adds(layer.shape) for layer in self.layer_list.layers),
@@ -250,10 +271,8 @@ class Compressor:
                 sum(min(candidate.costs[axis] for candidate in candidates) for candidates in table.values())
                 for table in tables
             )
-            lines.append(
-                f"{fixed + least:,} of {total:,} {name} ({(fixed + least) / total:.1%}), of which {fixed:,} are never "
-                "replaced"
-            )
+            share = math.ceil(1000 * (fixed + least) / total) / 1000  # rounded up: a budget that can be reached
+            lines.append(f"{fixed + least:,} of {total:,} {name} ({share:.1%}), of which {fixed:,} are never replaced")
         return f"the network cannot be that small: its least size is {lines[0]}; and {lines[1]}"
 
     @cached_property
@@ -412,6 +431,10 @@ class Compressor:
         if any(candidate.choice is not None for candidate in candidates):
             return "the budget is met with less loss by other layers"
         return "no factors are smaller"
+
+
+def _tried(method: str) -> tuple[str, ...]:
+    return (*AUTO, "mixed") if method == "auto" else (method,)
 
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
         atomic_folder as atomic_folder,
         atomic_path as atomic_path,
         atomic_write as atomic_write,
+        check_output_folder as check_output_folder,
         file_hash as file_hash,
         free_name as free_name,
+        make_output_parents as make_output_parents,
         nearest_existing as nearest_existing,
         remove_leftovers as remove_leftovers,
         sync as sync,
@@ -76,8 +78,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "atomic_files": (
-            "TEMPORARY_SUFFIX absolute_path atomic_folder atomic_path atomic_write file_hash free_name "
-            "nearest_existing remove_leftovers sync temporary_path write_bytes write_text"
+            "TEMPORARY_SUFFIX absolute_path atomic_folder atomic_path atomic_write check_output_folder file_hash "
+            "free_name make_output_parents nearest_existing remove_leftovers sync temporary_path write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown INTERVAL print_progress",

@@ -286,6 +286,42 @@ def nearest_existing(path: Path) -> Path:
     return next(candidate for candidate in (path, *path.parents) if candidate.exists())
 
 
+def check_output_folder(folder: Path, mark: str, earlier: str) -> None:
+    """Check that an output folder can be written and holds an earlier output at most.
+
+    Args:
+        folder: the absolute path of the folder that will be made or replaced.
+        mark: a file that every earlier output has.
+        earlier: what an earlier output is called, such as "an earlier export".
+
+    Raises:
+        InputError: a file is in its way, it holds files of another kind, or it cannot be written.
+    """
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise InputError(f"--out must be a folder, but {existing} is a file")
+    changed = folder.parent if existing == folder else existing
+    if not os.access(changed, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be a folder that can be written, but nothing can be written into {changed}")
+    if existing == folder and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(f"--out must be a new folder or {earlier}, but {folder} holds other files")
+
+
+def make_output_parents(folder: Path) -> None:
+    """Make the folders above an output folder.
+
+    Args:
+        folder: the path of the output folder, which is not made itself.
+
+    Raises:
+        InputError: they cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out must be a folder that can be written, but got {folder}: {error.strerror}") from error
+
+
 def absolute_path(path: str | Path, what: str = "the path") -> Path:
     """Make a path that a user gave absolute.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from analysis.research_log.other_entries import compress_entry
 from lowrank.compress import main, parse_budget, parse_config
 from lowrank.data import DataSettings, load_data
 from lowrank.deployment import compress_run, formats
-from lowrank.deployment.compress_run import reorder_outputs
+from lowrank.deployment.compress_run import folder_names, reorder_outputs
 from lowrank.deployment.formats import Export, ExportedFile, onnx_forward
 from lowrank.errors import InputError
 from lowrank.io import load_merged, load_model, published_preprocessing
@@ -153,6 +155,7 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
         (["--budget", "1.5"], "--budget must be a share in (0, 1] such as 0.5"),
         (["--budget", "params=0.5,params=0.6"], "--budget must be a share"),
         (["--budget", "0.001"], "the network cannot be that small: its least size is"),
+        (["--budget", "0.5", "0.50"], "--budget must name each size once, but got '0.50' twice"),
         (["--method", "tucker"], "unknown method 'tucker'"),
         (["--opset", "16"], "unknown opset '16'; choose from: 17, 18"),
         (["--calibration", "2"], "--calibration must be at least 8, but got 2"),
@@ -181,15 +184,22 @@ def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, ca
     assert not out.exists()
 
 
+def earlier_output(parent: Path) -> Path:
+    """A folder such as an earlier run leaves."""
+    out = parent / "out"
+    out.mkdir()
+    (out / compress_run.RUN_FILE).write_text("{}")
+    (out / "older.txt").write_text("of an earlier run")
+    return out
+
+
 def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
     assert main([*BASE, "--out", str(tmp_path)]) == 2
     assert f"{tmp_path} exists already; give another --out or --overwrite" in capsys.readouterr().err
 
 
 def test_an_interruption_leaves_the_old_folder_and_nothing_half(tmp_path, capsys, monkeypatch) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "older.txt").write_text("of an earlier run")
+    out = earlier_output(tmp_path)
 
     def interrupt(network, specification, images, folder, *arguments, **options):
         (folder / "factorised.safetensors").write_text("half")
@@ -207,15 +217,61 @@ def exported(*files: ExportedFile) -> Export:
 
 
 def test_overwriting_replaces_the_folder(tmp_path, capsys, monkeypatch) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "older.txt").write_text("of an earlier run")
+    out = earlier_output(tmp_path)
     monkeypatch.setattr(compress_run, "export_formats", lambda *arguments, **options: exported())
     assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "compress.json", "preprocessing.json", "report.json",
     ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_an_earlier_output_is_replaced(tmp_path, capsys) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("of somebody")
+    for out, message in (
+        (mine, "must be a new folder or one of an earlier run, but"),
+        (mine / "notes.txt", "must be a folder, but"),
+        (mine / "notes.txt" / "deeper", "notes.txt is a file"),
+    ):
+        assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 2
+        assert message in capsys.readouterr().err
+    assert (mine / "notes.txt").read_text() == "of somebody"
+
+
+def test_weights_that_the_new_folder_would_replace_are_refused(tmp_path, capsys) -> None:
+    out = earlier_output(tmp_path)
+    weights = shutil.copy(WEIGHTS, out / "factorised.safetensors")
+    assert main([*BASE, *QUICK, "--weights", str(weights), "--out", str(out), "--overwrite"]) == 2
+    assert "which --overwrite would remove" in capsys.readouterr().err
+    assert weights.is_file()
+
+
+def test_folders_above_the_output_are_made_and_a_dot_is_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments, **options: exported())
+    run_quickly(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert parse_config([*BASE, "--out", ".", "--overwrite"]).out == tmp_path / "a" / "b"
+
+
+@pytest.mark.parametrize(
+    ("params", "folders"),
+    [
+        ([13_020], [""]),
+        ([13_020, 6_500], ["13.0k_parameters", "6.50k_parameters"]),
+        ([13_020, 13_019], ["13020_parameters", "13019_parameters"]),
+        ([13_020, 13_020], ["1_13020_parameters", "2_13020_parameters"]),
+    ],
+)
+def test_each_network_has_a_folder_of_its_own(params, folders) -> None:
+    outcomes: Any = [SimpleNamespace(compressed=SimpleNamespace(params=count)) for count in params]
+    assert folder_names(outcomes) == folders
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_the_others_are(tmp_path, capsys) -> None:
+    assert main([*BASE, *QUICK, "--out", str(tmp_path / "out"), "--budget", "0.5", "0.001"]) == 2
+    assert "before any training" not in capsys.readouterr().err
 
 
 def test_a_form_that_gives_other_outputs_is_named_and_the_exit_code_is_1(tmp_path, capsys, monkeypatch) -> None:

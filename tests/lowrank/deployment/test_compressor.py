@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -87,14 +88,21 @@ def test_layers_say_what_became_of_them(halved) -> None:
 
 
 def test_a_budget_below_the_least_size_is_refused_with_that_size(compressor) -> None:
-    with pytest.raises(InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* are never replaced"):
+    with pytest.raises(InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* never replaced") as error:
         compressor.compress(0.001, method="svd")
+    named = re.search(r"parameters \(([\d.]+)%\)", str(error.value))
+    assert named is not None
+    compressor.check_budget(float(named.group(1)) / 100, "svd")  # a share that was named can be reached
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"budget": 0.0}, r"the budget on params must be a share in \(0, 1\], but got 0"),
+        ({"budget": {}}, r"the budget must limit params, mult_adds or both, but got \{\}"),
+        ({"budget": "half"}, r"the budget must be a share or shares of params and mult_adds, but got 'half'"),
+        ({"budget": {"params": None}}, r"the budget on params must be a share in \(0, 1\], but got None"),
+        ({"budget": float("nan")}, r"the budget on params must be a share in \(0, 1\], but got nan"),
         ({"budget": {"bytes": 0.5}}, r"unknown limit 'bytes'; choose from: mult_adds, params"),
         ({"budget": 0.5, "method": "tucker"}, r"unknown method 'tucker'; choose from: auto, cp_kernel"),
         ({"budget": 0.5, "allocation": "fair"}, r"unknown allocation 'fair'; choose from: auto, energy, sensitivity"),
