@@ -364,12 +364,14 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
 
 
 def _resources(recorded: RecordedTrial) -> dict[str, object]:
-    """The resources on record: the number of threads decides in which order sums are taken."""
+    """The resources on record: the numbers of threads and processes decide in which order sums are taken."""
     trial, resources = recorded.trial, dict(recorded.study.header.section("resources"))
     if trial.last_attempt("cpus") is not None:
         resources["cpus_per_trial"] = trial.last_attempt("cpus")
     if trial.last_attempt("device") == "cpu":
         resources["gpus_per_trial"] = 0
+        if trial.last_attempt("processes") is not None:  # a resume may have changed it
+            resources["processes_per_trial"] = trial.last_attempt("processes")
     return {key: value for key, value in resources.items() if value is not None}
 
 

@@ -55,7 +55,7 @@ def resolver(teachers: Path, changes: list[str]) -> Resolver:
     return Resolver(space, data, resolve_teacher(space, data, teachers))
 
 
-def write(folder: Path, *trials) -> Path:
+def write(folder: Path, *trials, **attempt) -> Path:
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(Event.STUDY, name="mine", space={"resources": {"cpus_per_trial": 1.0}})
     for each in trials:
@@ -64,7 +64,7 @@ def write(folder: Path, *trials) -> Path:
             specification=each.specification.to_json(), counts=each.counts, proposal={},
             point_id=each.point_id,
         )  # fmt: skip
-        journal.append(Event.ATTEMPT, trial=each.trial_id, device="cpu", cpus=2.0, gpus=0.0)
+        journal.append(Event.ATTEMPT, trial=each.trial_id, **{"device": "cpu", "cpus": 2.0, "gpus": 0.0, **attempt})
     journal.close()
     return folder
 
@@ -94,6 +94,15 @@ def test_a_reference_too(tmp_path, teachers):
     assert dense.role is Role.REFERENCE
     retrain = select_trial(str(write(tmp_path, dense)), dense.trial_id, tmp_path)
     assert checked(retrain, teachers) == dense.trial_id
+
+
+def test_a_trial_of_two_processes_is_trained_by_two_again(tmp_path, teachers):
+    """They have other bits than one; a resume may have asked for them, and the space does not say so."""
+    trained = resolver(teachers, []).resolve(POINT)
+    retrain = select_trial(str(write(tmp_path, trained, processes=2)), trained.trial_id, tmp_path)
+    assert retrain.content({})["resources"] == {
+        "cpus_per_trial": 2.0, "gpus_per_trial": 0, "processes_per_trial": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["taught", "allocated", "from dense"])
