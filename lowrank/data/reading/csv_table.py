@@ -16,7 +16,7 @@ import numpy as np
 
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_codec import image_suffixes
-from lowrank.data.reading.image_folder import FolderStore, Unused, is_hidden
+from lowrank.data.reading.image_folder import HIDDEN, FolderStore, Unused, hidden_files, is_hidden
 from lowrank.data.reading.part_names import PART_NAMES, PARTS, Part, check_one_name, part_of, part_of_file
 from lowrank.data.reading.source import ImageListing
 from lowrank.errors import InputError, unknown
@@ -25,6 +25,7 @@ from lowrank.utils import one_line
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img", "id")
 LABEL_COLUMNS = ("label", "class", "category", "target", "labels")
 PART_COLUMNS = ("split", "part", "subset", "set")
+_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t"
 _NO_LABEL = ("", "-1")
 
@@ -81,7 +82,10 @@ def read_csv(path: Path, image: str | None, label: str | None) -> ImageListing:
     classes = sorted_names(trained) + sorted_names({row.label for part in PARTS for row in rows[part]} - trained)
     numbers = {text: index for index, text in enumerate(classes)}
     listed = {row.file for part in PARTS for row in rows[part]}
-    unused.add("images that no table lists", _unlisted(root, listed, unused.names()))
+    in_table = {os.path.normpath(os.path.relpath(root / file, root)) for file in listed | unused.names()}
+    unused.add("images that no table lists", _unlisted(root, in_table))
+    hidden = [file for file in hidden_files(root) if Path(file).suffix.lower() in (*_SUFFIXES, *image_suffixes())]
+    unused.add(HIDDEN, [file for file in hidden if file not in in_table and root / file not in tables])
     return ImageListing(
         name=name,
         classes=classes,
@@ -97,7 +101,8 @@ def _find_tables(path: Path, name: str, unused: Unused) -> dict[Path, Part | Non
         return {path: None}
     if not path.is_dir():
         raise InputError(f"data set {name!r}: there is no such file or folder")
-    tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
+    present = [entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
+    tables = [entry for entry in present if not is_hidden(entry.name)]
     of_parts = {table: part for table in tables if (part := part_of_file(table.stem)) is not None}
     for part in PARTS:
         check_one_name(f"data set {name!r}", [table.name for table, value in of_parts.items() if value == part], part)
@@ -196,8 +201,7 @@ def _suffix_advice(root: Path) -> str:
     return f" and have a suffix such as {suffixes.most_common(1)[0][0]}" if suffixes else ""
 
 
-def _unlisted(root: Path, listed: set[str], others: set[str]) -> list[str]:
-    in_table = {os.path.relpath(root / file, root) for file in listed | others}  # a table may name absolute paths
+def _unlisted(root: Path, in_table: set[str]) -> list[str]:
     names = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(inner for inner in folders if not is_hidden(inner))

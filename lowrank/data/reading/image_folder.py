@@ -18,6 +18,7 @@ from lowrank.errors import InputError
 from lowrank.utils import one_line
 
 _NAMED = 3  # files that a message names
+HIDDEN = "files whose name, or that of a folder above them, starts with a dot"
 
 
 class FolderStore(EncodedStore):
@@ -137,6 +138,7 @@ def read_folder(root: Path) -> ImageListing:
         unused.add("files beside the folders of the parts", _names(files, root))
     else:
         parts["training"] = _classes(root, root, unused, required=True)
+    unused.add(HIDDEN, hidden_files(root))
     classes = tuple(parts["training"])
     if not classes:
         raise _no_classes(root, named)
@@ -182,6 +184,9 @@ def _no_classes(root: Path, named: dict[Part, list[Path]]) -> InputError:
     images = [file for file in files if file.suffix.lower() in image_suffixes()]
     if images:
         return InputError(f"{rule}, but {len(images):,} images lie in it directly, such as {images[0].name}")
+    hidden = hidden_files(root)
+    if hidden:
+        return InputError(f"{rule}, but it holds none beside {len(hidden):,} {HIDDEN}, such as {hidden[0]}")
     return InputError(f"{rule}, but it holds none")
 
 
@@ -197,7 +202,7 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is not the user's own.
+    """Return whether a file or folder is passed over for its name.
 
     Args:
         name: without the folders above it.
@@ -206,6 +211,27 @@ def is_hidden(name: str) -> bool:
         True for names that start with a dot, and for the folder that macOS adds to zip archives.
     """
     return name.startswith(".") or name == "__MACOSX"
+
+
+def hidden_files(root: Path) -> list[str]:
+    """List the files that are passed over because their name, or that of a folder above them, starts with a dot.
+
+    Args:
+        root: the folder of the set.
+
+    Returns:
+        Paths relative to `root`, sorted, without what macOS adds of its own.
+    """
+    paths = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(inner for inner in folders if inner != "__MACOSX")
+        relative = Path(folder).relative_to(root)
+        below = any(map(is_hidden, relative.parts))
+        paths += [
+            (relative / file).as_posix() for file in sorted(files)
+            if (below or is_hidden(file)) and file != ".DS_Store" and not file.startswith("._")
+        ]  # fmt: skip
+    return paths
 
 
 def _is_image(path: Path) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.data.reading.class_names import sorted_names
-from lowrank.data.reading.image_folder import Unused, is_hidden
+from lowrank.data.reading.image_folder import HIDDEN, Unused, hidden_files, is_hidden
 from lowrank.data.reading.parquet_store import ParquetImages, ParquetStore
 from lowrank.data.reading.part_names import PARTS, Part, check_one_name, part_of, part_of_file
 from lowrank.data.reading.source import ImageListing
@@ -178,6 +178,7 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
         check_one_name(f"data set {name!r}", [text.casefold() for text in labels], part)
     used = {path for paths in parts.values() for path in paths}
     unused.add("Parquet files", [str(path.relative_to(folder)) for path in present if path not in used])
+    unused.add(HIDDEN, [file for file in hidden_files(folder) if file.endswith(".parquet")])
     return parts
 
 

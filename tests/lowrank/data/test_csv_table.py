@@ -174,6 +174,25 @@ def test_paths_of_windows(root: Path):
     assert data.notes == ()
 
 
+def test_images_and_tables_that_start_with_a_dot_are_said_unless_a_table_lists_them(root: Path):
+    images = root / "images"
+    (images / "0.png").rename(images / ".0.png")
+    (images / "1.png").rename(images / ".1.png")
+    names = [".0", *range(2, 30)]
+    write(
+        root / "labels.csv",
+        "file,label",
+        [f"images/{name}.png,{['cat', 'dog'][i % 2]}" for i, name in enumerate(names)],
+    )
+    for name in (".labels.csv", "._labels.csv"):
+        (root / name).touch()
+    data = load(root)
+    assert sum(map(len, (data.train, data.val, data.test))) == 29
+    assert data.notes == (
+        "not used: files whose name, or that of a folder above them, starts with a dot: 2 (.labels.csv, images/.1.png)",
+    )
+
+
 def test_files_of_macos_are_no_images(root: Path):
     (root / "__MACOSX" / "images").mkdir(parents=True)
     for path in (root / "__MACOSX" / "images" / "0.png", root / "images" / "._0.png"):

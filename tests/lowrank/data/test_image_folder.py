@@ -246,6 +246,25 @@ class TestLayouts:
             load(tmp_path, label="kind")
 
 
+def test_what_starts_with_a_dot_is_not_used_and_said(tmp_path: Path):
+    for seed, label in enumerate(("cat", "dog", ".fox")):
+        fill(tmp_path / label, 10, seed)
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / ".hidden.png")
+    (tmp_path / ".DS_Store").touch()
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.notes == (
+        "not used: files whose name, or that of a folder above them, starts with a dot: 11 "
+        "(.fox/000.png, .fox/001.png, .fox/002.png, ...)",
+    )
+
+
+def test_nothing_but_names_that_start_with_a_dot(tmp_path: Path):
+    for label in (".cat", ".dog"):
+        fill(tmp_path / label, 2, 0)
+    fails(tmp_path, r"but it holds none beside 4 files whose name, .* starts with a dot, such as \.cat/000\.png$")
+
+
 def test_folder_that_macos_adds_to_an_archive_is_no_class(tmp_path: Path):
     for seed, label in enumerate(("cat", "dog")):
         fill(tmp_path / label, 10, seed)

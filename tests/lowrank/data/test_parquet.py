@@ -253,6 +253,17 @@ def test_processes_of_earlier_epochs_do_without_row_groups_in_later_passes_too(t
     assert len(images[1]) == len(test)
 
 
+def test_shards_that_start_with_a_dot_are_not_used_and_said(tmp_path: Path):
+    write_set(tmp_path)
+    for name in (".train-00001-of-00002.parquet", ".old/train-0.parquet", "._train-00000-of-00002.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "train-00001-of-00002.parquet").read_bytes())
+    assert load(tmp_path).notes == (
+        "not used: files whose name, or that of a folder above them, starts with a dot: 2 "
+        "(.train-00001-of-00002.parquet, .old/train-0.parquet)",
+    )
+
+
 def test_no_such_folder(tmp_path: Path):
     fails(tmp_path / "none", rf"^data set 'parquet:{tmp_path}/none': there is no such folder$")
 
