@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lowrank.distillation.cached_teacher import CachedTeacher as CachedTeacher
     from lowrank.distillation.losses import attention_loss as attention_loss, distillation_loss as distillation_loss
     from lowrank.distillation.teacher import (
+        BatchSignals as BatchSignals,
         LiveTeacher as LiveTeacher,
         Signals as Signals,
         Sizes as Sizes,
@@ -54,7 +55,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cache_file": "Layout",
         "cached_teacher": "CachedTeacher",
         "losses": "attention_loss distillation_loss",
-        "teacher": "LiveTeacher Signals Sizes Taps Teacher common_sizes default_taps tap_sizes",
+        "teacher": "BatchSignals LiveTeacher Signals Sizes Taps Teacher common_sizes default_taps tap_sizes",
         "teacher_files": (
             "BuiltAs RECORD_FILE TeacherRecord TeacherWeights WEIGHTS_FILE find_teacher is_bare load_teacher "
             "read_record teacher_from_weights teacher_names"

@@ -308,7 +308,7 @@ def _run_teacher(
     )  # fmt: skip
     for images, _, indices in batches:
         progress.touch()
-        signals = teacher.signals(images, indices, cache_epoch)
+        signals = teacher.signals(images, indices, cache_epoch).gather()
         rows = torch.searchsorted(data.train.indices, indices.cpu()).numpy()
         arrays[0][rows] = signals.logits.float().cpu().numpy()
         for maps, size, attention in zip(arrays[1:], cache.layout.sizes, signals.maps, strict=True):

@@ -43,15 +43,53 @@ class Signals:
         logits, *maps = (tensor.tensor_split(parts) for tensor in self.tensors)
         return [Signals(part, tuple(attention)) for part, *attention in zip(logits, *maps, strict=True)]
 
+    def gather(self) -> Signals:
+        """Return the signals themselves."""
+        return self
+
     def empty_like(self) -> Signals:
         """Allocate signals of the same shapes."""
         return Signals(torch.empty_like(self.logits), tuple(torch.empty_like(attention) for attention in self.maps))
+
+    def accepts(self, other: BatchSignals) -> bool:
+        """Return whether `copy_` can take these."""
+        return isinstance(other, Signals) and all(
+            (one.shape, one.dtype) == (another.shape, another.dtype)
+            for one, another in zip(self.tensors, other.tensors, strict=True)
+        )
+
+    def copy_(self, other: BatchSignals) -> None:
+        """Copy the values of other signals of the same shapes.
+
+        Args:
+            other: what `accepts` agrees to.
+        """
+        torch._foreach_copy_(self.tensors, other.gather().tensors)
+
+
+class BatchSignals(Protocol):
+    """A teacher's outputs on a batch, or where they are."""
+
+    def gather(self) -> Signals:
+        """Read the outputs."""
+
+    def cut(self, parts: int) -> Sequence[BatchSignals]:
+        """Split the batch into `parts`, as torch's `tensor_split` does."""
+
+    def empty_like(self) -> BatchSignals:
+        """Allocate what `copy_` writes to."""
+
+    def accepts(self, other: Any) -> bool:
+        """Return whether `copy_` can take `other`."""
+
+    def copy_(self, other: Any) -> None:
+        """Take the values of `other`, in place."""
 
 
 class Teacher(Protocol):
     """A source of signals: a network that runs, or a cache of its outputs."""
 
-    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> BatchSignals:
         """Return the teacher's outputs on augmented images.
 
         Args:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.distillation import Signals, Taps, Teacher, attention_loss, default_taps, distillation_loss
+from lowrank.distillation import BatchSignals, Signals, Taps, Teacher, attention_loss, default_taps, distillation_loss
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import BatchedRebuild
 from lowrank.networks import copy_network
@@ -212,7 +212,7 @@ class Objective:
         self.variational = variational
         self.names = self.loss.names if variational is None else (*self.loss.names, KL)
 
-    def teacher_signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals | None:
+    def teacher_signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> BatchSignals | None:
         """Get what the teacher says about a batch.
 
         Args:

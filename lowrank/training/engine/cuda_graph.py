@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data import Batch
-from lowrank.distillation import Signals
+from lowrank.distillation import BatchSignals
 from lowrank.kernels import suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
@@ -140,7 +140,7 @@ class CapturedEpoch:
         self._forward: Forward = train_step.objective
         self._attributes: HostState = {}
         self._images = self._labels = self._indices = torch.empty(0)
-        self._signals: Signals | None = None
+        self._signals: BatchSignals | None = None
         self._rates: list[Tensor] = []
         self._norms = torch.empty(0)
         self._meter = TrainMeter(1, train_step.objective.names, train_step.device)
@@ -174,7 +174,7 @@ class CapturedEpoch:
             meter: takes in losses and errors as those of `step`.
         """
         signals = self._train_step.ask_teacher(batch[0], batch[2])
-        if self._images.shape != batch[0].shape:
+        if self._images.shape != batch[0].shape or not self._takes(signals):
             with self._timers.timed(COMPILE):
                 self._prepare(step, batch, signals)
         self._fill(step, batch, signals)
@@ -187,7 +187,11 @@ class CapturedEpoch:
         self._train_step.gradient_meter.add_norms(step, self._norms)
         self._train_step.after_update(step)
 
-    def _fill(self, step: int, batch: Batch, signals: Signals | None) -> None:
+    def _takes(self, signals: BatchSignals | None) -> bool:
+        """Return whether the buffers take these signals; not after a cache that cannot be read any more, for one."""
+        return self._signals.accepts(signals) if self._signals is not None and signals is not None else True
+
+    def _fill(self, step: int, batch: Batch, signals: BatchSignals | None) -> None:
         images, labels, indices = batch
         self._images.copy_(images)
         self._labels.copy_(labels)
@@ -195,14 +199,14 @@ class CapturedEpoch:
             self._indices.copy_(indices)
             self._train_step.begin_noise(step, self._indices)
         if signals is not None and self._signals is not None:
-            torch._foreach_copy_(self._signals.tensors, signals.tensors)
+            self._signals.copy_(signals)
 
     def _set_learning_rates(self, step: int) -> None:
         rate = self._train_step.learning_rate(step)
         for group, tensor in zip(self._train_step.optimizer.param_groups, self._rates, strict=True):
             tensor.fill_(rate * group[LR_MULTIPLIER])
 
-    def _prepare(self, step: int, batch: Batch, signals: Signals | None) -> None:
+    def _prepare(self, step: int, batch: Batch, signals: BatchSignals | None) -> None:
         """Allocate the buffers for batches like this one, compile and record; the state of the training stays."""
         self.forget()
         images, labels, indices = batch
@@ -223,14 +227,14 @@ class CapturedEpoch:
             self._attributes = attributes(self._train_step.network)
             self._record(self._recorder)
 
-    def _watch(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
+    def _watch(self, images: Tensor, labels: Tensor, signals: BatchSignals | None) -> None:
         """Look for what a recorded step would freeze; where there is something, neither record nor compile.
 
         Compiled code runs a copy of the network, so attributes that Python changes would change there.
         """
         train_step = self._train_step
         parts = -(-len(images) // PROBE_IMAGES)
-        few = None if signals is None else signals.cut(parts)[0]
+        few = None if signals is None else signals.cut(parts)[0].gather()
 
         def run() -> None:
             some = slice(len(labels.tensor_split(parts)[0]))

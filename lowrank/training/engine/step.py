@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.data import Batch
-from lowrank.distillation import Signals
+from lowrank.distillation import BatchSignals
 from lowrank.layers import StructuredMap
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
@@ -76,7 +76,7 @@ class TrainStep:
         """Forget which steps of the last epoch collapsed."""
         self.collapsed = torch.zeros(self.steps_per_epoch, device=self.device)
 
-    def ask_teacher(self, images: Tensor, indices: Tensor) -> Signals | None:
+    def ask_teacher(self, images: Tensor, indices: Tensor) -> BatchSignals | None:
         """Get what the teacher says about a batch.
 
         Args:
@@ -114,7 +114,7 @@ class TrainStep:
             self._micro_indices = indices.tensor_split(min(self.recipe.accumulate, len(indices)))
 
     def backward(
-        self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter,
+        self, step: int, images: Tensor, labels: Tensor, signals: BatchSignals | None, meter: TrainMeter,
         forward: Forward | None = None,
     ) -> None:  # fmt: skip
         """Run the forward and backward pass of one batch.
@@ -134,7 +134,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(labels)
         parts = min(self.recipe.accumulate, count)
-        signal_parts = [None] * parts if signals is None else signals.cut(parts)
+        signal_parts = [None] * parts if signals is None else signals.gather().cut(parts)
         micro_batches = zip(images.tensor_split(parts), labels.tensor_split(parts), signal_parts, strict=True)
         for number, (images_part, labels_part, signals_part) in enumerate(micro_batches, start=1):
             share = len(labels_part) / count

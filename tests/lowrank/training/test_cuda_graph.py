@@ -9,7 +9,8 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
-from lowrank.distillation.teacher import LiveTeacher, default_taps
+from lowrank.distillation import CachedTeacher, CacheKey, CacheSource, Layout, TeacherCache, cached_teacher, fill_cache
+from lowrank.distillation.teacher import LiveTeacher, default_taps, tap_sizes
 from lowrank.layers import TensorTrain
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.engine.cuda_graph import choose_engine
@@ -35,7 +36,7 @@ def data() -> ImageData:
     return load_data(DataSettings(train_images=200))
 
 
-def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
+def trainer(data: ImageData, engine: str, *, teacher: object = None, cache_epochs: int | None = None, **fields: object):
     plan = network_plan(SMALL, data.image_shape, 10)
     method = solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, 0)
@@ -44,7 +45,8 @@ def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
         network, data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0,
-        device=DEVICE, teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
+        device=DEVICE, teacher=teacher or LiveTeacher(teacher_network, default_taps(teacher_network)),
+        cache_epochs=cache_epochs,
     )  # fmt: skip
 
 
@@ -74,6 +76,36 @@ def test_a_resumed_captured_run_is_the_uninterrupted_one(data):
     resumed.train_epoch()
     for key, tensor in whole.state().items():
         torch.testing.assert_close(resumed.state()[key], tensor, rtol=0, atol=0 if not ON_GPU else 1e-2, msg=key)
+
+
+@pytest.mark.parametrize("slots", [2, 3], ids=["two cache epochs on the device", "all of them"])
+def test_captured_steps_gather_what_the_cache_holds_over_fifty_steps(data, slots, tmp_path, monkeypatch):
+    """Nine epochs of three cache epochs: each is read from its slot, where others replace it meanwhile."""
+    monkeypatch.setattr(cached_teacher, "MAX_PRELOADED_BYTES", 0 if slots == 2 else 10**9)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network, views = make_network(SMALL, data.image_shape, 10), default_augmentation("digits", data.image_shape)
+    taps = default_taps(network)
+    layout = Layout(len(data.train), 10, tap_sizes(network, taps, data.image_shape))
+    key = CacheKey(weights="w", data="d", views=views, taps=taps, layout=layout, precision="float32")
+    cache, live = TeacherCache(tmp_path, key), LiveTeacher(network, taps)
+    fill_cache(cache, CacheSource(teacher=lambda: live, data=data, device="cpu", batch_size=64), 3)
+    losses = []
+    for engine, preload in (("captured", True), ("plain", True), ("plain", False)):
+        teacher = CachedTeacher(cache, data, pytest.fail, device=DEVICE, preload=preload)
+        fields = {"precision": "float32", "attention_weight": 100.0, "kd_weight": 0.5}
+        run = trainer(data, engine, teacher=teacher, cache_epochs=3, lr=0.05, **fields)
+        for _ in range(9):
+            run.train_steps()
+            losses.append(run.step_losses.clone())
+            run.epoch += 1
+        assert not preload or teacher._table.count == slots
+        assert engine == "plain" or not ON_GPU or run.captured_epoch.replay is not None
+        if ON_GPU and engine == "plain":
+            break  # rows of a file are read by an index on the host
+    runs = torch.cat(losses).view(-1, 9 * run.steps_per_epoch)[:, :50]
+    assert len(runs[0]) == 50
+    for other in runs[1:]:
+        torch.testing.assert_close(runs[0], other, rtol=2e-3 if ON_GPU else 1e-6, atol=2e-3 if ON_GPU else 1e-6)
 
 
 @pytest.mark.parametrize(
