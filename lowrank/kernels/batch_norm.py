@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.depthwise import MULTIPROCESSORS, LaunchConfig
+from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, slope_and_level
 
 TILE = 2048  # numbers of a tile; half as many where it is pooled and each stands for four inputs
 WARPS = 4
@@ -89,33 +90,6 @@ def _join_kernel(parts, mean, variance, C: tl.constexpr, G: tl.constexpr, CH: tl
         spread += tl.load(parts + (part * 2 + 1) * C + channel, mask=valid, other=0.0) + distance * distance
     tl.store(mean + channel, centre, mask=valid)
     tl.store(variance + channel, spread / G, mask=valid)
-
-
-@triton.jit
-def scale_and_shift(weight, bias, mean, variance, channel, valid, eps):
-    """Return scale and shift of y = scale * x + shift, the reciprocal deviation and the mean, each (1, CH)."""
-    centre = tl.load(mean + channel, mask=valid, other=0.0)
-    inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=valid, other=1.0) + eps)
-    scale = tl.load(weight + channel, mask=valid, other=0.0) * inverse
-    shift = tl.load(bias + channel, mask=valid, other=0.0) - centre * scale
-    return scale[None, :], shift[None, :], inverse[None, :], centre[None, :]
-
-
-@triton.jit
-def slope_and_level(scale, inverse, centre, grad_weight, grad_bias, count):
-    """Return slope and level, (1, CH), of the input's gradient dx = scale * dy - slope * x - level.
-
-    That is dx = scale * (dy - mean(dy) - z * mean(dy * z)) with the normalised input z. The gradients of weight and
-    bias are (CH,).
-    """
-    slope = scale * inverse * grad_weight[None, :] / count
-    return slope, scale * grad_bias[None, :] / count - slope * centre
-
-
-@triton.jit
-def pooled_origin(row, W: tl.constexpr):
-    """Return the input row of the upper left of the four positions that a pooled row stands for."""
-    return ((row // W) * 2) * (2 * W) + (row % W) * 2
 
 
 @triton.jit
@@ -213,11 +187,14 @@ def _gather_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, R, count, eps,
+    gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, other, grad_x, R, count, eps,
     C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, G: tl.constexpr,
-    RELU: tl.constexpr, POOL: tl.constexpr,
+    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient by the input; those by bias and weight come in G addends, 2 C numbers apart."""
+    """Compute the gradient by the input; those by bias and weight come in G addends, 2 C numbers apart.
+
+    With ADD, `other` is added; not where the result is pooled.
+    """
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     valid = channel < C
     scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
@@ -247,7 +224,10 @@ def _gradient_kernel(
         value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         if RELU:
             grad = tl.where(value * scale + shift > 0, grad, 0.0)
-        tl.store(grad_x + offsets, (grad * scale - slope * value - level).to(grad_x.dtype.element_ty), mask=mask)
+        grad = grad * scale - slope * value - level
+        if ADD:
+            grad += tl.load(other + offsets, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_x + offsets, grad.to(grad_x.dtype.element_ty), mask=mask)
 
 
 def _tile(channels: int, rows: int, numbers: int) -> tuple[dict[str, int], tuple[int, int]]:
@@ -335,7 +315,6 @@ def reduce_gradients(
     They are written into `out` (2, C) if it is not None.
     """
     channels, rows = x.shape[1], gradient.numel() // x.shape[1]
-    grad_weight, grad_bias = (torch.empty_like(weight), torch.empty_like(bias)) if out is None else out
     tile, tiles = _tile(channels, rows, REDUCE.tile_size // 2 if pool else REDUCE.tile_size)
     programs, turns = _programs(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
@@ -343,6 +322,22 @@ def reduce_gradients(
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns,
         W=gradient.shape[3], RELU=relu, POOL=pool, **REDUCE.options,
     )  # fmt: skip
+    return gather_sums(sums, products, out)
+
+
+def gather_sums(sums: Tensor, products: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum what G programs have summed of a norm's gradient, always in the same order.
+
+    Args:
+        sums: of the gradient, (G, C).
+        products: of the gradient times the normalised input, (G, C).
+        out: (2, C), into which the results are written; None for new tensors.
+
+    Returns:
+        The gradients of the weight and bias, both (C,).
+    """
+    programs, channels = sums.shape
+    grad_weight, grad_bias = (sums.new_empty(channels) for _ in range(2)) if out is None else out
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, grad_bias, grad_weight, programs, **small)
     return grad_weight, grad_bias
@@ -350,17 +345,20 @@ def reduce_gradients(
 
 def input_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, grad_bias: Tensor,
-    grad_weight: Tensor, count: int, eps: float, relu: bool, pool: bool, parts: int = 1,
+    grad_weight: Tensor, count: int, eps: float, relu: bool, pool: bool, *, parts: int = 1,
+    other: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the gradient of a channels-last x from those of the bias and weight, each a sum over `count` rows.
 
-    With several parts, these are the first of a table (parts, 2, C), whose sum is taken.
+    With several parts, these are the first of a table (parts, 2, C), whose sum is taken. `other` is added to the
+    result; only where nothing is pooled.
     """
     channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _gradient_kernel[tiles](
-        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, rows, count, eps,
-        **tile, W=gradient.shape[3], G=parts, RELU=relu, POOL=pool, num_warps=WARPS,
+        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight,
+        grad_x if other is None else to_channels_last(other), grad_x, rows, count, eps,
+        **tile, W=gradient.shape[3], G=parts, RELU=relu, POOL=pool, ADD=other is not None, num_warps=WARPS,
     )  # fmt: skip
     return grad_x
 
@@ -399,7 +397,7 @@ def _(
 @torch.library.custom_op("lowrank::norm_backward", mutates_args=())
 def norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
-    pool: bool,
+    pool: bool, other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute the gradients of `norm`.
 
@@ -413,6 +411,7 @@ def norm_backward(
         eps: added to the variance.
         relu: whether there was a ReLU.
         pool: whether there was a pooling.
+        other: another gradient of x, to be added to the first result; None for none, as where there was a pooling.
 
     Returns:
         Those by x, weight and bias.
@@ -421,15 +420,15 @@ def norm_backward(
     grad_weight, grad_bias = reduce_gradients(gradient, x, weight, bias, mean, variance, eps, relu, pool)
     count = x.numel() // x.shape[1]
     grad_x = input_gradient(
-        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, count, eps, relu, pool
-    )  # fmt: skip
+        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, count, eps, relu, pool, other=other
+    )
     return grad_x, grad_weight, grad_bias
 
 
 @norm_backward.register_fake
 def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
-    pool: bool,
+    pool: bool, other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return empty_result(x), torch.empty_like(weight), torch.empty_like(bias)
 

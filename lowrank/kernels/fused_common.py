@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.batch_norm import scale_and_shift
 from lowrank.kernels.depthwise import MULTIPROCESSORS, sum_parts
+from lowrank.kernels.norm_formulas import scale_and_shift
 
 
 @dataclass(frozen=True)

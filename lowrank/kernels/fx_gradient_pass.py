@@ -1,7 +1,7 @@
-"""A pass over the graph of a backward pass: adds a gradient within the depthwise kernel that computes the other one.
+"""A pass over the graph of a backward pass: adds a gradient within the kernel that computes the other one.
 
-The input of a residual has two gradients, the residual's and that of the depthwise convolution that reads it too. A sum
-as an operation of its own reads both and writes the result, where reading one is enough.
+The input of a residual has two gradients, the residual's and that of the depthwise convolution or of the norm that
+reads it too. A sum as an operation of its own reads both and writes the result, where reading one is enough.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
+
+FUSE_NORM_SUMS = False  # whether gradients are added in the norm's kernel too: not before a card has shown it faster
 
 
 class FuseGradientSums(CustomGraphPass):
@@ -30,16 +32,16 @@ class FuseGradientSums(CustomGraphPass):
 
 
 def _fuse_sum(graph: Graph, node: Node, gradient: Any, other: Any) -> bool:
-    """Pass `other` to the depthwise operation whose first result is `gradient`, in place of their sum `node`.
+    """Pass `other` to the operation whose first result is `gradient`, in place of their sum `node`.
 
     Only where `other` is computed before that operation. Returns whether the graph was changed.
     """
     if not isinstance(gradient, Node) or gradient.target is not operator.getitem or len(gradient.users) != 1:
         return False
     source, index = gradient.args
-    if not isinstance(source, Node) or source.target is not torch.ops.lowrank.depthwise_backward.default:
+    if not isinstance(source, Node) or index != 0 or not _takes_another_gradient(source):
         return False
-    if index != 0 or len(source.args) != 3 or not isinstance(other, Node) or not _same_shape_and_dtype(gradient, other):
+    if not isinstance(other, Node) or not _same_shape_and_dtype(gradient, other):
         return False
     if not other < source:  # in the order of the graph
         return False
@@ -50,6 +52,16 @@ def _fuse_sum(graph: Graph, node: Node, gradient: Any, other: Any) -> bool:
     node.replace_all_uses_with(gradient)
     graph.erase_node(node)
     return True
+
+
+def _takes_another_gradient(source: Node) -> bool:
+    """Return whether this is an operation whose last argument is a gradient to be added, and it has none yet."""
+    operations = torch.ops.lowrank
+    if source.target is operations.depthwise_backward.default:
+        return len(source.args) == 3
+    if source.target is operations.norm_backward.default:
+        return FUSE_NORM_SUMS and len(source.args) == 9 and source.args[8] is False  # not where it was pooled
+    return source.target is operations.norm_depthwise_backward.default and len(source.args) == 9
 
 
 def _same_shape_and_dtype(one: Node, other: Node) -> bool:

@@ -22,6 +22,8 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 
 # Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
+# Whether a norm and the depthwise convolution behind it become one operation: not before a card has shown it faster
+FUSE_PREACTIVATION = False
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -79,6 +81,7 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     from lowrank.kernels import (
         batch_norm as norm,  # noqa: F401  # registers its operations
         depthwise,  # noqa: F401  # registers its operations
+        norm_depthwise,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
@@ -86,6 +89,7 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     changes: dict[str, Callable[[Graph, Node], bool]] = {
         "stem": _fuse_stem,
         "joined": _fuse_pointwise,
+        "preactivated": _fuse_norm_depthwise,
         "norm": partial(_replace_norm, processes=processes),
         "depthwise": _replace_depthwise,
         "pointwise": _replace_pointwise,
@@ -95,6 +99,8 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     counts = dict.fromkeys(changes, 0)
     if not fuse_pointwise or processes > 1:
         del changes["joined"]
+    if processes > 1 or not FUSE_PREACTIVATION:
+        del changes["preactivated"]
     if processes > 1:
         del changes["stem"]
     for node in list(graph_module.graph.nodes):
@@ -160,15 +166,11 @@ def _fuse_norm(
     graph: Graph, node: Node, fusable: FusableMap | None, processes: int = 1, *, extend: bool = True
 ) -> bool:  # fmt: skip
     """Replace a batch norm and what follows; with `fusable` also the map before it, without `extend` it alone."""
-    if not _is_training_norm(node):
+    parts = _norm_parts(node)
+    if parts is None:
         return False
-    x, mean, variance, weight, bias = (
-        _argument(node, index, name)
-        for index, name in enumerate(("input", "running_mean", "running_var", "weight", "bias"))
-    )
-    momentum, eps, value = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5), _example(x)
-    if None in (mean, variance, weight, bias, momentum) or value is None:
-        return False
+    x, weight, bias, eps = parts
+    value = cast(Tensor, _example(x))
     countable = _is_countable(value)
     if not countable and processes == 1:
         return False
@@ -180,20 +182,61 @@ def _fuse_norm(
         if _extend(chain, lambda user: _is_sum(user, last)):
             residual = next(argument for argument in chain[-1].args if argument is not last)
     operation: Any = torch.ops.lowrank.norm.default if processes == 1 else torch.ops.lowrank.global_norm.default
-    inputs: tuple[Any, ...] = (x, weight, bias, residual, float(eps), relu, pool)
+    inputs: tuple[Any, ...] = (x, weight, bias, residual, eps, relu, pool)
     if fusable is not None:
         if fusable.relu_only and (pool or residual is not None):
             return False
         operation, map_inputs = fusable.operation, fusable.inputs(graph)
-        inputs = (*map_inputs, weight, bias, float(eps), relu) if fusable.relu_only else (*map_inputs, *inputs[1:])
+        inputs = (*map_inputs, weight, bias, eps, relu) if fusable.relu_only else (*map_inputs, *inputs[1:])
         chain.insert(0, fusable.node)
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
-    rows = processes * value.numel() // value.shape[1]
     output = _get_item(graph, new, 0)
-    _update_running(graph, mean, _get_item(graph, new, 1), momentum, 1.0)
-    _update_running(graph, variance, _get_item(graph, new, 2), momentum, rows / max(1, rows - 1))
+    _update_both_running(graph, node, new, processes * value.numel() // value.shape[1])
     _replace(graph, chain, output)
+    return True
+
+
+def _norm_parts(node: Node) -> tuple[Any, Any, Any, float] | None:
+    """Return input, weight, bias and eps of a batch norm in training that has running statistics; None for another."""
+    if not _is_training_norm(node):
+        return None
+    names = ("input", "running_mean", "running_var", "weight", "bias")
+    x, mean, variance, weight, bias = (_argument(node, index, name) for index, name in enumerate(names))
+    if None in (mean, variance, weight, bias, _argument(node, 6, "momentum", 0.1)) or _example(x) is None:
+        return None
+    return x, weight, bias, float(_argument(node, 7, "eps", 1e-5))
+
+
+def _update_both_running(graph: Graph, norm: Node, new: Node, rows: int) -> None:
+    """Let the second and third result of `new`, mean and biased variance, update the running ones of `norm`."""
+    momentum = _argument(norm, 6, "momentum", 0.1)
+    _update_running(graph, _argument(norm, 1, "running_mean"), _get_item(graph, new, 1), momentum, 1.0)
+    variance, factor = _argument(norm, 2, "running_var"), rows / max(1, rows - 1)
+    _update_running(graph, variance, _get_item(graph, new, 2), momentum, factor)
+
+
+def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
+    """Fuse a batch norm in training, and its ReLU, with the depthwise convolution that alone reads the result."""
+    parts = _norm_parts(node)
+    if parts is None:
+        return False
+    x, weight, bias, eps = parts
+    chain = [node]
+    relu = _extend(chain, lambda user: user.target in _RELUS)
+    last = chain[-1]
+    if not _extend(chain, lambda user: user.args[:1] == (last,)):
+        return False
+    conv, value = chain[-1], cast(Tensor, _example(x))
+    kernel, output = _depthwise_kernel(conv), _example(conv)
+    if kernel is None or output is None or output.dtype != value.dtype:
+        return False
+    with graph.inserting_before(conv):
+        kernel = graph.call_method("to", (kernel, torch.float32))
+        new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, (x, weight, bias, kernel, eps, relu))
+    result = _get_item(graph, new, 0)
+    _update_both_running(graph, node, new, value.numel() // value.shape[1])
+    _replace(graph, chain, result)
     return True
 
 
@@ -256,23 +299,29 @@ def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
     return node.args[0], _argument(node, 1, "weight"), _argument(node, 2, "bias"), options
 
 
-def _replace_depthwise(graph: Graph, node: Node) -> bool:
-    """Replace a depthwise 3 x 3 convolution without stride and bias."""
+def _depthwise_kernel(node: Node) -> Any:
+    """Return the weight of a depthwise 3 x 3 convolution that the kernels can take; None for another node."""
     from lowrank.kernels.depthwise import MAX_WIDTH
 
     parts = _conv_parts(node)
     if parts is None:
-        return False
+        return None
     x, weight, bias, options = parts
-    value, kernel, output = _example(x), _example(weight), _example(node)
-    if value is None or kernel is None or output is None or not _is_countable(value) or bias is not None:
-        return False
+    value, kernel = _example(x), _example(weight)
+    if value is None or kernel is None or not _is_countable(value) or bias is not None:
+        return None
     supported = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
     depthwise = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
-    if options != supported or not depthwise or value.shape[3] > MAX_WIDTH:
+    return weight if options == supported and depthwise and value.shape[3] <= MAX_WIDTH else None
+
+
+def _replace_depthwise(graph: Graph, node: Node) -> bool:
+    """Replace a depthwise 3 x 3 convolution without stride and bias."""
+    weight, output = _depthwise_kernel(node), _example(node)
+    if weight is None or output is None:
         return False
     with graph.inserting_before(node):
-        x = graph.call_method("to", (x, output.dtype))
+        x = graph.call_method("to", (node.args[0], output.dtype))
         weight = graph.call_method("to", (weight, torch.float32))
         new = graph.call_function(torch.ops.lowrank.depthwise.default, (x, weight))
     _replace(graph, [node], new)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.batch_norm import empty_result, pooled_origin, scale_and_shift, slope_and_level, to_channels_last
+from lowrank.kernels.batch_norm import empty_result, to_channels_last
 from lowrank.kernels.fused_common import (
     LaunchConfig,
     gradients_from_sums,
@@ -32,9 +32,13 @@ from lowrank.kernels.fused_common import (
     merge_statistics,
     update_statistics,
 )
+from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, slope_and_level
 
-# Of inputs and outputs, powers of 2: a program has no shared memory for more
+# Of inputs and outputs: a program has no shared memory for more
 MIN_CHANNELS, MAX_CHANNELS, MAX_OUT_CHANNELS = 8, 128, 256
+MULTIPLE = 16  # of which channels may be, besides powers of 2
+FUSE_MULTIPLES = False  # whether such maps are fused: not before a card has shown it faster
+MAX_PADDING = 4 / 3  # channels of all programs over those that there are: more programs read the inputs again instead
 ONES = 16  # columns of ones, which a product needs to sum rows
 BLOCKED = tl.constexpr(4)  # the route where a ReLU let nothing pass; 0 to 3: one of four positions
 
@@ -207,18 +211,33 @@ def supports(channels: int, out_channels: int) -> bool:
         channels: D.
         out_channels: C.
     """
-    powers = all(count & (count - 1) == 0 for count in (channels, out_channels))
-    return powers and MIN_CHANNELS <= channels <= MAX_CHANNELS and MIN_CHANNELS <= out_channels <= MAX_OUT_CHANNELS
+    even = all(
+        count & (count - 1) == 0 or (FUSE_MULTIPLES and count % MULTIPLE == 0) for count in (channels, out_channels)
+    )
+    return even and MIN_CHANNELS <= channels <= MAX_CHANNELS and MIN_CHANNELS <= out_channels <= MAX_OUT_CHANNELS
+
+
+def block_channels(outs: int) -> int:
+    """Return how many out-channels a program works on: the largest power of 2 that leaves few of them idle.
+
+    Args:
+        outs: C.
+
+    Returns:
+        32, 64 or 128, or the power of 2 that holds fewer.
+    """
+    sizes = [size for size in (128, 64, 32) if triton.cdiv(outs, size) * size <= MAX_PADDING * outs]
+    return sizes[0] if sizes else int(triton.next_power_of_2(outs))
 
 
 def statistics_config(channels: int, outs: int) -> LaunchConfig:
     """Return what is fastest on an H100 for `_statistics_kernel`."""
-    return LaunchConfig(128 if channels <= 64 else 64, min(outs, 128), 4, 3, 2)
+    return LaunchConfig(128 if channels <= 64 else 64, block_channels(outs), 4, 3, 2)
 
 
 def result_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
     """Return what is fastest on an H100 for `_result_kernel`."""
-    return LaunchConfig(32 if pool else 64, min(outs, 128), 4, 2 if pool and channels > 64 else 3, 2)
+    return LaunchConfig(32 if pool else 64, block_channels(outs), 4, 2 if pool and channels > 64 else 3, 2)
 
 
 def _backward_rows(channels: int, pool: bool) -> int:
@@ -235,7 +254,7 @@ def sums_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
     With more warps than the channels fill, Triton would move the sums between threads for every tile.
     """
     few = channels <= 64
-    return LaunchConfig(_backward_rows(channels, pool), min(outs, 128), 4 if few else 8, 3, 2 if few else 1)
+    return LaunchConfig(_backward_rows(channels, pool), block_channels(outs), 4 if few else 8, 3, 2 if few else 1)
 
 
 def input_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
@@ -246,7 +265,8 @@ def input_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
 
 def _sizes(channels: int, outs: int, config: LaunchConfig) -> dict[str, int]:
     """Return the constants of all kernels."""
-    return {"D": channels, "C": outs, "K": max(16, channels), "CH": max(16, config.block_channels or outs)}
+    padded = triton.next_power_of_2(channels), triton.next_power_of_2(outs)
+    return {"D": channels, "C": outs, "K": max(16, padded[0]), "CH": max(16, config.block_channels or padded[1])}
 
 
 def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +281,7 @@ def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     (outs, channels), rows = matrix.shape, x.numel() // x.shape[1]
     config = statistics_config(channels, outs)
-    constants, grid = launch_grid(rows, outs // config.block_channels, config)
+    constants, grid = launch_grid(rows, triton.cdiv(outs, config.block_channels), config)
     means, spreads = (torch.empty((grid[1], outs), device=x.device) for _ in range(2))
     counts = torch.empty(grid[1], device=x.device)
     _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **_sizes(channels, outs, config), **constants)
@@ -302,7 +322,7 @@ def pointwise_norm(
     (outs, channels), (out, routes) = matrix.shape, _empty_results(x, len(matrix), relu, pool)
     mean, variance = product_statistics(x, matrix)
     config, rows = result_config(channels, outs, pool), out.numel() // outs
-    constants, grid = launch_grid(rows, outs // config.block_channels, config)
+    constants, grid = launch_grid(rows, triton.cdiv(outs, config.block_channels), config)
     _result_kernel[grid](
         x, matrix, weight, bias, mean, variance, out if residual is None else to_channels_last(residual), out, routes,
         rows, eps, **_sizes(channels, outs, config), W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None,
@@ -347,11 +367,12 @@ def pointwise_norm_backward(
     (outs, channels), count = matrix.shape, x.numel() // x.shape[1]
     rows, switches = gradient.numel() // outs, {"W": gradient.shape[3], "RELU": relu, "POOL": pool}
     config = sums_config(channels, outs, pool)
-    blocks, sizes = outs // config.block_channels, _sizes(channels, outs, config)
+    blocks, sizes = triton.cdiv(outs, config.block_channels), _sizes(channels, outs, config)
     constants, grid = launch_grid(rows, blocks, config)
     parts = torch.empty((grid[1], outs + sizes["K"], sizes["K"] + ONES), device=x.device)
     _sums_kernel[grid](
-        gradient, routes, x, parts, rows, **sizes, **switches, ONES=ONES, PART=max(16, sizes["K"] // blocks),
+        gradient, routes, x, parts, rows, **sizes, **switches, ONES=ONES,
+        PART=max(16, triton.next_power_of_2(triton.cdiv(sizes["K"], blocks))),
         **constants,
     )  # fmt: skip
     norms = (weight, bias, mean, variance)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.batch_norm import empty_result, scale_and_shift, to_channels_last
+from lowrank.kernels.batch_norm import empty_result, to_channels_last
 from lowrank.kernels.fused_common import (
     LaunchConfig,
     gradients_from_sums,
@@ -28,6 +28,7 @@ from lowrank.kernels.fused_common import (
     merge_statistics,
     update_statistics,
 )
+from lowrank.kernels.norm_formulas import scale_and_shift
 
 TAPS = 32  # the power of 2 that holds the 9 D taps of a patch and the one
 MIN_OUT_CHANNELS, MAX_OUT_CHANNELS = 16, 128  # of the result, a power of 2

@@ -47,6 +47,7 @@ from lowrank.kernels.batch_norm import (  # noqa: E402
 )
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
+from lowrank.kernels.norm_depthwise import norm_depthwise  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -56,6 +57,7 @@ POINTWISE_CASES = [
     (64, 128, (2, 2), True, True, False), (128, 64, (2, 3), True, False, True),
     (128, 256, (4, 4), True, True, True), (8, 256, (2, 2), False, False, True),
     (16, 8, (1, 1), False, False, False),
+    (48, 96, (2, 2), True, True, False), (96, 160, (2, 3), True, False, True), (80, 240, (1, 2), False, False, False),
 ]  # fmt: skip
 if not INTERPRETED:  # in float32 no GPU has shared memory for more channels; benchmarks.gpu.kernels uses bfloat16
     POINTWISE_CASES = [case for case in POINTWISE_CASES if max(case[:2]) <= 64]
@@ -91,6 +93,23 @@ def test_depthwise(shape, processors, monkeypatch):
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 6, 5), (1, 160, 4, 4), (3, 20, 5, 7)], ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("processors", [1, 132])
+def test_a_norm_fused_with_the_depthwise_convolution_that_reads_it(shape, relu, processors, monkeypatch):
+    monkeypatch.setattr(depthwise_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
+    x, (weight, bias) = images(*shape, spread=2, centre=1), torch.randn(2, shape[1], device=DEVICE)
+    kernel = torch.randn(shape[1], 1, 3, 3, device=DEVICE)
+    parameters = [each.requires_grad_() for each in (weight, bias, kernel)]
+    normal = functional.batch_norm(x, None, None, weight, bias, training=True)
+    wanted = functional.conv2d(functional.relu(normal) if relu else normal, kernel, padding=1, groups=shape[1])
+    found, mean, variance = norm_depthwise(x, weight, bias, kernel, 1e-5, relu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
+    compare(found, wanted, (x, *parameters), near=1e-5)
 
 
 @pytest.mark.slow  # when interpreted; on a GPU it is quick, and runs with all others that need one

@@ -1,0 +1,132 @@
+"""A batch norm in training, its ReLU and the depthwise 3 x 3 convolution that reads them, as one operation.
+
+So begin the halves of a pre-activation block. The normalised images are never written: the convolution's kernels
+(lowrank.kernels.depthwise) apply the norm to what they read. Forward: one pass over the input for its statistics, one
+for the result. Backward: one pass computes the gradient behind the norm, its sums and that of the convolution's weight;
+one more turns it into the input's gradient.
+
+With z the norm's result, the result is the convolution of max(z, 0) and the gradient behind the norm that of z.
+Letters: B images, C channels, H x W positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank.kernels.batch_norm import batch_statistics, gather_sums, input_gradient, to_channels_last
+from lowrank.kernels.depthwise import (
+    backward_config,
+    backward_kernel,
+    forward_config,
+    forward_kernel,
+    launch_grid,
+    sum_parts,
+)
+
+
+@torch.library.custom_op("lowrank::norm_depthwise", mutates_args=())
+def norm_depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise by the statistics of the batch, apply a ReLU, then convolve depthwise with stride 1 and padding 1.
+
+    Args:
+        x: (B, C, H, W), as wide as `lowrank.kernels.depthwise.depthwise` takes it.
+        weight: (C,), float32, of the norm, as is the bias.
+        bias: (C,), float32.
+        kernel: (C, 1, 3, 3), float32.
+        eps: added to the variance.
+        relu: whether negative values become zero before the convolution.
+
+    Returns:
+        The result, (B, C, H, W) in x's dtype, channels-last, and each channel's mean and biased variance, float32 (C,).
+    """
+    x = to_channels_last(x)
+    mean, variance = batch_statistics(x)
+    out = torch.empty_like(x)
+    constants, grid = launch_grid(x, forward_config(x.shape[3]))
+    forward_kernel[grid](
+        x, kernel.contiguous(), out, weight, bias, mean, variance, eps, **constants, NORM=True, RELU=relu
+    )  # fmt: skip
+    return out, mean, variance
+
+
+@norm_depthwise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.channels_last), mean, variance
+
+
+@torch.library.custom_op("lowrank::norm_depthwise_backward", mutates_args=())
+def norm_depthwise_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, kernel: Tensor,
+    eps: float, relu: bool, other: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Compute the gradients of `norm_depthwise`.
+
+    Args:
+        gradient: of the result, (B, C, H, W).
+        x: as `norm_depthwise` took it, as are weight, bias, kernel, eps and relu.
+        weight: (C,).
+        bias: (C,).
+        mean: as `norm_depthwise` returned it, (C,).
+        variance: as `norm_depthwise` returned it, (C,).
+        kernel: (C, 1, 3, 3).
+        eps: added to the variance.
+        relu: whether there was a ReLU.
+        other: another gradient of x, to be added to the first result; None for none.
+
+    Returns:
+        Those by x, weight, bias and kernel.
+    """
+    x, gradient = to_channels_last(x), to_channels_last(gradient)
+    constants, grid = launch_grid(x, backward_config(x.shape[3]))
+    normal, channels = torch.empty_like(x), x.shape[1]  # the gradient behind the norm
+    parts = x.new_empty((grid[0], *kernel.shape), dtype=torch.float32)
+    totals, products = (torch.empty((grid[0], channels), device=x.device) for _ in range(2))
+    backward_kernel[grid](
+        gradient, x, kernel.contiguous(), normal, normal, parts, weight, bias, mean, variance, totals, products, eps,
+        **constants, ADD=False, NORM=True, RELU=relu,
+    )  # fmt: skip
+    grad_weight, grad_bias = gather_sums(totals, products)
+    grad_x = input_gradient(
+        normal,
+        x,
+        weight,
+        bias,
+        mean,
+        variance,
+        grad_bias,
+        grad_weight,
+        x.numel() // channels,
+        eps,
+        False,
+        False,
+        other=other,
+    )
+    return grad_x, grad_weight, grad_bias, sum_parts(parts, torch.float32)
+
+
+@norm_depthwise_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, kernel: Tensor,
+    eps: float, relu: bool, other: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return grad_x, torch.empty_like(weight), torch.empty_like(bias), torch.empty(kernel.shape, device=kernel.device)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, kernel, ctx.eps, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:], kernel)
+
+
+def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs; the statistics only feed the running ones, so they pass none back."""
+    return *norm_depthwise_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu), None, None
+
+
+norm_depthwise.register_autograd(_backward, setup_context=_save_for_backward)
