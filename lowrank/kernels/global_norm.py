@@ -229,7 +229,7 @@ def global_norm_backward(
         parts = gather_parts(sums)
         grad_x = input_gradient(
             gradients, images, weight, bias, mean, variance, parts[0, 1], parts[0, 0], rows_of_all, eps, relu, pool,
-            len(parts),
+            parts=len(parts),
         )  # fmt: skip
     else:
         inverse, rows = torch.rsqrt(variance + eps), gradients.to(mean.dtype)
