@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sweeps.records import EventFields, StudyRecord, TrialRecord
@@ -32,6 +33,7 @@ class DriverRun:
         trained: when the last epoch of any trial ended.
         ended: when the command ended.
         slots: how many trials could run at once.
+        beyond: seconds of trials that ran beside so many, because the number was not decided yet.
     """
 
     began: float
@@ -39,11 +41,12 @@ class DriverRun:
     trained: float
     ended: float
     slots: int
+    beyond: float = 0.0
 
     @property
     def slot_seconds(self) -> float:
-        """Slots times wall-clock."""
-        return self.slots * (self.ended - self.began)
+        """Slots times wall-clock, and what ran beyond."""
+        return self.slots * (self.ended - self.began) + self.beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,21 @@ def _driver_run(event: EventFields, next_begin: float, attempts: Sequence[_Attem
     prepared = float(event["time"])
     trained = max((attempt.end for attempt in attempts if prepared <= attempt.end < next_begin), default=prepared)
     ended = max(trained, float(event.get("closed") or trained))
-    return DriverRun(began=_begin(event), prepared=prepared, trained=trained, ended=ended, slots=event["slots"])
+    slots = event.get("decided_slots", event["slots"])
+    beyond = 0.0
+    if "decided_slots" in event:
+        beyond = _seconds_beyond(slots, [attempt for attempt in attempts if prepared <= attempt.end < next_begin])
+    return DriverRun(began=_begin(event), prepared=prepared, trained=trained, ended=ended, slots=slots, beyond=beyond)
+
+
+def _seconds_beyond(slots: int, attempts: Sequence[_Attempt]) -> float:
+    """Sum the seconds of the attempts that ran beside `slots` others."""
+    changes = sorted([(attempt.begin, 1) for attempt in attempts] + [(attempt.end, -1) for attempt in attempts])
+    seconds, running = 0.0, 0
+    for (at, change), (until, _) in pairwise(changes):
+        running += change
+        seconds += max(0, running - slots) * (until - at)
+    return seconds
 
 
 def _attempts(trial: TrialRecord) -> Iterator[_Attempt]:

@@ -73,6 +73,9 @@ class TuneSearcher(_NoState, Searcher):
         return self._trial_config(trial).to_tune()
 
     def _next(self) -> Trial | None:
+        growing = self._config.resources.growing
+        if growing is not None and self._search.count_running() >= growing.slots:
+            return None
         if self._prefetcher is None:
             return self._search.pop_postponed()
         return self._prefetcher.next(wait=not self._search.is_running())
@@ -84,13 +87,14 @@ class TuneSearcher(_NoState, Searcher):
         return self._prefetcher is None or self._search.is_exhausted() or self._search.is_blocked()
 
     def _trial_config(self, trial: Trial) -> TrialConfig:
-        config = self._config
+        config, growing = self._config, self._config.resources.growing
         return TrialConfig(
             trial_id=trial.trial_id, role=trial.role, stratum=trial.stratum, specification=trial.specification,
             study_dir=str(config.study_dir), data_dir=str(config.data_dir) if config.data_dir else None,
             cache=config.cache, relay=self._relay, processes=config.resources.share.processes,
             decoding_cores=config.resources.cores_per_trial,
-            sharing=config.resources.sharing, checkpoint_seconds=self._search.space.resources.checkpoint_seconds,
+            sharing=config.resources.sharing, card_share=growing.share if growing is not None else None,
+            checkpoint_seconds=self._search.space.resources.checkpoint_seconds,
             may_stop=trial.role is Role.SEARCH and self._search.space.search.stop != "none",
         )  # fmt: skip
 
@@ -116,6 +120,7 @@ class Recorder(_NoState, Callback):
             config: has the resources of the trials and `on_change`.
         """
         self._search, self._config = search, config
+        self._growing = config.resources.growing
         self._stop_reasons: dict[str, str] = getattr(scheduler, "stopped", {})
         self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
@@ -131,6 +136,8 @@ class Recorder(_NoState, Callback):
             return
         if result.get("attempt"):
             self._search.write_attempt(trial_id, result["attempt"])
+            if self._growing is not None:
+                self._growing.set_card(result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
                 self._write_if_new(trial_id, epoch, metrics)
         if result.get("initial") and not self._search.record.trials[trial_id].initial:
@@ -139,6 +146,8 @@ class Recorder(_NoState, Callback):
             self._search.write_notice(trial_id, text)
         if "metrics" in result:
             self._write_if_new(trial_id, result["epoch"], result["metrics"])
+            if self._growing is not None:
+                self._growing.add_epoch(trial_id, result["metrics"])
         if VAL_ERROR in result:
             record = self._search.record.trials[trial_id]
             evaluated = record.epochs[record.last_epoch] if record.epochs else record.initial
@@ -157,6 +166,8 @@ class Recorder(_NoState, Callback):
         Without one, a trial of several processes is tried again at once, as after any failure: all of them have ended,
         and one of the cards may have been full of something else.
         """
+        if self._growing is not None and status is Status.OUT_OF_MEMORY:
+            self._growing.out_of_memory(reason)
         postponed = self._search.record.trials[trial_id].postponed  # why it was postponed; empty if it was not
         share, larger = self._config.resources.share, self._config.resources.larger
         if status is Status.OUT_OF_MEMORY and larger is None and not postponed and self._may_repeat(trial_id, reason):
@@ -187,7 +198,7 @@ class Recorder(_NoState, Callback):
         A trial that ends without such a stop or an outcome was interrupted; a resumed study continues it.
         """
         trial_id = trial_config(trial.config).trial_id
-        self._ended.append(trial)
+        self._end_attempt(trial)
         if trial_id in self._stop_reasons:
             self._finish(trial_id, Status.STOPPED, self._stop_reasons[trial_id])
             self._config.on_change()
@@ -202,7 +213,7 @@ class Recorder(_NoState, Callback):
         if is_study_disk_full(error, self._config.study_dir):
             raise FullDiskError(self._search.journal.path)
         trial_id = trial_config(trial.config).trial_id
-        self._ended.append(trial)
+        self._end_attempt(trial)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:MAX_REASON]
         if self._retries.may_retry(trial_id, error):
             if not self._search.record.trials[trial_id].ended:
@@ -211,6 +222,11 @@ class Recorder(_NoState, Callback):
             return
         self._finish(trial_id, Status.FAILED, reason)
         self._config.on_change()
+
+    def _end_attempt(self, trial: RayTrial) -> None:
+        self._ended.append(trial)
+        if self._growing is not None:
+            self._growing.remove(trial_config(trial.config).trial_id)
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **kwargs: Any) -> None:
         """Free the metrics of trials that have ended, which Tune keeps until the end of the study."""

@@ -86,6 +86,7 @@ class TrialTrainable(tune.Trainable):
     def _begin(self) -> None:
         started = time.perf_counter()
         trial, (cpus, gpus) = self.trial, assigned_resources(self)
+        gpus = gpus if trial.card_share is None else trial.card_share
         processes, (sharing, environment) = trial.processes, trial.sharing
         set_mps_environment(environment)
         self.threads = max(1, int(cpus / processes))
@@ -103,6 +104,7 @@ class TrialTrainable(tune.Trainable):
         self.attempt["precision"] = number_format(trial.specification.train, torch.device(self.device))
         if self.device == "cuda" and processes == 1:
             limit_memory(gpus)
+            self.attempt["card_mb"] = torch.cuda.get_device_properties(0).total_memory / 1e6
         self._check_device()
         self.data = load_trial_data(trial.specification, trial.data_dir)
         self.trainer = self._make_trainer()

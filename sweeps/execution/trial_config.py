@@ -31,6 +31,7 @@ class TrialConfig:
         decoding_cores: on which a streamed set is decoded, unless its settings say how many processes do; None for
             those that it trains on.
         sharing: how it shares its card, and the environment that this needs.
+        card_share: of the card's memory that it may take, where that is not the share that Ray gave it.
         checkpoint_seconds: of training that a kill may lose.
         may_stop: whether a scheduler may stop it after any epoch.
     """
@@ -46,6 +47,7 @@ class TrialConfig:
     processes: int = 1
     decoding_cores: int | None = None
     sharing: tuple[str, Mapping[str, str]] = field(default_factory=lambda: (PROCESSES, {}))
+    card_share: float | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     may_stop: bool = False
 

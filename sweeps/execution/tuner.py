@@ -72,7 +72,7 @@ def run_search(search: Search, config: ExecutionConfig) -> bool:
 
 def _with_larger_share(config: ExecutionConfig) -> ExecutionConfig:
     resources = config.resources
-    enlarged = dataclasses.replace(resources, share=resources.larger or resources.share, larger=None)
+    enlarged = dataclasses.replace(resources, share=resources.larger or resources.share, larger=None, growing=None)
     return dataclasses.replace(config, resources=enlarged)
 
 

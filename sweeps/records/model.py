@@ -273,11 +273,14 @@ def _apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
             study.runs[-1].setdefault("closed", event["time"])
         return
     if kind is Event.RESOURCES:
-        if dict(event) not in [{key: run[key] for key in run if key != "closed"} for run in study.runs]:
+        recorded = [{key: run[key] for key in run if key not in ("closed", "decided_slots")} for run in study.runs]
+        if dict(event) not in recorded:
             study.runs.append(dict(event))
         return
     if kind is Event.PACKING:
         study.packing = dict(event)
+        if study.runs and "slots" in event:  # found while the trials of that run were training
+            study.runs[-1]["decided_slots"] = event["slots"]
         return
     if kind is Event.ANNOTATED and "trial" not in event:
         _annotated(study, event)

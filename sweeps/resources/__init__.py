@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         WARM_UP_STEPS as WARM_UP_STEPS,
         trainer_maker as trainer_maker,
     )
+    from sweeps.resources.gradual_packing import GradualPacking as GradualPacking
     from sweeps.resources.memory_probe import probe_space as probe_space
     from sweeps.resources.mps import PROCESSES as PROCESSES, set_mps_environment as set_mps_environment
     from sweeps.resources.packing_benchmark import ANSWER_SECONDS as ANSWER_SECONDS, POLL_SECONDS as POLL_SECONDS
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "configurations": "LEARNING_RATE WARM_UP_STEPS trainer_maker",
+        "gradual_packing": "GradualPacking",
         "memory_probe": "probe_space",
         "mps": "PROCESSES set_mps_environment",
         "packing_benchmark": "ANSWER_SECONDS POLL_SECONDS",

@@ -47,6 +47,7 @@ from sweeps.resources.gpu_packing import (
     packing_limit,
     packing_lines,
 )
+from sweeps.resources.gradual_packing import GradualPacking
 from sweeps.resources.mps import PROCESSES, set_mps_environment
 from sweeps.resources.packing_records import PackingRecords
 from sweeps.resources.shares import Cluster
@@ -290,10 +291,12 @@ def probed_peak(root: Path, names: Sequence[str], trials: Sequence[Trial], card:
 def choose_packing(
     space: Space, resolver: Resolver, cluster: Cluster, trials: int, journal: Journal, record: StudyRecord,
     data_dir: Path | None, modes: Mapping[str, Mapping[str, str]],
-) -> Packing:  # fmt: skip
-    """Choose how the trials of a study share cards: as recorded for such cards, else measured now and recorded.
+) -> Packing | GradualPacking:  # fmt: skip
+    """Choose how the trials of a study share cards: as recorded for such cards, else measured and recorded.
 
-    The record may be this study's, or an earlier one's with trials of the same cost.
+    The record may be this study's, or an earlier one's with trials of the same cost. A single card is measured by the
+    study's own trials. On several cards, or to compare modes of sharing, it is measured now: Ray fills one card after
+    the other with small shares, and a process cannot change its mode.
 
     Args:
         space: the study's space.
@@ -306,7 +309,7 @@ def choose_packing(
         modes: the sharing modes to choose from, each with its environment.
 
     Returns:
-        The packing.
+        The packing; or what finds it while the study's trials train.
     """
     cpus = space.resources.cpus_per_trial
     conditions = {"cpus_per_trial": cpus, "types": card_types()}
@@ -323,20 +326,33 @@ def choose_packing(
         "images": [*resolver.data.image_shape, len(resolver.data.train)],
         "configurations": [configuration(trial.specification) for trial in (typical, largest)],
     })  # fmt: skip
+
+    def write(packing: Packing, details: EventFields) -> None:
+        event = journal.append(Event.PACKING, sync=True, **conditions, **details, **packing.to_event())
+        apply_event(record, event)
+
     earlier = records.read()
-    if earlier is None:
-        images = trials * typical.specification.train.epochs * len(resolver.data.train) / max(1.0, cluster.gpus)
-        packing, details = measure_packing(
-            space, resolver, limit, journal.path.parent, data_dir, modes, MeasuringTime(images)
-        )
-        print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
-        if not packing.cut_short:
-            records.write(packing, details)
-    else:
+    if earlier is not None:
         packing, details = earlier
         print(*packing_lines(packing, details["card"], measured_by=EARLIER_STUDY), sep="\n", flush=True)
-    event = journal.append(Event.PACKING, sync=True, **conditions, **details, **packing.to_event())
-    apply_event(record, event)
+        write(packing, details)
+        return packing
+    if cluster.gpus == 1 and len(modes) == 1 and limit.trials >= COUNTS[1]:
+
+        def keep(packing: Packing, details: EventFields) -> None:
+            details = {**details, "card": ", ".join(conditions["types"]) or "card"}
+            records.write(packing, details)
+            write(packing, {**details, "slots": packing.per_card})
+
+        return GradualPacking(limit, len(resolver.data.train), next(iter(modes)), keep)
+    images = trials * typical.specification.train.epochs * len(resolver.data.train) / max(1.0, cluster.gpus)
+    packing, details = measure_packing(
+        space, resolver, limit, journal.path.parent, data_dir, modes, MeasuringTime(images)
+    )
+    print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
+    if not packing.cut_short:
+        records.write(packing, details)
+    write(packing, details)
     return packing
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from lowrank.errors import InputError
 from sweeps.records import EventFields, Journal, StudyRecord, Trial
 from sweeps.resources.configurations import typical_and_largest
+from sweeps.resources.gradual_packing import GradualPacking
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
 from sweeps.resources.shares import Share, choose_share, larger_share, read_cluster, share_for
@@ -29,7 +30,8 @@ class TrialResources:
     `share` is that of a first attempt, `larger` that of a second one after memory ran out (None: there is no larger
     one), `sharing` the name of the sharing mode and the environment that it needs, `spreading` what was measured before
     a trial was given several cards. `cores_per_trial` are those of the cluster for each trial that runs at once: more
-    than a trial asks for where cards, or the trials that there are, allow fewer at once than cores would.
+    than a trial asks for where cards, or the trials that there are, allow fewer at once than cores would. `growing`
+    says how many of them share the card as long as that is not decided; then `share` is the smallest that is tried.
     """
 
     share: Share
@@ -37,6 +39,7 @@ class TrialResources:
     sharing: tuple[str, Mapping[str, str]]
     spreading: Spreading | None = None
     cores_per_trial: int | None = None
+    growing: GradualPacking | None = None
 
     def as_event(self) -> EventFields:
         """Return the fields of the journal's event."""
@@ -104,12 +107,28 @@ class ResourcePlanner:
             packing = choose_packing(
                 self._space, resolver, self._cluster, self._trials, journal, record, data_dir, modes
             )  # fmt: skip
+            if isinstance(packing, GradualPacking):
+                return self._growing(packing, modes)
             share = share_for(self._space.resources, self._cluster, self._trials, self._require_gpus, packing.gpus)
             mode = packing.sharing
         share, spreading = self._spread(share, resolver, data_dir, measure_on_cards)
         larger = larger_share(share, self._cluster, self._trials)
         cores = int(self._cluster.cpus / share.concurrent)
         return TrialResources(share, larger, (mode, modes[mode]), spreading, cores)
+
+    def _growing(self, packing: GradualPacking, modes: SharingModes) -> TrialResources:
+        """Let trials share the one card, more and more of them; one that lacks memory gets all of it at the end."""
+        gpus = 1 / packing.max_slots
+        share = share_for(self._space.resources, self._cluster, self._trials, self._require_gpus, gpus)
+        print(
+            f"gpus_per_trial auto: one trial on the card, then up to {share.concurrent}, as long as all train more "
+            "together",
+            flush=True,
+        )
+        larger = Share(share.cpus, 1.0, 1)
+        cores = int(self._cluster.cpus / share.concurrent)
+        mode = packing.sharing
+        return TrialResources(share, larger, (mode, modes[mode]), cores_per_trial=cores, growing=packing)
 
     def _spread(
         self, share: Share, resolver: Resolver, data_dir: Path | None, measure_on_cards: MeasureTrialOnCards

@@ -160,8 +160,12 @@ class Search:
 
     def is_running(self) -> bool:
         """Tell whether some launched trial has no end yet."""
+        return self.count_running() > 0
+
+    def count_running(self) -> int:
+        """Count the launched trials that have no end yet."""
         waiting = {trial.trial_id for trial in (*self.waiting, *self.postponed)}
-        return any(trial_id not in waiting for trial_id in self.counters.open)
+        return sum(trial_id not in waiting for trial_id in self.counters.open)
 
     def _next_stratum(self) -> Stratum | None:
         """Return the stratum with the fewest trials so far; a grid ignores it."""

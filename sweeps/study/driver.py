@@ -335,9 +335,15 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
     from sweeps.study.progress_view import ProgressView
     from sweeps.teachers import build_caches
 
+    growing = resources.growing
+    holding = f"{resources.share.concurrent} at a time, each on {resources.share}"
+    if growing is not None:
+        holding = (
+            f"up to {resources.share.concurrent} at a time, each on {resources.share.cpus:g} CPU and part of a card"
+        )
     print(
         f"{config.name}: {search.space.question}\n"
-        f"up to {total} trials, {resources.share.concurrent} at a time, each on {resources.share}; "
+        f"up to {total} trials, {holding}; "
         f"everything is kept in {relative_path(config.folder)}", flush=True,
     )  # fmt: skip
     cache = _cache_options(search, config)
@@ -350,6 +356,8 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
 
         def on_change() -> None:
             if line := hooks.tracking_error():
+                view.print_line(line)
+            for line in growing.take_lines() if growing is not None else ():
                 view.print_line(line)
             view.update()
 

@@ -90,6 +90,20 @@ def test_runs_add_up_and_a_killed_driver_ended_with_its_last_epoch():
     assert math.fsum(found.seconds.values()) == pytest.approx(found.slot_seconds)
 
 
+def test_trials_that_ran_before_fewer_slots_were_decided_are_no_idle_time():
+    made = Made()
+    made.run(began=0.0, ready=10.0, slots=8)
+    ends = [made.trial(name, pid, begin=10.0) for name, pid in (("a", 1), ("b", 2))]
+    made.tell(Event.PACKING, 15.0, per_card=1, tried=[], why="", gpus=1.0, slots=1)
+    made.tell(Event.CLOSED, ends[1], reason="finished")
+    found = profile_study(made.record)
+    assert found is not None
+    assert ends[0] == ends[1]
+    assert [(run.slots, run.beyond) for run in found.runs] == [(1, ends[0] - 10.0)]
+    assert found.seconds[IDLE] == pytest.approx(0.0)
+    assert math.fsum(found.seconds.values()) == pytest.approx(found.slot_seconds)
+
+
 def test_a_study_of_an_older_version_has_no_profile():
     made = Made()
     made.tell(Event.STUDY, 0.0, name="made")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import pickle
@@ -15,7 +16,8 @@ from sweeps.execution.callbacks import MAX_REASON, Recorder, TuneSearcher
 from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import FullDiskError, Role, Status, Trial, TrialRecord
-from sweeps.resources import Share
+from sweeps.resources import GradualPacking, Share
+from sweeps.resources.gpu_packing import Limit
 from sweeps.search import Search as StudySearch
 
 METRICS = {
@@ -43,7 +45,9 @@ class Search:
 
 def report(trial: TrialRecord, *results: dict[str, Any]) -> list[tuple[Any, ...]]:
     search = Search(trial)
-    config = SimpleNamespace(resources=SimpleNamespace(share="1 CPU", larger=None), on_change=lambda: None)
+    config = SimpleNamespace(
+        resources=SimpleNamespace(share="1 CPU", larger=None, growing=None), on_change=lambda: None
+    )
     recorder = Recorder(search, SimpleNamespace(), config)  # type: ignore[arg-type]
     for result in results:
         recorder.on_trial_result(0, [], None, {"trial": trial.trial_id, **result})  # type: ignore[arg-type]
@@ -80,6 +84,18 @@ def search(open_search) -> StudySearch:
 
 def out_of_memory(trial_id: str, reason: str = "CUDA out of memory") -> dict[str, Any]:
     return {"trial": trial_id, "outcome": str(Status.OUT_OF_MEMORY), "reason": reason}
+
+
+def test_no_more_trials_start_than_may_share_the_card_now(search, execution):
+    growing = GradualPacking(Limit(8, "8"), 100, "processes", lambda *_: pytest.fail("nothing was measured"))
+    config = execution()
+    config = dataclasses.replace(config, resources=dataclasses.replace(config.resources, growing=growing))
+    searcher = TuneSearcher(search, config, SimpleNamespace(next=lambda wait: search.next()), None)  # type: ignore[arg-type]
+    assert trial_config(searcher.suggest("a")).card_share == 1.0
+    assert searcher.suggest("b") is None
+    growing.slots = 2
+    assert trial_config(searcher.suggest("b")).card_share == 0.5
+    assert searcher.suggest("c") is None
 
 
 def test_a_failed_attempt_is_tried_again_and_a_second_one_is_the_trials_end(search, execution):

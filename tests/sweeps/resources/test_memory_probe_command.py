@@ -123,8 +123,8 @@ class InlineRay:
         monkeypatch.setattr(memory_probe.ray, "get", self.get)
 
     def remote(self, actor: type) -> Any:
-        def start() -> Any:
-            prober = actor()
+        def start(*arguments: Any) -> Any:
+            prober = actor(*arguments)
             self.started.append(prober)
             return SimpleNamespace(probe=SimpleNamespace(remote=lambda task: (prober, task)))
 

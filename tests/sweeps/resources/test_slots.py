@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord
-from sweeps.resources import slots
+from sweeps.resources import packing_benchmark, slots
 from sweeps.resources.gpu_packing import Limit, Throughput, choose_count
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.shares import Cluster, Share
@@ -77,6 +79,34 @@ def test_auto_gives_each_trial_the_share_and_the_mode_that_were_measured(planner
     assert resources.sharing == (MPS, {"PIPE": "here"})
     assert resources.as_event() == {"slots": 8, "cpus": 1, "gpus": 0.25, "sharing": "mps"}
     assert capsys.readouterr().out == ""
+
+
+def test_on_one_card_auto_begins_with_one_trial_and_allows_more(planner, resolver, tmp_path, monkeypatch, capsys):
+    card = Cluster(cpus=6, gpus=1, max_cpus=6, max_gpus=1)
+    monkeypatch.setattr(packing_benchmark, "card_types", lambda: ["X"])
+    (tmp_path / "a").mkdir()
+    with closing(Journal(tmp_path / "a" / "journal.jsonl")) as journal:
+        record = StudyRecord()
+        planned = planner(card, gpus_per_trial="auto")
+        resources = planned.resolve(resolver, journal, record, None, {PROCESSES: {}}, measure_nothing)
+        assert (resources.share, resources.larger) == (Share(1, 0.25, 4), Share(1, 1, 1))
+        growing = resources.growing
+        assert growing is not None
+        assert (growing.slots, growing.max_slots) == (1, 4)
+        growing.add_epoch("t", {"epoch_seconds": 1.0})
+        growing.slots = 2
+        growing._measurements.append(Throughput(1, 10.0))
+        growing.out_of_memory("no memory")
+        assert record.packing["per_card"] == 1
+        assert record.packing["card"] == "X"
+        lines = growing.take_lines()
+    assert lines[-1] == "1 trial a card (as its trials trained): 2 do not fit on a card: no memory"
+    (tmp_path / "b").mkdir()
+    with closing(Journal(tmp_path / "b" / "journal.jsonl")) as journal:  # the next study knows it
+        resources = planner(card, gpus_per_trial="auto").resolve(
+            resolver, journal, StudyRecord(), None, {PROCESSES: {}}, measure_nothing
+        )
+    assert (resources.share, resources.growing) == (Share(1, 1, 1), None)
 
 
 @pytest.mark.parametrize(
