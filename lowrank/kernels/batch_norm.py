@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.depthwise import MULTIPROCESSORS, LaunchConfig
-from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, slope_and_level
+from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, scale_and_shift_of, slope_and_level
 
 TILE = 2048  # numbers of a tile; half as many where it is pooled and each stands for four inputs
 WARPS = 4
@@ -76,10 +76,8 @@ def _moments_kernel(
 
 
 @triton.jit
-def _join_kernel(parts, mean, variance, C: tl.constexpr, G: tl.constexpr, CH: tl.constexpr):
-    """Join the statistics of G equally large parts, about the joined mean, so that no digits cancel."""
-    channel = tl.program_id(0) * CH + tl.arange(0, CH)
-    valid = channel < C
+def _joined_statistics(parts, channel, valid, C: tl.constexpr, G: tl.constexpr, CH: tl.constexpr):
+    """Join mean and variance of G equally large parts, (G, 2, C), about the joined mean, so that no digits cancel."""
     centre = tl.zeros([CH], dtype=tl.float32)
     for part in range(G):
         centre += tl.load(parts + part * 2 * C + channel, mask=valid, other=0.0)
@@ -88,8 +86,7 @@ def _join_kernel(parts, mean, variance, C: tl.constexpr, G: tl.constexpr, CH: tl
     for part in range(G):
         distance = tl.load(parts + part * 2 * C + channel, mask=valid, other=0.0) - centre
         spread += tl.load(parts + (part * 2 + 1) * C + channel, mask=valid, other=0.0) + distance * distance
-    tl.store(mean + channel, centre, mask=valid)
-    tl.store(variance + channel, spread / G, mask=valid)
+    return centre, spread / G
 
 
 @triton.jit
@@ -112,13 +109,21 @@ def _argmax_of_four(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr)
 
 @triton.jit
 def _apply_kernel(
-    x, weight, bias, mean, variance, residual, out, R, eps,
-    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    x, weight, bias, mean, variance, parts, residual, out, R, eps,
+    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, G: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
+    """Apply a norm; with G > 1 mean and variance are written, joined from those of the parts, else read."""
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     valid = channel < C
-    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
+    if G > 1:
+        centre, spread = _joined_statistics(parts, channel, valid, C, G, CH)
+        if tl.program_id(0) == 0:
+            tl.store(mean + channel, centre, mask=valid)
+            tl.store(variance + channel, spread, mask=valid)
+        scale, shift, _, _ = scale_and_shift_of(weight, bias, centre, spread, channel, valid, eps)
+    else:
+        scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
     row = tl.program_id(0) * N + tl.arange(0, N)
     mask = (row < R)[:, None] & valid[None, :]
     offsets = row[:, None] * C + channel[None, :]
@@ -283,25 +288,49 @@ def batch_statistics(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tens
     return mean, variance
 
 
-def join_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Join means and biased variances (G, 2, C) of equally many rows each into those of all rows, both (C,)."""
-    groups, _, channels = parts.shape
-    mean, variance = (torch.empty(channels, device=parts.device) for _ in range(2))
-    _join_kernel[(triton.cdiv(channels, 64),)](parts, mean, variance, C=channels, G=groups, CH=64, num_warps=2)
-    return mean, variance
-
-
 def normalise(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
     relu: bool, pool: bool,
 ) -> Tensor:  # fmt: skip
     """Apply `norm` to a channels-last x by statistics that are known."""
+    return _normalise(x, weight, bias, mean, variance, mean, 1, residual, eps, relu, pool)
+
+
+def normalise_by_parts(
+    x: Tensor, weight: Tensor, bias: Tensor, parts: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Apply `norm` to a channels-last x by the statistics of equally large parts of a batch.
+
+    Args:
+        x: one of the parts, (B, C, H, W).
+        weight: (C,), float32.
+        bias: (C,), float32.
+        parts: mean and biased variance of each part, float32 (G, 2, C).
+        residual: added to the result; None for none.
+        eps: added to the variance.
+        relu: whether negative values become zero.
+        pool: whether only the largest of each 2 x 2 positions stays.
+
+    Returns:
+        The result, and mean and biased variance of the batch, both (C,).
+    """
+    if len(parts) == 1:
+        mean, variance = parts[0, 0].clone(), parts[0, 1].clone()  # results of an operation may share no memory
+        return normalise(x, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance
+    mean, variance = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
+    return _normalise(x, weight, bias, mean, variance, parts, len(parts), residual, eps, relu, pool), mean, variance
+
+
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, parts: Tensor, count: int,
+    residual: Tensor | None, eps: float, relu: bool, pool: bool,
+) -> Tensor:  # fmt: skip
     out, channels = empty_result(x, pool), x.shape[1]
     rows = out.numel() // channels
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _apply_kernel[tiles](
-        x, weight, bias, mean, variance, out if residual is None else to_channels_last(residual), out, rows,
-        eps, **tile, W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
+        x, weight, bias, mean, variance, parts, out if residual is None else to_channels_last(residual), out, rows,
+        eps, **tile, W=out.shape[3], G=count, RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
     )  # fmt: skip
     return out
 

@@ -146,18 +146,6 @@ def joined_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (parts[:, 1] + (parts[:, 0] - mean).square()).mean(0)
 
 
-def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute each channel's mean and biased variance over the images of all processes."""
-    part = torch.empty((2, x.shape[1]), dtype=_work_dtype(x), device=x.device)
-    _local_statistics(x, part)
-    parts = gather_parts(part)
-    if _has_kernels(x):
-        from lowrank.kernels.batch_norm import join_statistics  # needs Triton
-
-        return join_statistics(parts)
-    return joined_statistics(parts)
-
-
 @torch.library.custom_op("lowrank::global_norm", mutates_args=())
 def global_norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
@@ -177,14 +165,17 @@ def global_norm(
         The result, in x's dtype, channels-last, and each channel's mean and biased variance over all processes, (C,).
     """
     images = _as_images(x)
-    mean, variance = _global_statistics(images)
+    part = torch.empty((2, images.shape[1]), dtype=_work_dtype(x), device=x.device)
+    _local_statistics(images, part)
+    parts = gather_parts(part)
     if _has_kernels(images):
-        from lowrank.kernels.batch_norm import normalise  # needs Triton
+        from lowrank.kernels.batch_norm import normalise_by_parts  # needs Triton
 
-        return _shaped(normalise(images, weight, bias, mean, variance, residual, eps, relu, pool), x.shape), \
-            mean, variance  # fmt: skip
+        out, mean, variance = normalise_by_parts(images, weight, bias, parts, residual, eps, relu, pool)
+        return _shaped(out, x.shape), mean, variance
     if relu or pool or residual is not None:
         raise NotImplementedError("without kernels nothing may follow a norm over processes")
+    mean, variance = joined_statistics(parts)
     scale = weight * torch.rsqrt(variance + eps)
     out = (images.to(mean.dtype) - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
     return _shaped(out.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape), mean, variance

@@ -13,7 +13,14 @@ import triton.language as tl
 def scale_and_shift(weight, bias, mean, variance, channel, valid, eps):
     """Return scale and shift of y = scale * x + shift, the reciprocal deviation and the mean, each (1, CH)."""
     centre = tl.load(mean + channel, mask=valid, other=0.0)
-    inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=valid, other=1.0) + eps)
+    spread = tl.load(variance + channel, mask=valid, other=1.0)
+    return scale_and_shift_of(weight, bias, centre, spread, channel, valid, eps)
+
+
+@triton.jit
+def scale_and_shift_of(weight, bias, centre, spread, channel, valid, eps):
+    """Return what `scale_and_shift` returns, from the values of mean and variance, each (CH,)."""
+    inverse = 1.0 / tl.sqrt(spread + eps)
     scale = tl.load(weight + channel, mask=valid, other=0.0) * inverse
     shift = tl.load(bias + channel, mask=valid, other=0.0) - centre * scale
     return scale[None, :], shift[None, :], inverse[None, :], centre[None, :]

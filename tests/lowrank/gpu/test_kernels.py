@@ -41,8 +41,8 @@ from lowrank.kernels.augment import augment_images  # noqa: E402
 from lowrank.kernels.batch_norm import (  # noqa: E402
     batch_statistics,
     input_gradient,
-    join_statistics,
     norm,
+    normalise_by_parts,
     reduce_gradients,
 )
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
@@ -213,7 +213,10 @@ def test_a_norm_over_parts_is_that_over_all_images(pool):
     statistics, sums = (torch.empty(parts, 2, channels, device=DEVICE) for _ in range(2))
     for part, target in zip(x.chunk(parts), statistics, strict=True):
         batch_statistics(part, target)
-    mean, variance = join_statistics(statistics)
+    outputs, (mean, *_), (variance, *_) = zip(
+        *(normalise_by_parts(part, weight, bias, statistics, None, 1e-5, True, pool) for part in x.chunk(parts)),
+        strict=True,
+    )
     for part, upper, target in zip(x.chunk(parts), gradient.chunk(parts), sums, strict=True):
         reduce_gradients(upper, part, weight, bias, mean, variance, 1e-5, True, pool, target)
     settings = (x.numel() // channels, 1e-5, True, pool)
@@ -224,6 +227,7 @@ def test_a_norm_over_parts_is_that_over_all_images(pool):
     leaf = x.clone().requires_grad_()
     output, of_all, variance_of_all = norm(leaf, weight, bias, None, 1e-5, True, pool)
     output.backward(gradient)
+    torch.testing.assert_close(torch.cat(outputs), output)
     torch.testing.assert_close(mean, of_all)
     torch.testing.assert_close(variance, variance_of_all)
     torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-5)
