@@ -221,7 +221,7 @@ def test_a_norm_over_parts_is_that_over_all_images(pool):
         reduce_gradients(upper, part, weight, bias, mean, variance, 1e-5, True, pool, target)
     settings = (x.numel() // channels, 1e-5, True, pool)
     ours = torch.cat([
-        input_gradient(upper, part, weight, bias, mean, variance, sums[0, 1], sums[0, 0], *settings, parts)
+        input_gradient(upper, part, weight, bias, mean, variance, sums[0, 1], sums[0, 0], *settings, parts=parts)
         for part, upper in zip(x.chunk(parts), gradient.chunk(parts), strict=True)
     ])  # fmt: skip
     leaf = x.clone().requires_grad_()
