@@ -93,7 +93,7 @@ def test_the_time_of_compiling_does_not_count():
 
 def test_a_number_is_measured_once_all_of_its_trials_train():
     card = Card({1: 1, 2: 2, 4: 4, 8: 8})
-    growing = card.train(4)
+    growing = card.train(3)
     assert growing.slots == 2
     for _ in range(10):  # the second trial is still being set up
         card.now += 4.0
