@@ -48,7 +48,7 @@ from sweeps.resources.gpu_packing import (
     packing_lines,
 )
 from sweeps.resources.gradual_packing import GradualPacking
-from sweeps.resources.mps import PROCESSES, set_mps_environment
+from sweeps.resources.mps import MPS, PROCESSES, set_mps_environment
 from sweeps.resources.packing_records import PackingRecords
 from sweeps.resources.shares import Cluster
 from sweeps.space import Space
@@ -295,8 +295,8 @@ def choose_packing(
     """Choose how the trials of a study share cards: as recorded for such cards, else measured and recorded.
 
     The record may be this study's, or an earlier one's with trials of the same cost. A single card is measured by the
-    study's own trials. On several cards, or to compare modes of sharing, it is measured now: Ray fills one card after
-    the other with small shares, and a process cannot change its mode.
+    study's own trials, which share it by MPS where that is allowed. Several cards are measured now, because Ray fills
+    one card after the other with small shares.
 
     Args:
         space: the study's space.
@@ -337,14 +337,15 @@ def choose_packing(
         print(*packing_lines(packing, details["card"], measured_by=EARLIER_STUDY), sep="\n", flush=True)
         write(packing, details)
         return packing
-    if cluster.gpus == 1 and len(modes) == 1 and limit.trials >= COUNTS[1]:
+    if cluster.gpus == 1 and limit.trials >= COUNTS[1]:
 
         def keep(packing: Packing, details: EventFields) -> None:
             details = {**details, "card": ", ".join(conditions["types"]) or "card"}
             records.write(packing, details)
             write(packing, {**details, "slots": packing.per_card})
 
-        return GradualPacking(limit, len(resolver.data.train), next(iter(modes)), keep)
+        sharing = MPS if MPS in modes else next(iter(modes))  # a process cannot change its mode
+        return GradualPacking(limit, len(resolver.data.train), sharing, keep)
     images = trials * typical.specification.train.epochs * len(resolver.data.train) / max(1.0, cluster.gpus)
     packing, details = measure_packing(
         space, resolver, limit, journal.path.parent, data_dir, modes, MeasuringTime(images)
