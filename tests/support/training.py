@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
-from lowrank.distillation.teacher import LiveTeacher
+from lowrank.distillation import CacheKey, CacheSource, Layout, TeacherCache, fill_cache
+from lowrank.distillation.teacher import LiveTeacher, default_taps, tap_sizes
 from lowrank.layers import Dense, Method, TensorTrain
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
@@ -53,6 +55,19 @@ def small_teacher(device: str = "cpu") -> LiveTeacher:
     torch.manual_seed(7)
     network = make_network(NetworkSettings(width=0.25), (1, 8, 8), 10)
     return LiveTeacher(network.to(device, memory_format=torch.channels_last), TAPS)
+
+
+def filled_cache(folder: Path, data: ImageData, cache_epochs: int) -> TeacherCache:
+    """What an untrained network of the small one's size says about augmented digits, for so many cache epochs."""
+    torch.manual_seed(7)
+    network, views = make_network(SMALL, data.image_shape, 10), default_augmentation("digits", data.image_shape)
+    taps = default_taps(network)
+    layout = Layout(len(data.train), 10, tap_sizes(network, taps, data.image_shape))
+    key = CacheKey(weights="w", data="d", views=views, taps=taps, layout=layout, precision="float32")
+    cache, live = TeacherCache(folder, key), LiveTeacher(network, taps)
+    source = CacheSource(teacher=lambda: live, data=data, device="cpu", batch_size=64)
+    fill_cache(cache, source, cache_epochs, notify=lambda line: None)
+    return cache
 
 
 def copied_state(run: Trainer) -> dict[str, Tensor]:

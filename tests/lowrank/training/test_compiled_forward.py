@@ -16,6 +16,7 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
+from lowrank.distillation import CachedTeacher, Teacher
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
@@ -29,6 +30,7 @@ from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils import hold_lock
+from tests.support.training import filled_cache
 
 SMALL = NetworkSettings(width=0.125)
 LOSS = Loss.of(Recipe())
@@ -66,14 +68,16 @@ def student(method: dict[str, Any] | None = None, params: int = PARAMS, **networ
 
 
 def trainer(
-    data: ImageData, engine: str, network: nn.Module | None = None, notify: Any = None, **fields: Any
-) -> Trainer:
+    data: ImageData, engine: str, network: nn.Module | None = None, notify: Any = None,
+    teacher: Teacher | None = None, cache_epochs: int | None = None, **fields: Any,
+) -> Trainer:  # fmt: skip
     torch.manual_seed(1)
     teacher_network = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
         network or student(), data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0,
-        notify=notify or pytest.fail, teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
+        notify=notify or pytest.fail, cache_epochs=cache_epochs,
+        teacher=teacher or LiveTeacher(teacher_network, default_taps(teacher_network)),
     )  # fmt: skip
 
 
@@ -122,6 +126,18 @@ def test_the_compiled_function_trains_as_the_plain_loop_and_is_traced_once(data,
         state = found.state()
         for key, tensor in expected.state().items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+    assert len(graphs) == 1
+
+
+def test_the_compiled_function_gathers_what_the_cache_holds_over_fifty_steps(data, graphs, tmp_path):
+    """Traced once: the rows that the step gathers have one layout whichever cache epoch they come from."""
+    cache, runs = filled_cache(tmp_path, data, 2), []
+    for engine, preload in (("compiled", True), ("plain", False)):
+        teacher = CachedTeacher(cache, data, pytest.fail, preload=preload)
+        run = trainer(data, engine, teacher=teacher, cache_epochs=2, attention_weight=10.0, kd_weight=0.5)
+        runs.append(losses(run, epochs=9)[:50])
+    assert len(runs[0]) == 50
+    torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1
 
 

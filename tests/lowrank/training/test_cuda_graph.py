@@ -9,13 +9,14 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
-from lowrank.distillation import CachedTeacher, CacheKey, CacheSource, Layout, TeacherCache, cached_teacher, fill_cache
-from lowrank.distillation.teacher import LiveTeacher, default_taps, tap_sizes
+from lowrank.distillation import CachedTeacher, Teacher, cached_teacher
+from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.engine.cuda_graph import choose_engine
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
+from tests.support.training import filled_cache
 
 SMALL = NetworkSettings(width=0.125)
 ON_GPU = torch.cuda.is_available()
@@ -36,7 +37,9 @@ def data() -> ImageData:
     return load_data(DataSettings(train_images=200))
 
 
-def trainer(data: ImageData, engine: str, *, teacher: object = None, cache_epochs: int | None = None, **fields: object):
+def trainer(
+    data: ImageData, engine: str, *, teacher: Teacher | None = None, cache_epochs: int | None = None, **fields: object
+) -> Trainer:
     plan = network_plan(SMALL, data.image_shape, 10)
     method = solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, 0)
@@ -83,13 +86,7 @@ def test_captured_steps_gather_what_the_cache_holds_over_fifty_steps(data, slots
     """Nine epochs of three cache epochs: each is read from its slot, where others replace it meanwhile."""
     monkeypatch.setattr(cached_teacher, "MAX_PRELOADED_BYTES", 0 if slots == 2 else 10**9)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    network, views = make_network(SMALL, data.image_shape, 10), default_augmentation("digits", data.image_shape)
-    taps = default_taps(network)
-    layout = Layout(len(data.train), 10, tap_sizes(network, taps, data.image_shape))
-    key = CacheKey(weights="w", data="d", views=views, taps=taps, layout=layout, precision="float32")
-    cache, live = TeacherCache(tmp_path, key), LiveTeacher(network, taps)
-    fill_cache(cache, CacheSource(teacher=lambda: live, data=data, device="cpu", batch_size=64), 3)
-    losses = []
+    cache, losses = filled_cache(tmp_path, data, 3), []
     for engine, preload in (("captured", True), ("plain", True), ("plain", False)):
         teacher = CachedTeacher(cache, data, pytest.fail, device=DEVICE, preload=preload)
         fields = {"precision": "float32", "attention_weight": 100.0, "kd_weight": 0.5}
