@@ -20,7 +20,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings
 from lowrank.data.augment import apply_augmentations, draw_augmentations, normaliser
-from lowrank.kernels import fx_rewrite as rewriting
+from lowrank.kernels import fx_gradient_pass, fx_rewrite as rewriting
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
@@ -42,12 +42,13 @@ from lowrank.kernels.batch_norm import (  # noqa: E402
     batch_statistics,
     input_gradient,
     norm,
+    norm_backward,
     normalise_by_parts,
     reduce_gradients,
 )
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
-from lowrank.kernels.norm_depthwise import norm_depthwise  # noqa: E402
+from lowrank.kernels.norm_depthwise import norm_depthwise, norm_depthwise_backward  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -143,6 +144,51 @@ def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(m
     assert found == [0, 2]  # of the forward pass, and of the backward pass
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
+
+
+@pytest.mark.slow  # when interpreted
+def test_compiled_pre_activation_blocks_join_norms_and_sums(monkeypatch):
+    """In each of three blocks both norms are joined, but one whose result the shortcut reads too."""
+    monkeypatch.setattr(rewriting, "FUSE_PREACTIVATION", True)
+    monkeypatch.setattr(fx_gradient_pass, "FUSE_NORM_SUMS", True)
+    found: dict[str, int] = {}
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        found.update(rewrite(graph))
+        return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": FuseGradientSums()})
+
+    settings = NetworkSettings(name="wrn_10_1")
+    plan = network_plan(settings, (3, 16, 16), 10)
+    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
+    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
+    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
+    torch._dynamo.reset()
+    direction = torch.randn(5, 10, device=DEVICE)
+    with keep_float32_products():
+        for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
+            network(x).backward(direction)
+    assert (found["preactivated"], found["norm"], found["depthwise"]) == (4, 3, 0)
+    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
+    for ours, theirs in zip(other.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_another_gradient_is_added_to_those_of_both_norms():
+    x, gradient, other = (images(2, 16, 6, 5, centre=each).detach() for each in range(3))
+    weight, bias, kernel = *torch.randn(2, 16, device=DEVICE), torch.randn(16, 1, 3, 3, device=DEVICE)
+    _, mean, variance = norm(x, weight, bias, None, 1e-5, True, False)
+    norms = (gradient, x, weight, bias, mean, variance)
+    for apart, joined in (
+        (norm_backward(*norms, 1e-5, True, False), norm_backward(*norms, 1e-5, True, False, other)),
+        (
+            norm_depthwise_backward(*norms, kernel, 1e-5, True),
+            norm_depthwise_backward(*norms, kernel, 1e-5, True, other),
+        ),
+    ):
+        torch.testing.assert_close(joined[0], apart[0] + other, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(joined[1:], apart[1:], strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -318,7 +364,16 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
     with torch.autocast(DEVICE, torch.bfloat16):
         torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
     apart = 0 if room else 7
-    wanted = {"stem": 1, "joined": 7 - apart, "norm": apart, "depthwise": 7, "pointwise": apart, "narrow": 0, "pool": 1}
+    wanted = {
+        "preactivated": 0,
+        "stem": 1,
+        "joined": 7 - apart,
+        "norm": apart,
+        "depthwise": 7,
+        "pointwise": apart,
+        "narrow": 0,
+        "pool": 1,
+    }
     assert found == wanted
 
 
@@ -349,7 +404,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
-    counts, width = dict(COUNTS[name]), 0.125
+    counts, width = COUNTS[name] | {"preactivated": 0}, 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined
         monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
