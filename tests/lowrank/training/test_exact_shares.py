@@ -53,8 +53,8 @@ class WatchedTeacher(CachedTeacher):
         super().__init__(*arguments, **options)
         self.rows: list[list[int]] = []
 
-    def _load(self, cache_epoch: int) -> None:
-        super()._load(cache_epoch)
+    def _open(self, cache_epoch: int) -> None:
+        super()._open(cache_epoch)
         if self._arrays is not None:
             logits, *maps = self._arrays
             self._arrays = [WatchedArray(logits, self.rows), *maps]  # type: ignore[list-item]
