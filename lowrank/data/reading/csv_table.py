@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_codec import image_suffixes
 from lowrank.data.reading.image_folder import HIDDEN, FolderStore, Unused, hidden_files, is_hidden
-from lowrank.data.reading.part_names import PART_NAMES, PARTS, Part, check_one_name, part_of, part_of_file
+from lowrank.data.reading.part_names import (
+    HELD_OUT,
+    PART_COLUMNS,
+    PART_NAMES,
+    PARTS,
+    Part,
+    check_one_name,
+    part_of,
+    part_of_file,
+)
 from lowrank.data.reading.source import ImageListing
 from lowrank.errors import InputError, unknown
 from lowrank.utils import one_line
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img", "id")
 LABEL_COLUMNS = ("label", "class", "category", "target", "labels")
-PART_COLUMNS = ("split", "part", "subset", "set")
 _SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t"
 _NO_LABEL = ("", "-1")
@@ -43,7 +53,7 @@ class _Columns:
     """Positions of the columns in a table."""
 
     file: int
-    label: int
+    label: int | None
     part: int | None
 
 
@@ -61,18 +71,21 @@ def read_csv(path: Path, image: str | None, label: str | None) -> ImageListing:
     Raises:
         InputError: a table or an image is missing, or a row makes no sense.
     """
-    name, unused = f"csv:{path}", Unused()
+    name, unused, notes = f"csv:{path}", Unused(), list[str]()
     tables = _find_tables(path, name, unused)
     root = next(iter(tables)).parent
     rows: dict[Part, list[_Row]] = {part: [] for part in PARTS}
     for table, part in tables.items():
-        for row in _read_table(table, part, image, label, unused):
+        for row in _find_images(table, part, _read_table(table, part, image, label, unused), notes):
             rows[row.part].append(row)
-    _check_files(rows, root, name)
     trained = {row.label for row in rows["training"]}
-    if rows["test"] and all(row.label in _NO_LABEL and row.label not in trained for row in rows["test"]):
-        unused.add("images of a test part without labels", [row.file for row in rows["test"]])
-        rows["test"] = []
+    for part in HELD_OUT:
+        if rows[part] and all(row.label in _NO_LABEL and row.label not in trained for row in rows[part]):
+            unused.add(f"images of a {part} part without labels", [row.file for row in rows[part]])
+            rows[part] = []
+    _check_files(rows, root, name)
+    for part in PARTS:
+        rows[part] = _without_repetitions(rows[part], unused)
     for part in PARTS:
         if unlabelled := [row for row in rows[part] if not row.label]:
             raise InputError(
@@ -91,8 +104,38 @@ def read_csv(path: Path, image: str | None, label: str | None) -> ImageListing:
         classes=classes,
         labels={part: np.array([numbers[row.label] for row in rows[part]], np.int64) for part in PARTS},
         store=FolderStore(root, [row.file for part in PARTS for row in rows[part]]),
-        notes=tuple(unused.notes()),
+        notes=(*notes, *unused.notes()),
     )
+
+
+def _without_repetitions(rows: list[_Row], unused: Unused) -> list[_Row]:
+    """Leave out rows that list an image of the same part again."""
+    first = {row.file: row for row in reversed(rows)}
+    unused.add("rows that list an image again", [row.file for row in rows if first[row.file] is not row])
+    return [row for row in rows if first[row.file] is row]
+
+
+def _find_images(table: Path, part: Part | None, rows: list[_Row], notes: list[str]) -> list[_Row]:
+    """Complete file names that lack a folder or a suffix, if all of a table lack the same and no other one fits.
+
+    Such names are usual: a table lies beside the folder that has its images, and its `id` is a name without suffix.
+    """
+    root = table.parent
+    if any((root / row.file).is_file() for row in rows):
+        return rows
+    first, ways = rows[0].file, set[tuple[str, str]]()
+    for file in _image_files(root):
+        for suffix in ("", Path(file).suffix):
+            if f"/{file}".endswith(f"/{first}{suffix}"):
+                ways.add((file[: len(file) - len(first) - len(suffix)], suffix))
+    fitting = sorted(way for way in ways if all((root / f"{way[0]}{row.file}{way[1]}").is_file() for row in rows))
+    named = [way for way in fitting if part is not None and part_of(way[0].rstrip("/")) == part]
+    fitting = named or fitting
+    if len(fitting) != 1:
+        return rows
+    before, after = fitting[0]
+    notes.append(f"names in {table.name} are completed: {first} is {before}{first}{after}, and likewise all others")
+    return [replace(row, file=f"{before}{row.file}{after}") for row in rows]
 
 
 def _find_tables(path: Path, name: str, unused: Unused) -> dict[Path, Part | None]:
@@ -116,6 +159,7 @@ def _find_tables(path: Path, name: str, unused: Unused) -> dict[Path, Part | Non
     raise InputError(
         f"data set {name!r}: the folder must hold one table (.csv), or one for each part ({PART_NAMES}), but it holds "
         f"{', '.join(table.name for table in tables[:5]) or 'none'}"
+        f"{f'; name the one that is meant, such as csv:{tables[0]}' if tables else ''}"
     )
 
 
@@ -129,11 +173,7 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: must be a readable table in UTF-8, but {one_line(error)}") from error
     header = [text.strip() for text in lines[0]] if lines else []
-    columns = _Columns(
-        _column(table, header, "image", image, FILE_COLUMNS),
-        _column(table, header, "label", label, LABEL_COLUMNS),
-        None if part else next((header.index(text) for text in header if text.casefold() in PART_COLUMNS), None),
-    )
+    columns = _find_columns(table, part, header, (image, label), unused)
     rows, other_parts = [], dict[str, list[str]]()
     for number, fields in enumerate(lines[1:], 2):
         if not any(text.strip() for text in fields):
@@ -141,7 +181,14 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
         if len(fields) != len(header):
             raise InputError(f"{table}, row {number}: must have {len(header)} fields, but has {len(fields)}")
         text = "train" if columns.part is None else fields[columns.part]
-        row_part = part or part_of(text)
+        row_part = part_of(text)
+        if part is not None:
+            if columns.part is not None and row_part not in (None, part):
+                raise InputError(
+                    f"{table}, row {number}: column {header[columns.part]!r} says {text.strip()}, but the table is "
+                    f"named as the {part} part; give the table another name to use its column"
+                )
+            row_part = part
         file_name = fields[columns.file].strip()
         if "\\" in file_name and not (table.parent / file_name).exists():  # written on Windows
             file_name = file_name.replace("\\", "/")
@@ -150,12 +197,29 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
         if row_part is None:
             other_parts.setdefault(text.strip(), []).append(file_name)
         else:
-            rows.append(_Row(file_name, fields[columns.label].strip(), row_part, number))
+            text = "" if columns.label is None else fields[columns.label].strip()
+            is_plain = ".." not in PurePosixPath(file_name).parts  # else a link may be on the way
+            rows.append(_Row(posixpath.normpath(file_name) if is_plain else file_name, text, row_part, number))
     for text, names in other_parts.items():
-        unused.add(f"images of the part {text!r}", names)
+        unused.add(f"images of the part {text!r}" if text else "images without a part", names)
     if not rows:
         raise InputError(f"{table}: must list at least one image of a part ({PART_NAMES}), but lists none")
     return rows
+
+
+def _find_columns(
+    table: Path, part: Part | None, header: list[str], chosen: tuple[str | None, str | None], unused: Unused
+) -> _Columns:
+    """Find the columns; only a part that can be held out instead may lack labels."""
+    image, label = chosen
+    file_column = _column(table, header, "image", image, FILE_COLUMNS)
+    folded = [text.casefold() for text in header]
+    label_column = None
+    if part not in HELD_OUT or (label in header if label else any(name in folded for name in LABEL_COLUMNS)):
+        label_column = _column(table, header, "label", label, LABEL_COLUMNS)
+        others = [] if label else [text for text in header if text.casefold() in LABEL_COLUMNS]
+        unused.add("columns that may hold labels too", [text for text in others if text != header[label_column]])
+    return _Columns(file_column, label_column, next((i for i, text in enumerate(folded) if text in PART_COLUMNS), None))
 
 
 def _column(table: Path, header: list[str], what: str, chosen: str | None, names: tuple[str, ...]) -> int:
@@ -167,7 +231,7 @@ def _column(table: Path, header: list[str], what: str, chosen: str | None, names
     if not present:
         raise InputError(
             f"{table}: no {what} column; it must be one of {', '.join(names)}, or named by `data.{what}`, but the "
-            f"columns are {', '.join(header) or 'none'}"
+            f"first row, which must name the columns, has {', '.join(header) or 'none'}"
         )
     return [text.casefold() for text in header].index(present[0])
 
@@ -178,7 +242,7 @@ def _check_files(rows: dict[Part, list[_Row]], root: Path, name: str) -> None:
     for part in PARTS:
         for row in rows[part]:
             labels.setdefault(row.file, set()).add(row.label)
-    outside = [file for file in labels if not (root / file).resolve().is_relative_to(root.resolve())]
+    outside = [file for file in labels if not _lies_in(root / file, root)]
     if outside:
         raise InputError(f"data set {name!r}: images must lie in {root} or below, but the table lists {outside[0]}")
     missing = [file for file in labels if not (root / file).is_file()]
@@ -196,17 +260,25 @@ def _check_files(rows: dict[Part, list[_Row]], root: Path, name: str) -> None:
         )
 
 
+def _lies_in(path: Path, root: Path) -> bool:
+    """Whether a path is below a folder by its name, or in truth: a folder of images may be a link."""
+    named = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+    return named or path.resolve().is_relative_to(root.resolve())
+
+
 def _suffix_advice(root: Path) -> str:
     suffixes = Counter(path.suffix for path in root.rglob("*") if path.suffix.lower() in image_suffixes())
     return f" and have a suffix such as {suffixes.most_common(1)[0][0]}" if suffixes else ""
 
 
 def _unlisted(root: Path, in_table: set[str]) -> list[str]:
-    names = []
+    return [file for file in _image_files(root) if os.path.normpath(file) not in in_table]
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Yield the image files under a folder, relative to it, without hidden ones."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
         for file in sorted(file for file in files if not is_hidden(file)):
-            path = os.path.relpath(os.path.join(folder, file), root)
-            if os.path.splitext(file)[1].lower() in image_suffixes() and os.path.normpath(path) not in in_table:
-                names.append(Path(path).as_posix())
-    return names
+            if os.path.splitext(file)[1].lower() in image_suffixes():
+                yield Path(os.path.relpath(os.path.join(folder, file), root)).as_posix()

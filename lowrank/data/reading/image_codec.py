@@ -112,7 +112,9 @@ def pillow_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _unreadable(origin: str, error: BaseException) -> InputError:
+def _unreadable(origin: str, error: BaseException, size: int) -> InputError:
+    if size == 0:
+        return InputError(f"{origin}: must be a readable image, but has no bytes")
     if isinstance(error, UnidentifiedImageError):  # Pillow's own text has the address of an object
         return InputError(f"{origin}: must be a readable image, but its bytes are of no format that Pillow reads")
     return InputError(f"{origin}: must be a readable image, but {one_line(error) or type(error).__name__}")
@@ -146,7 +148,7 @@ def read_header(file: IO[bytes], origin: str, *, decode: bool = False) -> ImageH
             if decode:
                 image.load()
     except _DECODE_ERRORS as error:
-        raise _unreadable(origin, error) from error
+        raise _unreadable(origin, error, file.seek(0, io.SEEK_END)) from error
     if orientation != 1:
         conversions |= Conversion.TURNED
     if orientation in _SIDEWAYS:
@@ -194,7 +196,7 @@ def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, i
                 converted = _convert(upright, image.format, channels)
                 pixels = np.asarray(_resize(converted, (width, height), resize))
     except _DECODE_ERRORS as error:
-        raise _unreadable(origin, error) from error
+        raise _unreadable(origin, error, len(blob)) from error
     if resize is None and size != (width, height):
         raise InputError(
             f"{origin}: images must be {width}x{height}, for they are not resized, but this one is {size[0]}x{size[1]}"

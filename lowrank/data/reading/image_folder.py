@@ -248,11 +248,11 @@ def _classes(folder: Path, root: Path, unused: Unused, *, required: bool) -> dic
     """Map each class to its image files, as paths relative to `root`, all in alphabetical order."""
     classes: dict[str, list[str]] = {}
     folders, beside = _list(folder)
+    other_kinds: list[Path] = []
     for path in folders:
         inner, files = _list(path)
         images, others = [file for file in files if _is_image(file)], [file for file in files if not _is_image(file)]
-        kinds = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others}))
-        unused.add(f"files of other kinds in folders of classes ({kinds})", _names(others, root))
+        other_kinds += others
         for deeper in inner:
             _add_tree(unused, "files in folders below those of the classes", deeper, root)
         if images:
@@ -264,14 +264,19 @@ def _classes(folder: Path, root: Path, unused: Unused, *, required: bool) -> dic
                 and (_has_class_folders(path) or any(map(_has_class_folders, inner)))
             ):
                 raise InputError(f"data set 'folder:{root}': the images lie one folder deeper; is folder:{path} meant?")
-            raise InputError(f"{path}: a class must hold at least one image, but has none{_advice(others)}")
+            raise InputError(f"{path}: a class must hold at least one image, but has none{_advice(others, inner)}")
         else:
             unused.add("folders of classes without images", _names([path], root))
+    kinds = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in other_kinds}))
+    unused.add(f"files of other kinds in folders of classes ({kinds})", _names(other_kinds, root))
     unused.add("files outside the folders of the classes", _names(beside, root))
     return classes
 
 
-def _advice(files: list[Path]) -> str:
+def _advice(files: list[Path], folders: list[Path]) -> str:
+    deeper = [folder for folder in folders if any(map(_is_image, _list(folder)[1]))]
+    if deeper:
+        return f" directly in it; those in folders below it, such as {deeper[0].name}, are not read: move them up"
     return f" (it has {len(files):,} other files, such as {files[0].name})" if files else ""
 
 

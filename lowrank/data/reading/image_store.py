@@ -17,7 +17,7 @@ import numpy as np
 
 from lowrank.data.reading.disk_cache import load_or_make
 from lowrank.data.reading.image_codec import DECODER_VERSION, Pixels, Resize, decode_image, pillow_warnings_ignored
-from lowrank.data.reading.image_scan import ImageScan, count_images, scan_images, size_text
+from lowrank.data.reading.image_scan import ImageScan, broken_reason, count_images, scan_images, size_text
 from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
@@ -172,9 +172,7 @@ class EncodedStore(ImageStore):
         scan = scan_images(self, len(self), decode=broken > 0)
         readable = members[~scan.broken[members]]
         if len(readable) == 0:
-            raise InputError(
-                f"{self.origin(int(members[0]))}: must be a readable image, and no other image is one either"
-            )
+            raise InputError(f"{broken_reason(self, int(members[0]))}; no other image can be read either")
         sizes = np.unique(scan.sizes[readable], axis=0)
         if resize is None and len(sizes) > 1:
             raise InputError(

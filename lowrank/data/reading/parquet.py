@@ -7,19 +7,21 @@ A part's files are named by it (`train-00000-of-00002.parquet`), or lie in a fol
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_folder import HIDDEN, Unused, hidden_files, is_hidden
 from lowrank.data.reading.parquet_store import ParquetImages, ParquetStore
-from lowrank.data.reading.part_names import PARTS, Part, check_one_name, part_of, part_of_file
+from lowrank.data.reading.part_names import HELD_OUT, PART_COLUMNS, PARTS, Part, check_one_name, part_of, part_of_file
 from lowrank.data.reading.source import ImageListing
-from lowrank.data.splits import Labels
+from lowrank.data.splits import Indices, Labels
 from lowrank.errors import InputError, unknown
 from lowrank.utils import one_line
 
@@ -31,14 +33,16 @@ NO_LABEL = -1  # what the hub writes where labels are secret
 class _File:
     """One Parquet file: its schema, its columns and its labels."""
 
-    def __init__(self, path: Path, image: str | None, label: str | None) -> None:
+    def __init__(self, path: Path, part: Part, image: str | None, label: str | None) -> None:
         self.path = path
         try:
             self.schema = pq.read_schema(path)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         self.image = self._column("image", image, IMAGE_COLUMNS)
-        self.label = self._column("label", label, LABEL_COLUMNS)
+        # Only a part that can be held out instead may lack labels
+        has_labels = part not in HELD_OUT or self._find_column(label, LABEL_COLUMNS) is not None
+        self.label = self._column("label", label, LABEL_COLUMNS) if has_labels else None
         kind = self.schema.field(self.image).type
         if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0) and not _is_binary(kind):
             raise InputError(
@@ -46,13 +50,16 @@ class _File:
             )
         self.has_texts = self._has_texts()
         self.values: Any = None  # labels as they are stored: integers, or an object array of texts
+        self.part_column = next((name for name in self.schema.names if name.casefold() in PART_COLUMNS), None)
 
     def _has_texts(self) -> bool:
+        if self.label is None:
+            return False
         kind = self.schema.field(self.label).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return True
-        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
             return False
         raise InputError(f"{self.path}: column {self.label!r} must hold integers or texts, but is {kind}")
 
@@ -64,33 +71,61 @@ class _File:
             if chosen not in self.schema.names:
                 raise unknown(f"column (`data.{what}`) of {self.path}", chosen, self.schema.names)
             return chosen
-        present = [name for name in names if name in self.schema.names]
-        if not present:
+        present = self._find_column(None, names)
+        if present is None:
             raise InputError(
                 f"{self.path}: no {what} column; it must be one of {', '.join(names)}, or named by `data.{what}`, "
                 f"but the columns are {', '.join(self.schema.names) or 'none'}"
             )
-        return present[0]
+        return present
+
+    def _find_column(self, chosen: str | None, names: tuple[str, ...]) -> str | None:
+        """The column that is chosen, else the first of the usual names, in any case; None where there is none."""
+        wanted = (chosen,) if chosen is not None else names
+        candidates = [(name, column) for name in wanted for column in self.schema.names]
+        exact = next((column for name, column in candidates if column == name), None)
+        if exact is not None or chosen is not None:
+            return exact
+        return next((column for name, column in candidates if column.casefold() == name), None)
+
+    def other_labels(self) -> list[str]:
+        """Further columns that have a usual name of labels."""
+        return [name for name in self.schema.names if name.casefold() in LABEL_COLUMNS and name != self.label]
+
+    def _read_column(self, name: str) -> Any:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                column = file.read(columns=[name]).column(name)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+    def read_parts(self) -> list[str]:
+        """Read the column of parts, "" for a row without one."""
+        assert self.part_column is not None
+        values = self._read_column(self.part_column).to_pylist()
+        return ["" if value is None else str(value).strip() for value in values]
 
     def read_labels(self) -> None:
         """Read the labels into `values`; one that is missing is None or NO_LABEL."""
-        try:
-            with pq.ParquetFile(self.path) as file:
-                column = file.read(columns=[self.label]).column(self.label)
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from error
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+        if self.label is None:
+            self.values = np.full(pq.read_metadata(self.path).num_rows, NO_LABEL)
+            return
+        column = self._read_column(self.label)
         if self.has_texts:
             texts = [text if text is None else text.strip() for text in column.to_pylist()]
             self.values = np.array(texts, object)
             return
-        if column.null_count not in (0, len(column)):
-            raise InputError(f"{self.path}: column {self.label!r} must not have gaps, but got {column.null_count}")
-        if column.null_count:
+        gaps = int(pc.sum(column.is_null(nan_is_null=True)).as_py() or 0)
+        if gaps not in (0, len(column)):
+            raise InputError(f"{self.path}: column {self.label!r} must not have gaps, but got {gaps}")
+        if gaps:
             self.values = np.full(len(column), NO_LABEL)
-        else:
-            self.values = np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+            return
+        values = column.to_numpy()
+        if values.dtype.kind == "f" and (broken := values[values != np.floor(values)]).size:
+            raise InputError(f"{self.path}: column {self.label!r} must hold integers or texts, but holds {broken[0]:g}")
+        self.values = values.astype(np.int64)  # pandas makes floats of integers where some are missing
 
     @property
     def is_unlabelled(self) -> bool:
@@ -101,7 +136,7 @@ class _File:
         """Return the names that Hugging Face's library writes into the metadata, if there are any."""
         text = (self.schema.metadata or {}).get(b"huggingface")
         try:
-            names = json.loads(text)["info"]["features"][self.label]["names"] if text else None
+            names = json.loads(text)["info"]["features"][self.label]["names"] if text and self.label else None
         except (ValueError, KeyError, TypeError):
             return None
         return tuple(str(name) for name in names) if names else None
@@ -115,7 +150,7 @@ def read_parquet(folder: Path, image: str | None, label: str | None) -> ImageLis
     """Read the Parquet files of a set.
 
     Args:
-        folder: where the files are: in it, in `data`, or in one folder for each part.
+        folder: where the files are: in it, in `data`, or in one folder for each part; or a single file.
         image: name of the column of images; None for one of the usual names.
         label: likewise of the labels.
 
@@ -127,30 +162,65 @@ def read_parquet(folder: Path, image: str | None, label: str | None) -> ImageLis
     """
     name, unused = f"parquet:{folder}", Unused()
     paths = _find(folder, name, unused)
-    files = {part: [_File(path, image, label) for path in paths.get(part, [])] for part in PARTS}
+    is_single = not paths  # a file that is named as no part
+    if is_single:
+        paths = {"training": [folder] if folder.is_file() else _parquet_files(folder)}
+    files = {part: [_File(path, part, image, label) for path in paths.get(part, [])] for part in PARTS}
     for part in PARTS:
         for file in files[part]:
             file.read_labels()
-    if files["test"] and all(file.is_unlabelled for file in files["test"] if len(file.values)):
-        unused.add("files of a test part without labels", [file.path.name for file in files["test"]])
-        files["test"] = []
+    for part in HELD_OUT:
+        if files[part] and all(file.is_unlabelled for file in files[part] if len(file.values)):
+            unused.add(f"files of a {part} part without labels", [file.path.name for file in files[part]])
+            files[part] = []
+    if label is None:
+        unused.add("columns that may hold labels too", files["training"][0].other_labels())
     if not any(len(file.values) for file in files["training"]):
         raise InputError(f"{files['training'][0].path}: must have at least one row")
     classes, labels = _labels(files)
     images = [ParquetImages(file.path, file.image) for part in PARTS for file in files[part]]
+    order = None
+    if not is_single:
+        _check_parts(files)
+    elif files["training"][0].part_column is not None:
+        labels, order = _divide(files["training"][0], labels["training"], unused)
     return ImageListing(
-        name=name, classes=classes, labels=labels, store=ParquetStore(images), notes=tuple(unused.notes())
+        name=name, classes=classes, labels=labels, store=ParquetStore(images, order), notes=tuple(unused.notes())
     )
 
 
+def _check_parts(files: dict[Part, list[_File]]) -> None:
+    """Refuse files that are named as one part and have a column that says another."""
+    for part in PARTS:
+        for file in files[part]:
+            texts = [] if file.part_column is None else file.read_parts()
+            other = next((text for text in texts if part_of(text) not in (None, part)), None)
+            if other is not None:
+                raise InputError(
+                    f"{file.path}: column {file.part_column!r} says {other}, but the file is named as the {part} part; "
+                    f"name the file itself to use its column, such as parquet:{file.path}"
+                )
+
+
+def _divide(file: _File, labels: Labels, unused: Unused) -> tuple[dict[Part, Labels], Indices]:
+    """Divide the rows of a single file by its column of parts: labels of each part, and the row of each image."""
+    texts = np.array(file.read_parts(), object)
+    of_text = {text: part_of(text) for text in dict.fromkeys(texts.tolist())}
+    rows = {part: np.flatnonzero([of_text[text] == part for text in texts.tolist()]) for part in PARTS}
+    for text, part in of_text.items():
+        if part is None:
+            names = [f"row {row}" for row in np.flatnonzero(texts == text).tolist()]
+            unused.add(f"images of the part {text!r}" if text else "images without a part", names)
+    return {part: labels[rows[part]] for part in PARTS}, np.concatenate([rows[part] for part in PARTS])
+
+
 def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
-    """Return the files of each part, sorted by name."""
+    """Return the files of each part, sorted by name; none where there is a single file that is named as no part."""
+    if folder.is_file():
+        return {}
     if not folder.is_dir():
-        raise InputError(f"data set {name!r}: there is no such folder")
-    present = sorted(
-        path for path in folder.rglob("*.parquet")
-        if not any(is_hidden(text) for text in path.relative_to(folder).parts)
-    )  # fmt: skip
+        raise InputError(f"data set {name!r}: there is no such file or folder")
+    present = _parquet_files(folder)
     by_root: dict[Path, dict[Part, list[Path]]] = {}
     for path in present:
         root, part = path.parent, part_of_file(path.stem)
@@ -166,11 +236,14 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
             f"data set {name!r}: the folder holds several sets ({names}); name one, such as parquet:{trained[0]}"
         )
     chosen = chosen or next(iter(trained), None)
+    if len(present) == 1 and not by_root:
+        return {}
     if chosen is None:
         others = sorted(path.name for path in folder.iterdir())[:5]
         raise InputError(
             f"data set {name!r}: the folder, or `data` in it, must hold train.parquet or train-NUMBER.parquet, "
-            f"or a folder train with Parquet files, but it begins with: {', '.join(others) or 'nothing'}"
+            f"or a folder train with Parquet files, or a single Parquet file, but it begins with: "
+            f"{', '.join(others) or 'nothing'}"
         )
     parts = by_root[chosen]
     for part, paths in parts.items():
@@ -180,6 +253,19 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
     unused.add("Parquet files", [str(path.relative_to(folder)) for path in present if path not in used])
     unused.add(HIDDEN, [file for file in hidden_files(folder) if file.endswith(".parquet")])
     return parts
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """List the Parquet files below a folder, sorted, without hidden ones; folders may be links."""
+    paths, visited = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [inner for inner in folders if not is_hidden(inner)]
+        if (real := os.path.realpath(parent)) in visited:
+            folders.clear()  # links may lead in a circle
+            continue
+        visited.add(real)
+        paths += [Path(parent, file) for file in files if file.endswith(".parquet") and not is_hidden(file)]
+    return sorted(paths)
 
 
 def _part_text(stem: str) -> str:
@@ -223,12 +309,11 @@ def _check_labels(file: _File) -> None:
             raise InputError(f"{file.path}: column {file.label!r} must not have gaps, but got {gaps}")
         return
     names = file.class_names()
-    highest = int(file.values.max(initial=0)) if names is None else len(names) - 1
-    wrong = file.values[(file.values < 0) | (file.values > highest)]
+    wrong = file.values[(file.values < 0) | (names is not None and file.values >= len(names or ()))]
     if len(wrong):
         raise InputError(
-            f"{file.path}: labels must be from 0 to {highest}, but got {wrong[0]} in {len(wrong):,} of "
-            f"{len(file.values):,} rows"
+            f"{file.path}: labels must be {'at least 0' if names is None else f'from 0 to {len(names) - 1}'}, but got "
+            f"{wrong[0]} in {len(wrong):,} of {len(file.values):,} rows"
         )
 
 

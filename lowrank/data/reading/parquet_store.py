@@ -55,7 +55,7 @@ class ParquetImages:
         Raises:
             InputError: the file is damaged.
         """
-        self.path, self._column = path, column
+        self.path, self.column = path, column
         try:
             with pq.ParquetFile(path) as file:
                 rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
@@ -79,7 +79,7 @@ class ParquetImages:
         """Read the images of a row group."""
         try:
             with pq.ParquetFile(self.path) as file:
-                column = file.read_row_group(group, columns=[self._column]).column(self._column)
+                column = file.read_row_group(group, columns=[self.column]).column(self.column)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         READING.step()
@@ -108,7 +108,7 @@ class ParquetImages:
         if folder is None:
             return False
         status = self.path.stat()
-        key = f"{_COPY_VERSION} {self.path.resolve()} {status.st_size} {status.st_mtime_ns} {self._column}"
+        key = f"{_COPY_VERSION} {self.path.resolve()} {status.st_size} {status.st_mtime_ns} {self.column}"
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.images"
         self._copy = _open_copy(path, len(self))
         if self._copy is None:
@@ -182,18 +182,24 @@ def _open_copy(path: Path, rows: int) -> _Copy | None:
 class ParquetStore(EncodedStore):
     """The images of several Parquet files, one after another."""
 
-    def __init__(self, files: list[ParquetImages]) -> None:
-        """Take the files."""
-        self._files = files
+    def __init__(self, files: list[ParquetImages], order: Indices | None = None) -> None:
+        """Take the files.
+
+        Args:
+            files: in the order of the parts.
+            order: of each image, its row in all files together, int64 (N,); None for all rows as they come.
+        """
+        self._files, self._order = files, order
         self._ends = np.cumsum([len(file) for file in files])
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
         self._lock = threading.Lock()
         self._warned = False
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._order is None else len(self._order)
 
     def _locate(self, index: int) -> tuple[int, int]:
+        index = index if self._order is None else int(self._order[index])
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - (int(self._ends[number - 1]) if number else 0)
 
@@ -230,10 +236,13 @@ class ParquetStore(EncodedStore):
         """See EncodedStore."""
         for file in self._files:
             status = file.path.stat()
-            sha.update(f"{file.path.resolve()}:{status.st_size}:{status.st_mtime_ns};".encode())
+            sha.update(f"{file.path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{file.column};".encode())
+        if self._order is not None:
+            sha.update(self._order.data)
 
     def _files_of(self, indices: Indices) -> list[ParquetImages]:
-        numbers = np.unique(np.searchsorted(self._ends, indices, side="right"))
+        rows = indices if self._order is None else self._order[indices]
+        numbers = np.unique(np.searchsorted(self._ends, rows, side="right"))
         return [self._files[number] for number in numbers.tolist()]
 
     def preload(self, indices: Indices) -> None:

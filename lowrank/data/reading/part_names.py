@@ -14,6 +14,8 @@ PARTS: dict[Part, tuple[str, ...]] = {
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+HELD_OUT: tuple[Part, ...] = ("validation", "test")  # without labels, images of training stand in for such a part
+PART_COLUMNS = ("split", "part", "subset", "set")  # of tables
 PART_NAMES = ", ".join("|".join(names) for names in PARTS.values())
 _OF_NAME: dict[str, Part] = {name: part for part, names in PARTS.items() for name in names}
 _FILE = re.compile(rf"({'|'.join(_OF_NAME)})(?:[-_.]?\d.*)?", re.IGNORECASE)

@@ -100,12 +100,13 @@ def make_source(listing: ImageListing, settings: DataSettings) -> ImageSource:
     members = {part: np.arange(ends[i], ends[i + 1]) for i, part in enumerate(parts)}
     _check_classes(listing, labels, members["training"], {part: members[part] for part in parts[1:]})
     channels, resize = None if settings.channels == "auto" else settings.channels, resize_of(settings)
-    scan, notes = None, list(listing.notes)
+    scan, notes = None, [*listing.notes, *_class_notes(listing, labels, members)]
     if channels is None or resize is None or settings.skip_broken:
         scan = _learn_shape(listing, np.arange(len(labels)), channels, resize, settings.skip_broken)
         notes += _broken_notes(listing, scan)
         members = {part: indices[~scan.broken[indices]] for part, indices in members.items()}
-        notes += _scan_notes(scan, np.concatenate(list(members.values())), settings)
+        readable = np.concatenate(list(members.values()))
+        notes += _scan_notes(scan, readable, settings) + _contradictions(listing, scan, labels, readable)
     else:  # the settings say what the headers would
         listing.store.set_shape((channels, resize.size, resize.size), resize)
     return ImageSource(
@@ -153,6 +154,39 @@ def _scan_notes(scan: ImageScan, members: Indices, settings: DataSettings) -> li
     if 0 < grey < len(members) and settings.channels == "auto":
         notes.append(f"{count_images(len(members) - grey)} with colours, {grey:,} grey: all are read as RGB")
     return notes
+
+
+def _class_notes(listing: ImageListing, labels: Labels, members: Mapping[Part, Indices]) -> list[str]:
+    """Say which classes look like one, and which have no images in a part."""
+    spellings: dict[str, list[str]] = {}
+    for name in listing.classes:
+        spellings.setdefault(name.casefold(), []).append(name)
+    notes = [f"classes of their own, though only their case differs: {', '.join(map(repr, names))}"
+             for names in spellings.values() if len(names) > 1]  # fmt: skip
+    counts = {part: np.bincount(labels[indices], minlength=len(listing.classes)) for part, indices in members.items()}
+    trained = counts["training"] > 0
+    for part, indices in members.items():
+        absent = np.flatnonzero((counts[part] == 0) & (trained | (part == "training"))) if len(indices) else []
+        if len(absent):
+            names = ", ".join(repr(listing.classes[index]) for index in absent[:_NAMED])
+            notes.append(f"without images in the {part} part: {len(absent):,} of {len(trained):,} classes ({names}"
+                         f"{', ...' if len(absent) > _NAMED else ''})")  # fmt: skip
+    return notes
+
+
+def _contradictions(listing: ImageListing, scan: ImageScan, labels: Labels, members: Indices) -> list[str]:
+    """Count the pictures that are in several classes, by their encoded bytes."""
+    candidates = members[scan.content[members] != 0]
+    order = candidates[np.argsort(scan.content[candidates], kind="stable")]
+    content, classes = scan.content[order], labels[order]
+    differs = np.flatnonzero((content[1:] == content[:-1]) & (classes[1:] != classes[:-1]))
+    if len(differs) == 0:
+        return []
+    pictures = len(np.unique(content[differs]))
+    names = (f"{listing.store.origin(int(order[i]))} ({listing.classes[classes[i]]!r})"
+             for i in (differs[0], differs[0] + 1))  # fmt: skip
+    verb = "is" if pictures == 1 else "are"
+    return [f"{count_images(pictures)} {verb} in several classes, such as {' = '.join(names)}"]
 
 
 def _check_classes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +128,38 @@ class TestErrors:
     def test_columns(self, root: Path):
         table = write(root / "t.csv", "a,b", ["x,y"])
         fails(
-            root, rf"^{table}: no image column; it must be one of file, .*, or named by `data.image`, but .* are a, b$"
+            root, rf"^{table}: no image column; it must be one of file, .*, or named by `data.image`, but .* has a, b$"
         )
 
     def test_missing_images(self, root: Path):
-        write(root / "t.csv", "file,label", [f"{i}.png,{'ab'[i % 2]}" for i in range(30)])
-        fails(root, rf"30 of 30 images are missing, such as {root}/0.png; names must be relative to {root}$")
-        write(root / "t.csv", "file,label", [f"images/{i},{'ab'[i % 2]}" for i in range(30)])
+        write(root / "t.csv", "file,label", [f"{i}.png,{'ab'[i % 2]}" for i in range(31)])
+        fails(root, rf"31 of 31 images are missing, such as {root}/0.png; names must be relative to {root}$")
+        write(root / "t.csv", "file,label", [f"images/{i},{'ab'[i % 2]}" for i in range(31)])
         fails(root, rf"names must be relative to {root} and have a suffix such as .png$")
+
+    def test_a_table_that_contradicts_its_name(self, root: Path):
+        """A row of the test part must not be trained on because its table is named `train`."""
+        rows = [f"images/{i}.png,{'ab'[i % 2]},{'test' if i > 20 else 'train'}" for i in range(30)]
+        table = write(root / "train.csv", "file,label,split", rows)
+        fails(
+            root,
+            rf"^{table}, row 23: column 'split' says test, but the table is named as the training part; give the table "
+            "another name to use its column$",
+        )
+        table.rename(root / "all.csv")
+        assert len(load(root).test) == 9
+
+    def test_several_tables(self, root: Path):
+        for name in ("labels", "sample_submission"):
+            write(root / f"{name}.csv", "file,label", ["images/0.png,a"])
+        fails(
+            root,
+            rf"holds labels.csv, sample_submission.csv; name the one that is meant, such as csv:{root}/labels.csv$",
+        )
+
+    def test_no_header(self, root: Path):
+        write(root / "t.csv", "images/0.png,a", ["images/1.png,b"])
+        fails(root, r"but the first row, which must name the columns, has images/0.png, a$")
 
     @pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "images/../../x.png"])
     def test_a_table_reads_nothing_outside_its_folder(self, root: Path, file: str):
@@ -156,6 +181,104 @@ class TestErrors:
         fails(root, rf"^{table}: must list at least one image of a part \(.*\), but lists none$")
         table.write_bytes(b"file,label\n\xff\xfe,a")
         fails(root, rf"^{table}: must be a readable table in UTF-8, but ")
+
+
+class TestIncompleteNames:
+    """A table may lie beside the folder of its images, and leave that folder or the suffix out."""
+
+    @pytest.mark.parametrize("name", ["{}.png", "images/{}", "{}"])
+    def test_what_all_names_lack_is_added(self, root: Path, name: str):
+        write(root / "labels.csv", "id,label", [f"{name.format(i)},{['cat', 'dog'][i % 2]}" for i in range(30)])
+        data = load(root)
+        check_labels(data, ("cat", "dog"))
+        first = name.format(0)
+        assert data.notes == (f"names in labels.csv are completed: {first} is images/0.png, and likewise all others",)
+
+    def test_each_table_has_the_folder_that_is_named_as_its_part(self, root: Path):
+        (root / "images").rename(root / "train")
+        (root / "test").mkdir()
+        for number in range(6):
+            pixels = np.full((4, 4), 100 + number, np.uint8)
+            Image.fromarray(pixels).save(root / "test" / f"{number}.png")
+        for part, count in (("train", 30), ("test", 6)):
+            write(root / f"{part}.csv", "id,label", [f"{i},{['cat', 'dog'][i % 2]}" for i in range(count)])
+        data = load(root)
+        assert data.test.images[:, 0, 0, 0].tolist() == list(range(100, 106))
+        check_labels(data, ("cat", "dog"))
+
+    def test_where_two_folders_fit_none_is_chosen(self, root: Path):
+        shutil.copytree(root / "images", root / "other")
+        write(root / "labels.csv", "file,label", [f"{i}.png,{'ab'[i % 2]}" for i in range(30)])
+        fails(root, rf"30 of 30 images are missing, such as {root}/0.png")
+
+    def test_a_folder_that_lacks_one_image_is_not_chosen(self, root: Path):
+        (root / "images" / "17.png").unlink()
+        write(root / "labels.csv", "file,label", [f"{i}.png,{'ab'[i % 2]}" for i in range(30)])
+        fails(root, rf"30 of 30 images are missing, such as {root}/0.png")
+
+
+class TestMissingLabels:
+    """A test or validation part without labels is not used, and said; images of training stand in for it."""
+
+    @pytest.mark.parametrize("part", ["test", "validation"])
+    @pytest.mark.parametrize(("header", "end"), [("file", ""), ("file,label", ",-1"), ("file,label", ",")])
+    def test_a_table_of_a_part(self, root: Path, part: str, header: str, end: str):
+        write(root / "train.csv", "file,label", [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(20)])
+        write(root / f"{part}.csv", header, [f"images/{i}.png{end}" for i in range(20, 30)])
+        data = load(root)
+        check_labels(data, ("cat", "dog"))
+        assert sum(map(len, (data.train, data.val, data.test))) == 20
+        assert data.notes == (
+            f"not used: images of a {part} part without labels: 10 (images/20.png, images/21.png, images/22.png, ...)",
+        )
+
+    def test_images_of_such_a_part_need_not_be_there(self, root: Path):
+        write(root / "train.csv", "file,label", [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)])
+        write(root / "test.csv", "file", ["far/0.png"])
+        assert load(root).notes == ("not used: images of a test part without labels: 1 (far/0.png)",)
+
+    def test_training_needs_them(self, root: Path):
+        table = write(root / "train.csv", "file", ["images/0.png"])
+        fails(root, rf"^{table}: no label column; ")
+
+    def test_rows_without_a_part(self, root: Path):
+        rows = [f"images/{i}.png,{'ab'[i % 2]},{'' if i < 3 else 'train'}" for i in range(30)]
+        write(root / "all.csv", "file,label,split", rows)
+        assert load(root).notes == ("not used: images without a part: 3 (images/0.png, images/1.png, images/2.png)",)
+
+
+def test_rows_that_are_there_twice_are_used_once(root: Path):
+    rows = [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)]
+    write(root / "labels.csv", "file,label", [*rows, "./images/4.png,cat", rows[7], rows[7]])
+    data = load(root)
+    check_labels(data, ("cat", "dog"))
+    assert sum(map(len, (data.train, data.val, data.test))) == 30
+    assert data.notes == ("not used: rows that list an image again: 3 (images/4.png, images/7.png, images/7.png)",)
+
+
+def test_another_column_that_may_hold_labels_is_said(root: Path):
+    write(
+        root / "labels.csv", "file,Category,label", [f"images/{i}.png,{'xyz'[i % 3]},{'ab'[i % 2]}" for i in range(30)]
+    )
+    data = load(root)
+    check_labels(data, ("a", "b"))
+    assert data.notes == ("not used: columns that may hold labels too: 1 (Category)",)
+    assert load(root, label="Category").notes == ()
+
+
+def test_classes_that_differ_in_case_alone_are_said(root: Path):
+    write(root / "labels.csv", "file,label", [f"images/{i}.png,{['Cat', 'cat', 'dog'][i % 3]}" for i in range(30)])
+    data = load(root)
+    check_labels(data, ("Cat", "cat", "dog"))
+    assert data.notes == ("classes of their own, though only their case differs: 'Cat', 'cat'",)
+
+
+def test_a_folder_of_images_may_be_a_link(root: Path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "images").rename(elsewhere / "images")
+    (root / "images").symlink_to(elsewhere / "images")
+    write(root / "labels.csv", "file,label", [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)])
+    check_labels(load(root), ("cat", "dog"))
 
 
 def test_absolute_paths_count_as_listed(root: Path):

@@ -246,6 +246,36 @@ class TestLayouts:
             load(tmp_path, label="kind")
 
 
+def test_other_kinds_of_files_are_one_note_however_many_classes_have_them(tmp_path: Path):
+    for seed, label in enumerate(("cat", "dog", "fox")):
+        fill(tmp_path / label, 10, seed)
+        (tmp_path / label / f"notes.{label}").touch()
+    assert load(tmp_path).notes == (
+        "not used: files of other kinds in folders of classes (.cat, .dog, .fox): 3 "
+        "(cat/notes.cat, dog/notes.dog, fox/notes.fox)",
+    )
+
+
+def test_images_below_the_folder_of_a_class(tmp_path: Path):
+    for label in ("cat", "dog"):
+        fill(tmp_path / label / "2020", 3, 0)
+    fails(
+        tmp_path,
+        rf"^{tmp_path}/cat: a class must hold at least one image, but has none directly in it; those in folders below "
+        "it, such as 2020, are not read: move them up$",
+    )
+
+
+def test_classes_that_a_part_lacks_are_said(tmp_path: Path):
+    for part, labels in (("train", "abc"), ("val", "ab"), ("test", "a")):
+        for seed, label in enumerate(labels):
+            fill(tmp_path / part / label, 4, seed + 10 * len(part))
+    assert load(tmp_path).notes == (
+        "without images in the validation part: 1 of 3 classes ('c')",
+        "without images in the test part: 2 of 3 classes ('b', 'c')",
+    )
+
+
 def test_what_starts_with_a_dot_is_not_used_and_said(tmp_path: Path):
     for seed, label in enumerate(("cat", "dog", ".fox")):
         fill(tmp_path / label, 10, seed)

@@ -81,6 +81,21 @@ def test_a_single_image_with_colours_decides_wherever_it_is_among_many(tmp_path:
         path.write_bytes(before)
 
 
+def test_pictures_in_several_classes_are_said(root: Path):
+    shutil.copy(root / "a" / "0.png", root / "b" / "copy.png")
+    notes = load(root, val_fraction=0.1).notes
+    assert f"1 image is in several classes, such as {root}/a/0.png ('a') = {root}/b/copy.png ('b')" in notes
+    shutil.copy(root / "a" / "1.png", root / "b" / "other.png")
+    shutil.copy(root / "a" / "1.png", root / "a" / "again.png")
+    clear_cache()
+    assert any(note.startswith("2 images are in several classes, such as ") for note in load(root).notes)
+
+
+def test_equal_pictures_of_one_class_are_in_no_other(root: Path):
+    shutil.copy(root / "a" / "0.png", root / "a" / "copy.png")
+    assert not any("several classes" in note for note in load(root).notes)
+
+
 def test_channels_as_the_settings_say(root: Path):
     assert load(root, channels=3).image_shape == (3, 4, 4)
     Image.new("RGB", (4, 4), (200, 0, 0)).save(root / "b" / "7.png")
@@ -144,7 +159,7 @@ def test_nothing_but_broken_images(root: Path):
         path.write_bytes(b"nothing")
     fails(
         root,
-        rf"^data set .*: {root}/a/0.png: must be a readable image, and no other image is one either$",
+        rf"^data set .*: {root}/a/0.png: must be a readable image, but .* reads; no other image can be read either$",
         skip_broken=99,
     )
 

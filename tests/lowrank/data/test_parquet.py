@@ -265,7 +265,7 @@ def test_shards_that_start_with_a_dot_are_not_used_and_said(tmp_path: Path):
 
 
 def test_no_such_folder(tmp_path: Path):
-    fails(tmp_path / "none", rf"^data set 'parquet:{tmp_path}/none': there is no such folder$")
+    fails(tmp_path / "none", rf"^data set 'parquet:{tmp_path}/none': there is no such file or folder$")
 
 
 def test_no_training_file(tmp_path: Path):
@@ -304,7 +304,7 @@ def test_a_broken_image(tmp_path: Path):
 
 def test_an_image_without_bytes(tmp_path: Path):
     path = write(tmp_path / "train.parquet", [None, *(encode(x) for x in pixels(7))], [0, 1] * 4)
-    fails(tmp_path, rf"^{path}, row 0: must be a readable image, but its bytes are of no format that Pillow reads; ")
+    fails(tmp_path, rf"^{path}, row 0: must be a readable image, but has no bytes; ")
 
 
 def test_columns(tmp_path: Path):
@@ -316,8 +316,50 @@ def test_columns(tmp_path: Path):
     fails(tmp_path, rf"^{path}: column 'img' must hold encoded images, or be a struct with `bytes`, but is string$")
     struct = pa.array([{"bytes": b"", "path": ""}], IMAGE)
     pq.write_table(pa.table({"img": struct, "label": [0.5]}), path)
-    fails(tmp_path, rf"^{path}: column 'label' must hold integers or texts, but is double$")
+    fails(tmp_path, rf"^{path}: column 'label' must hold integers or texts, but holds 0\.5$")
     fails(tmp_path, rf"^unknown column \(`data.label`\) of {path} 'kind'; choose from: img, label$", label="kind")
+
+
+def test_whole_numbers_as_floats_are_labels(tmp_path: Path):
+    """Pandas makes floats of integers where some are missing."""
+    path = write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0] * 30)
+    table = pq.read_table(path).drop_columns("label")
+    pq.write_table(table.append_column("label", pa.array([0.0, 2.0, 1.0] * 10)), path)
+    data = load(tmp_path)
+    assert data.classes == ("0", "1", "2")
+    assert (data.train.labels == torch.tensor([0, 2, 1])[data.train.indices % 3]).all()
+    clear_cache()
+    for gap in (float("nan"), None):
+        pq.write_table(table.append_column("label", pa.array([0.0, gap, 1.0] * 10)), path)
+        fails(tmp_path, rf"^{path}: column 'label' must not have gaps, but got 10$")
+
+
+def test_columns_in_any_case(tmp_path: Path):
+    write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 1] * 15, image="Image", label="LABEL")
+    assert load(tmp_path).notes == ()
+
+
+def test_another_column_of_labels_is_said(tmp_path: Path):
+    path = write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 1] * 15)
+    pq.write_table(pq.read_table(path).append_column("fine_label", pa.array([0, 1, 2] * 10)), path)
+    data = load(tmp_path)
+    assert data.classes == ("0", "1")
+    assert data.notes == ("not used: columns that may hold labels too: 1 (fine_label)",)
+    assert load(tmp_path, label="fine_label").notes == ()
+
+
+def test_numbers_that_no_image_has_are_said(tmp_path: Path):
+    write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 5] * 15)
+    assert load(tmp_path).notes == ("without images in the training part: 4 of 6 classes ('1', '2', '3', ...)",)
+
+
+def test_the_headers_of_another_column_are_not_taken(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("lowrank.data.reading.image_scan.MIN_CACHED_IMAGES", 0)
+    path = write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 1] * 15)
+    small = pa.array([{"bytes": encode(x), "path": ""} for x in pixels(30, size=(3, 2))], IMAGE)
+    pq.write_table(pq.read_table(path).append_column("thumbnail", small), path)
+    assert load(tmp_path).image_shape == (3, 5, 6)
+    assert load(tmp_path, image="thumbnail").image_shape == (3, 2, 3)
 
 
 def test_labels(tmp_path: Path):
@@ -325,7 +367,7 @@ def test_labels(tmp_path: Path):
     path = write(tmp_path / "train.parquet", blobs, [0, 1, None, 1] * 2)
     fails(tmp_path, rf"^{path}: column 'label' must not have gaps, but got 2$")
     write(path, blobs, [0, -1] * 4)
-    fails(tmp_path, rf"^{path}: labels must be from 0 to 0, but got -1 in 4 of 8 rows$")
+    fails(tmp_path, rf"^{path}: labels must be at least 0, but got -1 in 4 of 8 rows$")
     names = {"label": {"names": ["x", "y"]}}
     write(path, blobs, [0, 2] * 4, meta={"huggingface": json.dumps({"info": {"features": names}})})
     fails(tmp_path, rf"^{path}: labels must be from 0 to 1, but got 2 in 4 of 8 rows$")
@@ -412,8 +454,72 @@ class TestParts:
         clear_cache()
         fails(
             tmp_path,
-            rf"^{tmp_path}/test-00000-of-00001.parquet: labels must be from 0 to 1, but got -1 in 6 of 12 rows",
+            rf"^{tmp_path}/test-00000-of-00001.parquet: labels must be at least 0, but got -1 in 6 of 12 rows",
         )
+
+    @pytest.mark.parametrize("part", ["test", "validation"])
+    @pytest.mark.parametrize("column", ["none", "missing", "-1"])
+    def test_a_part_without_labels_is_not_used_and_said(self, tmp_path: Path, part: str, column: str):
+        write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 1] * 15)
+        path = tmp_path / f"{part}.parquet"
+        write(path, [encode(x) for x in pixels(6, 1)], [None if column == "none" else -1] * 6)
+        if column == "missing":
+            pq.write_table(pq.read_table(path).drop_columns("label"), path)
+        data = load(tmp_path)
+        assert sum(map(len, (data.train, data.val, data.test))) == 30
+        assert data.notes == (f"not used: files of a {part} part without labels: 1 ({part}.parquet)",)
+
+    @pytest.mark.parametrize("folder", ["", "data", "deep/link"])
+    def test_a_single_file_of_any_name_is_the_set(self, tmp_path: Path, folder: str):
+        images = pixels(30)
+        write(tmp_path / "set" / folder / "0000.parquet", [encode(x) for x in images], [0, 1] * 15)
+        for name in (tmp_path / "set", tmp_path / "set" / folder / "0000.parquet"):
+            data = load(name)
+            for split in (data.train, data.val, data.test):
+                assert np.array_equal(split.images, images[split.indices])
+                assert (split.labels == split.indices % 2).all()
+
+    def test_a_single_file_may_have_a_column_of_parts(self, tmp_path: Path):
+        images, parts = pixels(40), ["train", "Test", "train", "dev", "train", "unlabelled", "train", None] * 5
+        labels = [i // 3 % 2 for i in range(40)]
+        path = write(tmp_path / "all.parquet", [encode(x) for x in images], labels)
+        pq.write_table(pq.read_table(path).append_column("Split", pa.array(parts)), path, row_group_size=7)
+        data, streamed = load(tmp_path), load(tmp_path, resident_mb=0)
+        for split, name in ((data.train, "train"), (data.val, "dev"), (data.test, "Test")):
+            rows = [row for row, part in enumerate(parts) if part == name]
+            assert np.array_equal(split.images, images[rows])
+            assert split.labels.tolist() == [labels[row] for row in rows]
+            other = streamed.split(split.name)
+            assert torch.equal(other.decode(torch.arange(len(rows))), split.images)
+            other.store.preload(other.indices.numpy())
+            assert torch.equal(other.decode(torch.arange(len(rows))), split.images)
+        assert data.train.store.origin(5) == f"{path}, row 10"
+        assert data.notes == (
+            "not used: images of the part 'unlabelled': 5 (row 5, row 13, row 21, ...)",
+            "not used: images without a part: 5 (row 7, row 15, row 23, ...)",
+        )
+
+    def test_a_file_that_contradicts_its_name_is_refused(self, tmp_path: Path):
+        """Rows of the test part must not be trained on because their file is named `train`."""
+        path = write(tmp_path / "train.parquet", [encode(x) for x in pixels(12)], [0, 1] * 6)
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("split", pa.array(["train"] * 12)), path)
+        assert load(tmp_path).notes == ()
+        pq.write_table(table.append_column("split", pa.array(["train", "train", "test"] * 4)), path)
+        clear_cache()
+        fails(
+            tmp_path,
+            rf"^{path}: column 'split' says test, but the file is named as the training part; name the file itself to "
+            rf"use its column, such as parquet:{path}$",
+        )
+        assert len(load(path).test) == 4
+
+    def test_folders_may_be_links_even_in_a_circle(self, tmp_path: Path):
+        write_set(tmp_path / "real")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "data").symlink_to(tmp_path / "real")
+        (tmp_path / "real" / "circle").symlink_to(tmp_path / "real")
+        assert len(load(tmp_path / "set").test) == 12
 
 
 class TestClasses:

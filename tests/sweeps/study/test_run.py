@@ -87,7 +87,7 @@ def test_plan_names_what_is_infeasible(capsys):
         (["--space", "tt_dims", "--trials", "0"], "`search.trials`: must be greater than or equal to 1, but got 0"),
         (["--space", "tt_dims", "--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--space", "tt_dims", "--set", "budget.params=0.01"], "no method can meet the budget: "),
-        (["--space", "tt_dims", "--data", "parquet:/nowhere"], "there is no such folder"),
+        (["--space", "tt_dims", "--data", "parquet:/nowhere"], "there is no such file or folder"),
         (["--space", "tt_dims", "--tracking-uri", "ftp://x"], "the tracking URI must be one of"),
         (["--space", "tt_dims", "--tracking-uri", "http://127.0.0.1:9"], "must name a running MLflow server"),
         (["--space", "tt_dims", "--name", "a/b"], "--name must be up to 80 letters, digits"),
