@@ -475,3 +475,68 @@ def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tupl
 
 
 norm.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op("lowrank::statistics", mutates_args=())
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute each channel's mean and biased variance; they have no gradient.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        Both float32 (C,).
+    """
+    return batch_statistics(to_channels_last(x))
+
+
+@statistics.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(x.shape[1], device=x.device), torch.empty(x.shape[1], device=x.device)
+
+
+@torch.library.custom_op("lowrank::norm_by", mutates_args=())
+def norm_by(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
+    relu: bool, pool: bool,
+) -> Tensor:  # fmt: skip
+    """Do as `norm` by the statistics of the batch that are known.
+
+    Args:
+        x: (B, C, H, W), as `norm` takes it, as are weight, bias, residual, eps, relu and pool.
+        weight: (C,).
+        bias: (C,).
+        mean: of x, (C,), float32.
+        variance: of x, biased, (C,), float32.
+        residual: added to the result; None for none.
+        eps: added to the variance.
+        relu: whether negative values become zero.
+        pool: whether only the largest of each 2 x 2 positions stays.
+
+    Returns:
+        The result, in x's dtype, channels-last.
+    """
+    return normalise(to_channels_last(x), weight, bias, mean, variance, residual, eps, relu, pool)
+
+
+@norm_by.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
+    relu: bool, pool: bool,
+) -> Tensor:  # fmt: skip
+    return empty_result(x, pool)
+
+
+def _save_for_backward_by(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, residual, ctx.eps, ctx.relu, ctx.pool = inputs
+    ctx.adds = residual is not None
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_by(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs; those of the statistics are part of that of x."""
+    gradients = norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
+    return *gradients, None, None, gradient if ctx.adds else None, None, None, None
+
+
+norm_by.register_autograd(_backward_by, setup_context=_save_for_backward_by)

@@ -24,6 +24,9 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
 # Whether a norm and the depthwise convolution behind it become one operation: not before a card has shown it faster
 FUSE_PREACTIVATION = False
+# Likewise a pointwise map of many channels, its sum with a residual and the statistics for the norm behind it
+FUSE_STATISTICS = False
+STATISTICS = "statistics"  # key of a node's notes: the nodes of its mean and biased variance
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -83,12 +86,14 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         depthwise,  # noqa: F401  # registers its operations
         norm_depthwise,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
+        pointwise_statistics,  # noqa: F401  # registers its operations
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
 
     changes: dict[str, Callable[[Graph, Node], bool]] = {
         "stem": _fuse_stem,
         "joined": _fuse_pointwise,
+        "measured": _fuse_statistics,
         "preactivated": _fuse_norm_depthwise,
         "norm": partial(_replace_norm, processes=processes),
         "depthwise": _replace_depthwise,
@@ -101,6 +106,8 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         del changes["joined"]
     if processes > 1 or not FUSE_PREACTIVATION:
         del changes["preactivated"]
+    if processes > 1 or not FUSE_STATISTICS:
+        del changes["measured"]
     if processes > 1:
         del changes["stem"]
     for node in list(graph_module.graph.nodes):
@@ -108,6 +115,8 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
             if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
                 counts[name] += 1
                 break
+    for node in graph_module.graph.nodes:
+        node.meta.pop(STATISTICS, None)
     graph_module.graph.lint()
     graph_module.recompile()
     return counts
@@ -189,10 +198,14 @@ def _fuse_norm(
         operation, map_inputs = fusable.operation, fusable.inputs(graph)
         inputs = (*map_inputs, weight, bias, eps, relu) if fusable.relu_only else (*map_inputs, *inputs[1:])
         chain.insert(0, fusable.node)
+    known = x.meta.get(STATISTICS) if processes == 1 and fusable is None else None
+    if known is not None:
+        operation, inputs = torch.ops.lowrank.norm_by.default, (x, weight, bias, *known, residual, eps, relu, pool)
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
-    output = _get_item(graph, new, 0)
-    _update_both_running(graph, node, new, processes * value.numel() // value.shape[1])
+    output = new if known is not None else _get_item(graph, new, 0)
+    statistics = known or (_get_item(graph, new, 1), _get_item(graph, new, 2))
+    _update_both_running(graph, node, *statistics, processes * value.numel() // value.shape[1])
     _replace(graph, chain, output)
     return True
 
@@ -208,12 +221,11 @@ def _norm_parts(node: Node) -> tuple[Any, Any, Any, float] | None:
     return x, weight, bias, float(_argument(node, 7, "eps", 1e-5))
 
 
-def _update_both_running(graph: Graph, norm: Node, new: Node, rows: int) -> None:
-    """Let the second and third result of `new`, mean and biased variance, update the running ones of `norm`."""
+def _update_both_running(graph: Graph, norm: Node, mean: Node, variance: Node, rows: int) -> None:
+    """Let mean and biased variance over so many rows update the running ones of `norm`."""
     momentum = _argument(norm, 6, "momentum", 0.1)
-    _update_running(graph, _argument(norm, 1, "running_mean"), _get_item(graph, new, 1), momentum, 1.0)
-    variance, factor = _argument(norm, 2, "running_var"), rows / max(1, rows - 1)
-    _update_running(graph, variance, _get_item(graph, new, 2), momentum, factor)
+    _update_running(graph, _argument(norm, 1, "running_mean"), mean, momentum, 1.0)
+    _update_running(graph, _argument(norm, 2, "running_var"), variance, momentum, rows / max(1, rows - 1))
 
 
 def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
@@ -231,12 +243,46 @@ def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
     kernel, output = _depthwise_kernel(conv), _example(conv)
     if kernel is None or output is None or output.dtype != value.dtype:
         return False
+    statistics = x.meta.get(STATISTICS)
+    if statistics is None:
+        with graph.inserting_before(node):
+            detached = graph.call_method("detach", (x,))
+            both = graph.call_function(torch.ops.lowrank.statistics.default, (detached,))
+        statistics = _get_item(graph, both, 0), _get_item(graph, both, 1)
     with graph.inserting_before(conv):
         kernel = graph.call_method("to", (kernel, torch.float32))
-        new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, (x, weight, bias, kernel, eps, relu))
+        inputs = (x, weight, bias, *statistics, kernel, eps, relu)
+        new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, inputs)
+    _update_both_running(graph, node, *statistics, value.numel() // value.shape[1])
+    _replace(graph, chain, new)
+    return True
+
+
+def _fuse_statistics(graph: Graph, node: Node) -> bool:
+    """Let a pointwise map, summed with a residual, compute the statistics of the norm that reads it."""
+    from lowrank.kernels.pointwise_batch_norm import MULTIPLE
+
+    parts, output = _pointwise_parts(node), _example(node)
+    if parts is None or output is None or output.dtype not in FUSED_DTYPES or not _is_countable(output):
+        return False
+    x, weight, bias = parts
+    kernel = cast(Tensor, _example(weight))
+    if bias is not None or kernel.shape[0] % MULTIPLE or kernel.shape[1] % MULTIPLE:
+        return False
+    chain, residual = [node], None
+    if _extend(chain, lambda user: _is_sum(user, node)):
+        residual = next(argument for argument in chain[-1].args if argument is not node)
+    last = chain[-1]
+    if not any(_is_training_norm(user) and _argument(user, 0, "input") is last for user in last.users):
+        return False
+    with graph.inserting_before(last):
+        matrix = graph.call_method("to", (graph.call_method("flatten", (weight, 1)), output.dtype))
+        images = graph.call_method("to", (x, output.dtype))
+        new = graph.call_function(torch.ops.lowrank.pointwise_statistics.default, (images, matrix, residual))
     result = _get_item(graph, new, 0)
-    _update_both_running(graph, node, new, value.numel() // value.shape[1])
+    statistics = _get_item(graph, new, 1), _get_item(graph, new, 2)
     _replace(graph, chain, result)
+    result.meta[STATISTICS] = statistics
     return True
 
 

@@ -1,9 +1,9 @@
 """A batch norm in training, its ReLU and the depthwise 3 x 3 convolution that reads them, as one operation.
 
 So begin the halves of a pre-activation block. The normalised images are never written: the convolution's kernels
-(lowrank.kernels.depthwise) apply the norm to what they read. Forward: one pass over the input for its statistics, one
-for the result. Backward: one pass computes the gradient behind the norm, its sums and that of the convolution's weight;
-one more turns it into the input's gradient.
+(lowrank.kernels.depthwise) apply the norm to what they read. The statistics come from elsewhere. Backward: one pass
+computes the gradient behind the norm, its sums and that of the convolution's weight; one more turns it into the
+input's gradient.
 
 With z the norm's result, the result is the convolution of max(z, 0) and the gradient behind the norm that of z.
 Letters: B images, C channels, H x W positions.
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank.kernels.batch_norm import batch_statistics, gather_sums, input_gradient, to_channels_last
+from lowrank.kernels.batch_norm import gather_sums, input_gradient, to_channels_last
 from lowrank.kernels.depthwise import (
     backward_config,
     backward_kernel,
@@ -29,35 +29,37 @@ from lowrank.kernels.depthwise import (
 
 @torch.library.custom_op("lowrank::norm_depthwise", mutates_args=())
 def norm_depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise by the statistics of the batch, apply a ReLU, then convolve depthwise with stride 1 and padding 1.
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, kernel: Tensor, eps: float, relu: bool
+) -> Tensor:
+    """Normalise by statistics of the batch, apply a ReLU, then convolve depthwise with stride 1 and padding 1.
 
     Args:
         x: (B, C, H, W), as wide as `lowrank.kernels.depthwise.depthwise` takes it.
         weight: (C,), float32, of the norm, as is the bias.
         bias: (C,), float32.
+        mean: of x, (C,), float32.
+        variance: of x, biased, (C,), float32.
         kernel: (C, 1, 3, 3), float32.
         eps: added to the variance.
         relu: whether negative values become zero before the convolution.
 
     Returns:
-        The result, (B, C, H, W) in x's dtype, channels-last, and each channel's mean and biased variance, float32 (C,).
+        The result, (B, C, H, W) in x's dtype, channels-last.
     """
     x = to_channels_last(x)
-    mean, variance = batch_statistics(x)
     out = torch.empty_like(x)
     constants, grid = launch_grid(x, forward_config(x.shape[3]))
     forward_kernel[grid](
         x, kernel.contiguous(), out, weight, bias, mean, variance, eps, **constants, NORM=True, RELU=relu
     )  # fmt: skip
-    return out, mean, variance
+    return out
 
 
 @norm_depthwise.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    mean, variance = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
-    return torch.empty_like(x, memory_format=torch.channels_last), mean, variance
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, kernel: Tensor, eps: float, relu: bool
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("lowrank::norm_depthwise_backward", mutates_args=())
@@ -69,11 +71,11 @@ def norm_depthwise_backward(
 
     Args:
         gradient: of the result, (B, C, H, W).
-        x: as `norm_depthwise` took it, as are weight, bias, kernel, eps and relu.
+        x: as `norm_depthwise` took it, as are all that follow but `other`.
         weight: (C,).
         bias: (C,).
-        mean: as `norm_depthwise` returned it, (C,).
-        variance: as `norm_depthwise` returned it, (C,).
+        mean: (C,).
+        variance: (C,).
         kernel: (C, 1, 3, 3).
         eps: added to the variance.
         relu: whether there was a ReLU.
@@ -119,14 +121,15 @@ def _(
     return grad_x, torch.empty_like(weight), torch.empty_like(bias), torch.empty(kernel.shape, device=kernel.device)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, kernel, ctx.eps, ctx.relu = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:], kernel)
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps, ctx.relu = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the inputs; the statistics only feed the running ones, so they pass none back."""
-    return *norm_depthwise_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu), None, None
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs; those of the statistics are part of that of x."""
+    of_x, of_weight, of_bias, of_kernel = norm_depthwise_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu)
+    return of_x, of_weight, of_bias, None, None, of_kernel, None, None
 
 
 norm_depthwise.register_autograd(_backward, setup_context=_save_for_backward)
