@@ -150,8 +150,9 @@ def _load_row(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr,
 
 @triton.jit
 def _store_gradient(
-    out, values, raw, other, image, row, w, channel, mask, scale, shift, centre, total, product,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
+    out, values, raw, other, factors, image, row, w, channel, mask, scale, shift, centre, total, product,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
+    RELU: tl.constexpr,
 ):  # fmt: skip
     """Store a row of x's gradient, or with NORM of its normalised form's; return the sums of the latter."""
     if NORM:
@@ -163,6 +164,9 @@ def _store_gradient(
         product += values * (raw - centre)
     if ADD:
         values += _load_row(other, image, row, w, channel, mask, C, H, W)
+    if SCALE:
+        factor = tl.load(factors + (image * H + row) * W + w, mask=(w < W) & (row < H), other=0.0)
+        values += raw * factor[:, None]
     _store_row(out, values, image, row, w, channel, mask, C, H, W)
     return total, product
 
@@ -190,13 +194,17 @@ def _store_sums(target, first, second, third, valid):
 
 @triton.jit
 def backward_kernel(  # written out: kernels have no lists
-    gradient, x, weight, other, grad_x, grad_weight, norm_weight, norm_bias, mean, variance, totals, products, eps,
+    gradient, x, weight, other, factors, grad_x, grad_weight, norm_weight, norm_bias, mean, variance, totals, products,
+    eps,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
+    RELU: tl.constexpr,
 ):  # fmt: skip
     """Work on groups of four rows, one after the other; each program sums its own part of the weight's gradient.
 
-    With NORM also its parts of the gradient of the norm's result, and of that times x less its mean over the deviation.
+    With ADD `other` is added to the input's gradient, with SCALE x times the factor of its position. With NORM each
+    program also sums its parts of the gradient of the norm's result, and of that times x less its mean over the
+    deviation.
     """
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     valid = channel < C
@@ -235,8 +243,8 @@ def backward_kernel(  # written out: kernels have no lists
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, qz)
         s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, oz)
         total, product = _store_gradient(
-            grad_x, a, p, other, image, top, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, NORM, RELU,
+            grad_x, a, p, other, factors, image, top, w, channel, mask, scale, shift, centre, total, product,
+            C, H, W, ADD, SCALE, NORM, RELU,
         )  # fmt: skip
         p = _load_row(x, image, top + 3, w, channel, mask, C, H, W)
         pz = _activate_row(p, top + 3, w, mask, scale, shift, x.dtype.element_ty, H, W, NORM, RELU)
@@ -248,8 +256,8 @@ def backward_kernel(  # written out: kernels have no lists
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, oz)
         s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, pz)
         total, product = _store_gradient(
-            grad_x, b, q, other, image, top + 1, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, NORM, RELU,
+            grad_x, b, q, other, factors, image, top + 1, w, channel, mask, scale, shift, centre, total, product,
+            C, H, W, ADD, SCALE, NORM, RELU,
         )  # fmt: skip
         lt, md, rt = _load_shifts(gradient, image, top + 3, w, channel, mask, scale, shift, C, H, W, False, False)
         c += lt * u0 + md * u1 + rt * u2
@@ -257,15 +265,15 @@ def backward_kernel(  # written out: kernels have no lists
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, oz)
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, pz)
         total, product = _store_gradient(
-            grad_x, c, o, other, image, top + 2, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, NORM, RELU,
+            grad_x, c, o, other, factors, image, top + 2, w, channel, mask, scale, shift, centre, total, product,
+            C, H, W, ADD, SCALE, NORM, RELU,
         )  # fmt: skip
         lt, md, rt = _load_shifts(gradient, image, top + 4, w, channel, mask, scale, shift, C, H, W, False, False)
         d += lt * u0 + md * u1 + rt * u2
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, pz)
         total, product = _store_gradient(
-            grad_x, d, p, other, image, top + 3, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, NORM, RELU,
+            grad_x, d, p, other, factors, image, top + 3, w, channel, mask, scale, shift, centre, total, product,
+            C, H, W, ADD, SCALE, NORM, RELU,
         )  # fmt: skip
     target = grad_weight + (tl.program_id(0) * C + channel) * 9
     _store_sums(target, s0, s1, s2, valid)
@@ -351,7 +359,7 @@ def _empty_like(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("lowrank::depthwise_backward", mutates_args=())
 def depthwise_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None
+    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of `depthwise`.
 
@@ -360,6 +368,7 @@ def depthwise_backward(
         x: as `depthwise` took it.
         weight: (C, 1, 3, 3), float32.
         other: another gradient of x, to be added to the first result; None for none.
+        factors: float32 (B, H, W), which times x are added to the first result too; None for none.
 
     Returns:
         Those by x, in its dtype, and by the weight, float32.
@@ -368,15 +377,18 @@ def depthwise_backward(
     constants, grid = launch_grid(x, backward_config(x.shape[3]))
     grad_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     added = grad_x if other is None else other.contiguous(memory_format=torch.channels_last)
+    scales = grad_x if factors is None else factors.contiguous()
     backward_kernel[grid](
-        gradient, x, weight.contiguous(), added, grad_x, parts, *[x] * 6, 0.0, **constants, ADD=other is not None,
-        NORM=False, RELU=False,
+        gradient, x, weight.contiguous(), added, scales, grad_x, parts, *[x] * 6, 0.0, **constants,
+        ADD=other is not None, SCALE=factors is not None, NORM=False, RELU=False,
     )  # fmt: skip
     return grad_x, sum_parts(parts, torch.float32)
 
 
 @depthwise_backward.register_fake
-def _(gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return _empty_like(x, weight), torch.empty(weight.shape, device=weight.device)
 
 

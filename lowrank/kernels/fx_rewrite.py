@@ -26,6 +26,7 @@ FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
 FUSE_PREACTIVATION = False
 # Likewise a pointwise map of many channels, its sum with a residual and the statistics for the norm behind it
 FUSE_STATISTICS = False
+FUSE_ATTENTION = False  # likewise the mean square over channels, whose gradient others can add
 STATISTICS = "statistics"  # key of a node's notes: the nodes of its mean and biased variance
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
@@ -84,6 +85,7 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     from lowrank.kernels import (
         batch_norm as norm,  # noqa: F401  # registers its operations
         depthwise,  # noqa: F401  # registers its operations
+        mean_square,  # noqa: F401  # registers its operations
         norm_depthwise,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
         pointwise_statistics,  # noqa: F401  # registers its operations
@@ -100,19 +102,26 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         "pointwise": _replace_pointwise,
         "narrow": _pad_channels,
         "pool": _remove_idle_pool,
+        "attention": _replace_mean_square,
     }
     counts = dict.fromkeys(changes, 0)
     if not fuse_pointwise or processes > 1:
         del changes["joined"]
     if processes > 1 or not FUSE_PREACTIVATION:
         del changes["preactivated"]
+    if not FUSE_ATTENTION:
+        del changes["attention"]
     if processes > 1 or not FUSE_STATISTICS:
         del changes["measured"]
     if processes > 1:
         del changes["stem"]
     for node in list(graph_module.graph.nodes):
         for name, change in changes.items():
-            if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
+            if (
+                node.op in ("call_function", "call_method")
+                and node in graph_module.graph.nodes
+                and change(graph_module.graph, node)
+            ):
                 counts[name] += 1
                 break
     for node in graph_module.graph.nodes:
@@ -136,7 +145,7 @@ def _argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 def _only_user(node: Node) -> Node | None:
     """Return the one operation that reads a node's result; None where there are others."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].op == "call_function" else None
+    return users[0] if len(users) == 1 and users[0].op in ("call_function", "call_method") else None
 
 
 def _replace(graph: Graph, chain: Sequence[Node], new: Node) -> None:
@@ -471,6 +480,25 @@ def _pad_channels(graph: Graph, node: Node) -> bool:
             torch.conv2d, (padded_x, padded_weight, bias, options["stride"], options["padding"], options["dilation"], 1)
         )  # fmt: skip
     _replace(graph, [node], new)
+    return True
+
+
+def _replace_mean_square(graph: Graph, node: Node) -> bool:
+    """Replace the mean over channels of the square of images (lowrank.distillation.losses.attention_map)."""
+    from lowrank.kernels.mean_square import MAX_CHANNELS
+
+    chain = [node]
+    x = node.args[0] if node.args else None
+    value = _example(x)
+    if node.target != "float" or value is None or not _is_countable(value) or value.shape[1] > MAX_CHANNELS:
+        return False
+    if not _extend(chain, lambda user: user.target == "square"):
+        return False
+    if not _extend(chain, lambda user: user.target == "mean" and (*user.args[1:], *user.kwargs.values()) == (1,)):
+        return False
+    with graph.inserting_before(node):
+        new = graph.call_function(torch.ops.lowrank.mean_square.default, (x,))
+    _replace(graph, chain, new)
     return True
 
 

@@ -90,8 +90,8 @@ def norm_depthwise_backward(
     parts = x.new_empty((grid[0], *kernel.shape), dtype=torch.float32)
     totals, products = (torch.empty((grid[0], channels), device=x.device) for _ in range(2))
     backward_kernel[grid](
-        gradient, x, kernel.contiguous(), normal, normal, parts, weight, bias, mean, variance, totals, products, eps,
-        **constants, ADD=False, NORM=True, RELU=relu,
+        gradient, x, kernel.contiguous(), normal, normal, normal, parts, weight, bias, mean, variance, totals, products,
+        eps, **constants, ADD=False, SCALE=False, NORM=True, RELU=relu,
     )  # fmt: skip
     grad_weight, grad_bias = gather_sums(totals, products)
     grad_x = input_gradient(
