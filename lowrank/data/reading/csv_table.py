@@ -33,10 +33,10 @@ from lowrank.data.reading.source import ImageListing
 from lowrank.errors import InputError, unknown
 from lowrank.utils import one_line
 
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img", "id")
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img", "id", "image_id", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "class", "category", "target", "labels")
 _SUFFIXES = (".csv", ".tsv")
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 _NO_LABEL = ("", "-1")
 
 
@@ -73,11 +73,16 @@ def read_csv(path: Path, image: str | None, label: str | None) -> ImageListing:
     """
     name, unused, notes = f"csv:{path}", Unused(), list[str]()
     tables = _find_tables(path, name, unused)
-    root = next(iter(tables)).parent
+    root = path.parent if path.is_file() else path
     rows: dict[Part, list[_Row]] = {part: [] for part in PARTS}
     for table, part in tables.items():
         for row in _find_images(table, part, _read_table(table, part, image, label, unused), notes):
-            rows[row.part].append(row)
+            file = (
+                posixpath.join(table.parent.relative_to(root).as_posix(), row.file)
+                if table.parent != root
+                else row.file
+            )
+            rows[row.part].append(replace(row, file=file))
     trained = {row.label for row in rows["training"]}
     for part in HELD_OUT:
         if rows[part] and all(row.label in _NO_LABEL and row.label not in trained for row in rows[part]):
@@ -156,11 +161,28 @@ def _find_tables(path: Path, name: str, unused: Unused) -> dict[Path, Part | Non
         }
     if len(tables) == 1:
         return {tables[0]: None}
+    below = [] if tables else _tables_below(path)
+    in_parts = {table: part for table in below if (part := part_of(table.parent.name)) and table.parent.parent == path}
+    if sorted(in_parts.values()) == sorted(set(in_parts.values())) and "training" in in_parts.values():
+        unused.add(
+            "tables in other folders", [table.relative_to(path).as_posix() for table in below if table not in in_parts]
+        )
+        return dict(in_parts)
+    holds = [table.relative_to(path).as_posix() for table in tables or below]
+    advice = f"; name the one that is meant, such as csv:{path / holds[0]}" if holds else ""
     raise InputError(
         f"data set {name!r}: the folder must hold one table (.csv), or one for each part ({PART_NAMES}), but it holds "
-        f"{', '.join(table.name for table in tables[:5]) or 'none'}"
-        f"{f'; name the one that is meant, such as csv:{tables[0]}' if tables else ''}"
+        f"{', '.join(holds[:5]) or 'none'}{advice}"
     )
+
+
+def _tables_below(path: Path) -> list[Path]:
+    """List the tables in the folders of a folder, sorted."""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    return [
+        entry for folder in folders for entry in sorted(folder.iterdir())
+        if entry.suffix.lower() in _SUFFIXES and entry.is_file() and not is_hidden(entry.name)
+    ]  # fmt: skip
 
 
 def _read_table(table: Path, part: Part | None, image: str | None, label: str | None, unused: Unused) -> list[_Row]:
@@ -203,7 +225,8 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
     for text, names in other_parts.items():
         unused.add(f"images of the part {text!r}" if text else "images without a part", names)
     if not rows:
-        raise InputError(f"{table}: must list at least one image of a part ({PART_NAMES}), but lists none")
+        column = f"; its column {header[columns.part]!r} has {', '.join(list(other_parts)[:5])}" if other_parts else ""
+        raise InputError(f"{table}: must list at least one image of a part ({PART_NAMES}), but lists none{column}")
     return rows
 
 
@@ -213,6 +236,8 @@ def _find_columns(
     """Find the columns; only a part that can be held out instead may lack labels."""
     image, label = chosen
     file_column = _column(table, header, "image", image, FILE_COLUMNS)
+    if several := [text for text, count in Counter(header).items() if count > 1 and text]:
+        raise InputError(f"{table}: each column must have a name of its own, but several are named {several[0]!r}")
     folded = [text.casefold() for text in header]
     label_column = None
     if part not in HELD_OUT or (label in header if label else any(name in folded for name in LABEL_COLUMNS)):
@@ -247,6 +272,12 @@ def _check_files(rows: dict[Part, list[_Row]], root: Path, name: str) -> None:
         raise InputError(f"data set {name!r}: images must lie in {root} or below, but the table lists {outside[0]}")
     missing = [file for file in labels if not (root / file).is_file()]
     if missing:
+        present = {file.casefold(): file for file in _image_files(root)}
+        if (other := present.get(os.path.normpath(missing[0]).casefold())) is not None:
+            raise InputError(
+                f"data set {name!r}: {len(missing):,} of {len(labels):,} images are missing: the table lists "
+                f"{missing[0]}, but the file is {other}; upper and lower case count"
+            )
         bare = "" if any(Path(file).suffix.lower() in image_suffixes() for file in missing) else _suffix_advice(root)
         raise InputError(
             f"data set {name!r}: {len(missing):,} of {len(labels):,} images are missing, such as {root / missing[0]}; "

@@ -112,12 +112,19 @@ def pillow_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _unreadable(origin: str, error: BaseException, size: int) -> InputError:
+class BrokenImageError(InputError):
+    """An image cannot be decoded."""
+
+
+def _unreadable(origin: str, error: BaseException, size: int) -> BrokenImageError:
     if size == 0:
-        return InputError(f"{origin}: must be a readable image, but has no bytes")
+        return BrokenImageError(f"{origin}: must be a readable image, but has no bytes")
     if isinstance(error, UnidentifiedImageError):  # Pillow's own text has the address of an object
-        return InputError(f"{origin}: must be a readable image, but its bytes are of no format that Pillow reads")
-    return InputError(f"{origin}: must be a readable image, but {one_line(error) or type(error).__name__}")
+        return BrokenImageError(f"{origin}: must be a readable image, but its bytes are of no format that Pillow reads")
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return BrokenImageError(f"{origin}: must have at most {most:,} pixels, for Pillow opens no larger image")
+    return BrokenImageError(f"{origin}: must be a readable image, but {one_line(error) or type(error).__name__}")
 
 
 def read_header(file: IO[bytes], origin: str, *, decode: bool = False) -> ImageHeader:

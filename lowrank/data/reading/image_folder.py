@@ -11,13 +11,14 @@ import numpy as np
 
 from lowrank.data.reading.image_codec import image_suffixes
 from lowrank.data.reading.image_store import EncodedStore
-from lowrank.data.reading.part_names import PART_NAMES, Part, check_one_name, part_of
+from lowrank.data.reading.part_names import HELD_OUT, PART_NAMES, Part, check_one_name, part_of
 from lowrank.data.reading.source import ImageListing
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils import one_line
 
 _NAMED = 3  # files that a message names
+_NO_CLASS = {"unknown", "unlabeled", "unlabelled"}
 HIDDEN = "files whose name, or that of a folder above them, starts with a dot"
 
 
@@ -130,6 +131,11 @@ def read_folder(root: Path) -> ImageListing:
         for part in ("training", "validation", "test"):
             if part in named:
                 parts[part] = _classes(named[part][0], root, unused, required=part == "training")
+        for part in HELD_OUT:  # Keras wants a folder of a class even where the classes are not known
+            labels = {label.casefold() for label in parts.get(part, ())}
+            if labels and labels <= _NO_CLASS - {label.casefold() for label in parts["training"]}:
+                for names in parts.pop(part).values():
+                    unused.add(f"images of a {part} part without labels", names)
         used = {folder for several in named.values() for folder in several}
         for folder in folders:
             if folder not in used:

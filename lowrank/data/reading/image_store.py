@@ -16,7 +16,14 @@ from typing import IO, Any
 import numpy as np
 
 from lowrank.data.reading.disk_cache import load_or_make
-from lowrank.data.reading.image_codec import DECODER_VERSION, Pixels, Resize, decode_image, pillow_warnings_ignored
+from lowrank.data.reading.image_codec import (
+    DECODER_VERSION,
+    BrokenImageError,
+    Pixels,
+    Resize,
+    decode_image,
+    pillow_warnings_ignored,
+)
 from lowrank.data.reading.image_scan import ImageScan, broken_reason, count_images, scan_images, size_text
 from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
@@ -201,7 +208,10 @@ class EncodedStore(ImageStore):
         def fill(start: int) -> None:
             for row in order[start : start + _IMAGES_PER_TASK].tolist():
                 index = int(indices[row])
-                pixels[row] = decode_image(self.read_encoded(index), self.origin(index), self.shape, self._resize)
+                try:
+                    pixels[row] = decode_image(self.read_encoded(index), self.origin(index), self.shape, self._resize)
+                except BrokenImageError as error:  # only decoding shows that its end is missing
+                    raise InputError(f"{error}; `data.skip_broken` leaves such images out") from error
                 READING.step()
 
         starts = range(0, len(indices), _IMAGES_PER_TASK)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_folder import HIDDEN, Unused, hidden_files, is_hidden
@@ -27,6 +30,9 @@ from lowrank.utils import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
+_SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)")  # such as train-00000-of-00002
+_MOST_SHARDS = 10_000
+_NAMED = 3  # files that a message names
 NO_LABEL = -1  # what the hub writes where labels are secret
 
 
@@ -106,12 +112,25 @@ class _File:
         values = self._read_column(self.part_column).to_pylist()
         return ["" if value is None else str(value).strip() for value in values]
 
-    def read_labels(self) -> None:
-        """Read the labels into `values`; one that is missing is None or NO_LABEL."""
+    def has_label(self) -> NDArray[np.bool_]:
+        """Tell which rows have a label."""
         if self.label is None:
-            self.values = np.full(pq.read_metadata(self.path).num_rows, NO_LABEL)
+            return np.zeros(len(self), bool)
+        column = self._read_column(self.label)
+        gaps = column.is_null(nan_is_null=True).to_pylist()
+        values = zip(gaps, column.to_pylist(), strict=True)
+        return np.array([not gap and value not in ("", NO_LABEL) for gap, value in values], bool)
+
+    def __len__(self) -> int:
+        return int(pq.read_metadata(self.path).num_rows)
+
+    def read_labels(self, rows: Indices | None = None) -> None:
+        """Read the labels, of some rows, into `values`; one that is missing is None or NO_LABEL."""
+        if self.label is None:
+            self.values = np.full(len(self), NO_LABEL)
             return
         column = self._read_column(self.label)
+        column = column if rows is None else column.take(pa.array(rows))
         if self.has_texts:
             texts = [text if text is None else text.strip() for text in column.to_pylist()]
             self.values = np.array(texts, object)
@@ -166,9 +185,11 @@ def read_parquet(folder: Path, image: str | None, label: str | None) -> ImageLis
     if is_single:
         paths = {"training": [folder] if folder.is_file() else _parquet_files(folder)}
     files = {part: [_File(path, part, image, label) for path in paths.get(part, [])] for part in PARTS}
+    rows = _divide(files["training"][0], unused) if is_single and files["training"][0].part_column else None
+    order = None if rows is None else np.concatenate([rows[part] for part in PARTS])
     for part in PARTS:
         for file in files[part]:
-            file.read_labels()
+            file.read_labels(order)
     for part in HELD_OUT:
         if files[part] and all(file.is_unlabelled for file in files[part] if len(file.values)):
             unused.add(f"files of a {part} part without labels", [file.path.name for file in files[part]])
@@ -179,13 +200,15 @@ def read_parquet(folder: Path, image: str | None, label: str | None) -> ImageLis
         raise InputError(f"{files['training'][0].path}: must have at least one row")
     classes, labels = _labels(files)
     images = [ParquetImages(file.path, file.image) for part in PARTS for file in files[part]]
-    order = None
     if not is_single:
         _check_parts(files)
-    elif files["training"][0].part_column is not None:
-        labels, order = _divide(files["training"][0], labels["training"], unused)
+    if rows is not None:
+        ends = np.cumsum([len(rows[part]) for part in PARTS])[:-1]
+        labels = dict(zip(PARTS, np.split(labels["training"], ends), strict=True))
+    missing = _missing_shards(path for several in paths.values() for path in several)
+    notes = [f"missing, by the names of the other files: {', '.join(missing)}"] if missing else []
     return ImageListing(
-        name=name, classes=classes, labels=labels, store=ParquetStore(images, order), notes=tuple(unused.notes())
+        name=name, classes=classes, labels=labels, store=ParquetStore(images, order), notes=(*notes, *unused.notes())
     )
 
 
@@ -202,8 +225,8 @@ def _check_parts(files: dict[Part, list[_File]]) -> None:
                 )
 
 
-def _divide(file: _File, labels: Labels, unused: Unused) -> tuple[dict[Part, Labels], Indices]:
-    """Divide the rows of a single file by its column of parts: labels of each part, and the row of each image."""
+def _divide(file: _File, unused: Unused) -> dict[Part, Indices]:
+    """Divide the rows of a single file by its column of parts; those of a held-out part without labels are left out."""
     texts = np.array(file.read_parts(), object)
     of_text = {text: part_of(text) for text in dict.fromkeys(texts.tolist())}
     rows = {part: np.flatnonzero([of_text[text] == part for text in texts.tolist()]) for part in PARTS}
@@ -211,7 +234,17 @@ def _divide(file: _File, labels: Labels, unused: Unused) -> tuple[dict[Part, Lab
         if part is None:
             names = [f"row {row}" for row in np.flatnonzero(texts == text).tolist()]
             unused.add(f"images of the part {text!r}" if text else "images without a part", names)
-    return {part: labels[rows[part]] for part in PARTS}, np.concatenate([rows[part] for part in PARTS])
+    if len(rows["training"]) == 0:
+        raise InputError(
+            f"{file.path}: column {file.part_column!r} must name a training part ({'|'.join(PARTS['training'])}), but "
+            f"has {', '.join(list(of_text)[:5]) or 'no row'}"
+        )
+    has_label = file.has_label()
+    for part in HELD_OUT:
+        if len(rows[part]) and not has_label[rows[part]].any():
+            unused.add(f"images of a {part} part without labels", [f"row {row}" for row in rows[part].tolist()])
+            rows[part] = rows[part][:0]
+    return rows
 
 
 def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
@@ -225,7 +258,7 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
     for path in present:
         root, part = path.parent, part_of_file(path.stem)
         if part is None and root != folder:
-            root, part = root.parent, part_of(root.name)
+            root, part = root.parent, part_of(root.name.removesuffix(".parquet"))  # Spark writes folders named so
         if part is not None:
             by_root.setdefault(root, {}).setdefault(part, []).append(path)
     trained = [root for root in by_root if "training" in by_root[root]]
@@ -251,8 +284,25 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
         check_one_name(f"data set {name!r}", [text.casefold() for text in labels], part)
     used = {path for paths in parts.values() for path in paths}
     unused.add("Parquet files", [str(path.relative_to(folder)) for path in present if path not in used])
-    unused.add(HIDDEN, [file for file in hidden_files(folder) if file.endswith(".parquet")])
+    unused.add(HIDDEN, [file for file in hidden_files(folder) if _is_parquet(file)])
     return parts
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+def _missing_shards(paths: Iterable[Path]) -> list[str]:
+    """The files that a number of files after `of` promises and that are not there."""
+    stems = {(path.parent, path.stem) for path in paths}
+    missing = set()
+    for folder, stem in stems:
+        if match := _SHARD.fullmatch(stem):
+            start, digits, count = match[1], len(match[2]), int(match[3])
+            names = (f"{start}{number:0{digits}}-of-{match[3]}" for number in range(min(count, _MOST_SHARDS)))
+            missing.update(name for name in names if (folder, name) not in stems)
+    names = [f"{name}.parquet" for name in sorted(missing)]
+    return [*names[:_NAMED], *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])]
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -264,7 +314,7 @@ def _parquet_files(folder: Path) -> list[Path]:
             folders.clear()  # links may lead in a circle
             continue
         visited.add(real)
-        paths += [Path(parent, file) for file in files if file.endswith(".parquet") and not is_hidden(file)]
+        paths += [Path(parent, file) for file in files if _is_parquet(file) and not is_hidden(file)]
     return sorted(paths)
 
 
@@ -320,7 +370,16 @@ def _check_labels(file: _File) -> None:
 def _class_names(first: _File, files: list[_File]) -> tuple[str, ...]:
     """The names of the first training file, of any other that has some, or numbers."""
     names = first.class_names() or next((names for file in files if (names := file.class_names())), None)
-    return names or tuple(str(label) for label in range(max(int(file.values.max(initial=-1)) for file in files) + 1))
+    if names:
+        return names
+    images = sum(len(file.values) for file in files)
+    for file in files:
+        if (highest := int(file.values.max(initial=-1))) >= images:  # no network has an output for each such number
+            raise InputError(
+                f"{file.path}: labels must count classes from 0, below the {images:,} images that there are, but got "
+                f"{highest:,}"
+            )
+    return tuple(str(label) for label in range(max(int(file.values.max(initial=-1)) for file in files) + 1))
 
 
 def _by_name(file: _File, first: _File, classes: tuple[str, ...]) -> Labels:

@@ -160,8 +160,8 @@ def _class_notes(listing: ImageListing, labels: Labels, members: Mapping[Part, I
     """Say which classes look like one, and which have no images in a part."""
     spellings: dict[str, list[str]] = {}
     for name in listing.classes:
-        spellings.setdefault(name.casefold(), []).append(name)
-    notes = [f"classes of their own, though only their case differs: {', '.join(map(repr, names))}"
+        spellings.setdefault(name.casefold().strip(), []).append(name)
+    notes = [f"classes of their own, though their names differ in case or spaces at most: {', '.join(map(repr, names))}"
              for names in spellings.values() if len(names) > 1]  # fmt: skip
     counts = {part: np.bincount(labels[indices], minlength=len(listing.classes)) for part, indices in members.items()}
     trained = counts["training"] > 0

@@ -53,7 +53,7 @@ def check_labels(data: ImageData, classes: tuple[str, ...]) -> None:
         assert torch.equal(split.labels, split.images[:, 0, 0, 0].long() % len(classes))
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("whole_folder", [True, False])
 def test_files_and_labels(root: Path, delimiter: str, whole_folder: bool):
     rows = [delimiter.join([f"images/{i}.png", ["cat", "dog"][i % 2]]) for i in range(30)]
@@ -157,6 +157,24 @@ class TestErrors:
             rf"holds labels.csv, sample_submission.csv; name the one that is meant, such as csv:{root}/labels.csv$",
         )
 
+    def test_a_table_in_a_folder_below(self, root: Path):
+        table = write(root / "images" / "metadata.csv", "file_name,label", ["0.png,a"])
+        fails(root, rf"but it holds images/metadata.csv; name the one that is meant, such as csv:{table}$")
+
+    def test_a_column_that_is_there_twice(self, root: Path):
+        table = write(root / "t.csv", "file,label,label", ["images/0.png,a,b"])
+        fails(root, rf"^{table}: each column must have a name of its own, but several are named 'label'$")
+
+    def test_names_in_another_case(self, root: Path):
+        write(root / "t.csv", "file,label", [f"images/{i}.PNG,{'ab'[i % 2]}" for i in range(30)])
+        fails(
+            root, "30 of 30 images are missing: the table lists images/0.PNG, but the file is images/0.png; upper and"
+        )
+
+    def test_a_column_that_names_no_part(self, root: Path):
+        write(root / "t.csv", "file,label,split", [f"images/{i}.png,a,{i % 3}" for i in range(30)])
+        fails(root, "must list at least one image of a part .*, but lists none; its column 'split' has 0, 1, 2$")
+
     def test_no_header(self, root: Path):
         write(root / "t.csv", "images/0.png,a", ["images/1.png,b"])
         fails(root, r"but the first row, which must name the columns, has images/0.png, a$")
@@ -178,7 +196,10 @@ class TestErrors:
         write(table, "file,label", ["images/0.png,", "images/1.png,a"])
         fails(root, "each row must have a label, but 1 of training have none, such as images/0.png$")
         write(table, "file,label,split", ["images/0.png,a,other"])
-        fails(root, rf"^{table}: must list at least one image of a part \(.*\), but lists none$")
+        fails(
+            root,
+            rf"^{table}: must list at least one image of a part \(.*\), but lists none; its column .split. has other$",
+        )
         table.write_bytes(b"file,label\n\xff\xfe,a")
         fails(root, rf"^{table}: must be a readable table in UTF-8, but ")
 
@@ -247,6 +268,22 @@ class TestMissingLabels:
         assert load(root).notes == ("not used: images without a part: 3 (images/0.png, images/1.png, images/2.png)",)
 
 
+def test_a_table_in_the_folder_of_each_part(root: Path):
+    """As the hub's own image folders have it: names are relative to the table."""
+    for part, numbers in (("train", range(24)), ("test", range(24, 30))):
+        (root / part).mkdir()
+        for number in numbers:
+            (root / "images" / f"{number}.png").rename(root / part / f"{number}.png")
+        rows = [f"{number}.png,{['cat', 'dog'][number % 2]}" for number in numbers]
+        write(root / part / "metadata.csv", "file_name,label", rows)
+    (root / "docs").mkdir()
+    (root / "docs" / "authors.csv").touch()
+    data = load(root)
+    check_labels(data, ("cat", "dog"))
+    assert (len(data.train) + len(data.val), len(data.test)) == (24, 6)
+    assert data.notes == ("not used: tables in other folders: 1 (docs/authors.csv)",)
+
+
 def test_rows_that_are_there_twice_are_used_once(root: Path):
     rows = [f"images/{i}.png,{['cat', 'dog'][i % 2]}" for i in range(30)]
     write(root / "labels.csv", "file,label", [*rows, "./images/4.png,cat", rows[7], rows[7]])
@@ -270,7 +307,7 @@ def test_classes_that_differ_in_case_alone_are_said(root: Path):
     write(root / "labels.csv", "file,label", [f"images/{i}.png,{['Cat', 'cat', 'dog'][i % 3]}" for i in range(30)])
     data = load(root)
     check_labels(data, ("Cat", "cat", "dog"))
-    assert data.notes == ("classes of their own, though only their case differs: 'Cat', 'cat'",)
+    assert data.notes == ("classes of their own, though their names differ in case or spaces at most: 'Cat', 'cat'",)
 
 
 def test_a_folder_of_images_may_be_a_link(root: Path, tmp_path_factory):

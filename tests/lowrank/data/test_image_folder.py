@@ -266,6 +266,20 @@ def test_images_below_the_folder_of_a_class(tmp_path: Path):
     )
 
 
+def test_a_test_part_of_one_unknown_class_counts_as_none(tmp_path: Path):
+    """Keras wants such a folder, where the classes are not known."""
+    for seed, label in enumerate(("cat", "dog")):
+        fill(tmp_path / "train" / label, 10, seed)
+    fill(tmp_path / "test" / "unknown", 4, 5)
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert sum(map(len, (data.train, data.val, data.test))) == 20
+    assert data.notes == (
+        "not used: images of a test part without labels: 4 "
+        "(test/unknown/000.png, test/unknown/001.png, test/unknown/002.png, ...)",
+    )
+
+
 def test_classes_that_a_part_lacks_are_said(tmp_path: Path):
     for part, labels in (("train", "abc"), ("val", "ab"), ("test", "a")):
         for seed, label in enumerate(labels):

@@ -348,6 +348,14 @@ def test_another_column_of_labels_is_said(tmp_path: Path):
     assert load(tmp_path, label="fine_label").notes == ()
 
 
+def test_a_number_beyond_the_images_is_refused(tmp_path: Path):
+    """No network could have an output for each number up to it; to list as many classes would take for ever."""
+    path = write(tmp_path / "train.parquet", [encode(x) for x in pixels(12)], [0, 2**40] * 6)
+    fails(
+        tmp_path, rf"^{path}: labels must count classes from 0, below the 12 images that there are, but got 1,099,511,"
+    )
+
+
 def test_numbers_that_no_image_has_are_said(tmp_path: Path):
     write(tmp_path / "train.parquet", [encode(x) for x in pixels(30)], [0, 5] * 15)
     assert load(tmp_path).notes == ("without images in the training part: 4 of 6 classes ('1', '2', '3', ...)",)
@@ -498,6 +506,47 @@ class TestParts:
             "not used: images of the part 'unlabelled': 5 (row 5, row 13, row 21, ...)",
             "not used: images without a part: 5 (row 7, row 15, row 23, ...)",
         )
+
+    @pytest.mark.parametrize("missing", [-1, None])
+    def test_rows_of_a_part_without_labels_are_left_out_of_a_single_file(self, tmp_path: Path, missing):
+        labels = [missing if i % 3 == 2 else i // 3 % 2 for i in range(36)]
+        path = write(tmp_path / "all.parquet", [encode(x) for x in pixels(36)], labels)
+        parts = pa.array(["train", "train", "test"] * 12)
+        pq.write_table(pq.read_table(path).append_column("split", parts), path)
+        data = load(tmp_path)
+        assert data.notes == ("not used: images of a test part without labels: 12 (row 2, row 5, row 8, ...)",)
+        for split in (data.train, data.val, data.test):
+            rows = [i for i in range(36) if i % 3 < 2]
+            assert split.labels.tolist() == [labels[rows[index]] for index in split.indices.tolist()]
+            assert np.array_equal(split.images, pixels(36)[[rows[index] for index in split.indices.tolist()]])
+
+    def test_a_column_that_names_no_training_part(self, tmp_path: Path):
+        path = write(tmp_path / "all.parquet", [encode(x) for x in pixels(12)], [0, 1] * 6)
+        pq.write_table(pq.read_table(path).append_column("set", pa.array([0, 1] * 6)), path)
+        fails(tmp_path, rf"^{path}: column 'set' must name a training part \(train\|training\), but has 0, 1$")
+
+    def test_missing_shards_are_said(self, tmp_path: Path):
+        write_set(tmp_path)
+        (tmp_path / "train-00000-of-00002.parquet").unlink()
+        assert load(tmp_path).notes == ("missing, by the names of the other files: train-00000-of-00002.parquet",)
+        for number in (0, 1):
+            old = tmp_path / f"train-0000{number}-of-00002.parquet"
+            if old.exists():
+                old.rename(tmp_path / "train-00003-of-00009.parquet")
+        clear_cache()
+        assert load(tmp_path).notes == (
+            "missing, by the names of the other files: train-00000-of-00009.parquet, train-00001-of-00009.parquet, "
+            "train-00002-of-00009.parquet, 5 more",
+        )
+
+    def test_names_in_upper_case_and_folders_that_spark_writes(self, tmp_path: Path):
+        write_set(tmp_path / "upper")
+        (tmp_path / "upper" / "test-00000-of-00001.parquet").rename(tmp_path / "upper" / "TEST.PARQUET")
+        assert len(load(tmp_path / "upper").test) == 12
+        for part, count in (("train", 30), ("test", 6)):
+            path = tmp_path / "spark" / f"{part}.parquet" / "part-00000-c0ffee.snappy.parquet"
+            write(path, [encode(x) for x in pixels(count, count)], [0, 1] * (count // 2))
+        assert len(load(tmp_path / "spark").test) == 6
 
     def test_a_file_that_contradicts_its_name_is_refused(self, tmp_path: Path):
         """Rows of the test part must not be trained on because their file is named `train`."""
