@@ -28,7 +28,7 @@ from lowrank.distillation.teacher import BatchSignals, Signals, Teacher
 T = TypeVar("T")
 
 MAX_PRELOADED_BYTES = 4_000_000_000  # of all cache epochs on an accelerator; if they are more, two of them
-MAX_PRELOADED_SHARE = 1 / 32  # of the free memory of a GPU that all cache epochs may take: others train there too
+MAX_PRELOADED_SHARE = 1 / 32  # of a GPU's memory, that is free and that the trial may use, for all cache epochs
 MAX_PINNED_BYTES = 1_000_000_000  # of a cache epoch that is copied ahead: the host cannot swap such memory out
 
 
@@ -199,7 +199,9 @@ class _Table:
         while cache.path(epochs).exists():
             epochs += 1
         if device.type == "cuda":
-            budget = min(budget, MAX_PRELOADED_SHARE * torch.cuda.mem_get_info(device)[0])
+            free, total = torch.cuda.mem_get_info(device)
+            allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+            budget = min(budget, MAX_PRELOADED_SHARE * min(free, allowed))
         count = epochs if epochs * size <= budget else min(epochs, 2 if size <= MAX_PINNED_BYTES else 1)
         return cls(layout, cache.layout.images, count, device)
 

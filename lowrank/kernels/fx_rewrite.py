@@ -213,8 +213,8 @@ def _fuse_norm(
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
     output = new if known is not None else _get_item(graph, new, 0)
-    statistics = known or (_get_item(graph, new, 1), _get_item(graph, new, 2))
-    _update_both_running(graph, node, *statistics, processes * value.numel() // value.shape[1])
+    batch_mean, batch_variance = known or (_get_item(graph, new, 1), _get_item(graph, new, 2))
+    _update_both_running(graph, node, batch_mean, batch_variance, processes * value.numel() // value.shape[1])
     _replace(graph, chain, output)
     return True
 
@@ -252,17 +252,18 @@ def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
     kernel, output = _depthwise_kernel(conv), _example(conv)
     if kernel is None or output is None or output.dtype != value.dtype:
         return False
-    statistics = x.meta.get(STATISTICS)
-    if statistics is None:
+    known = x.meta.get(STATISTICS)
+    if known is None:
         with graph.inserting_before(node):
             detached = graph.call_method("detach", (x,))
             both = graph.call_function(torch.ops.lowrank.statistics.default, (detached,))
-        statistics = _get_item(graph, both, 0), _get_item(graph, both, 1)
+        known = _get_item(graph, both, 0), _get_item(graph, both, 1)
+    mean, variance = known
     with graph.inserting_before(conv):
         kernel = graph.call_method("to", (kernel, torch.float32))
-        inputs = (x, weight, bias, *statistics, kernel, eps, relu)
+        inputs = (x, weight, bias, mean, variance, kernel, eps, relu)
         new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, inputs)
-    _update_both_running(graph, node, *statistics, value.numel() // value.shape[1])
+    _update_both_running(graph, node, mean, variance, value.numel() // value.shape[1])
     _replace(graph, chain, new)
     return True
 
