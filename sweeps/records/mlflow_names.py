@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lowrank.layers import VARIATIONAL_METHODS
 from lowrank.utils import format_count
 from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_key
@@ -107,6 +108,8 @@ def _setting(trial: TrialRecord) -> str:
 def run_params(trial: TrialRecord) -> dict[str, str]:
     """Return every field of the specification and of the proposed point, and the exact counts.
 
+    MLflow refuses to change them; counts that are not known yet are left out.
+
     Args:
         trial: what is unset in it is left out.
 
@@ -114,8 +117,15 @@ def run_params(trial: TrialRecord) -> dict[str, str]:
         Values as text, by dotted name in alphabetical order.
     """
     specification = trial.specification.to_json() if trial.specification else {}
-    named = {**_flat(trial.parameters), **_flat(specification), **trial.counts, "stratum": trial.stratum}
+    named = {**_flat(trial.parameters), **_flat(specification), **_final_counts(trial), "stratum": trial.stratum}
     return {name: _spelled(value) for name, value in sorted(named.items()) if value not in (None, "")}
+
+
+def _final_counts(trial: TrialRecord) -> dict[str, int]:
+    """Return the counts that stay: those of variational layers follow from their training, and were limits before."""
+    if trial.method not in VARIATIONAL_METHODS or trial.removed:
+        return trial.counts
+    return {name: count for name, count in trial.counts.items() if name.startswith(("dense_", "separable_"))}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -141,10 +151,10 @@ def size_metrics(trial: TrialRecord) -> dict[str, float]:
     Returns:
         Parameters, mult-adds and the share of the separable network's parameters, where they are known.
     """
-    sizes: list[str] = [name for name in ("params", "mult_adds") if name in trial.counts]
-    metrics = {name: float(trial.counts[name]) for name in sizes}
-    if "params" in metrics and trial.counts.get("separable_params"):
-        metrics["params_over_separable"] = metrics["params"] / trial.counts["separable_params"]
+    counts = _final_counts(trial)
+    metrics = {name: float(counts[name]) for name in ("params", "mult_adds") if name in counts}
+    if "params" in metrics and counts.get("separable_params"):
+        metrics["params_over_separable"] = metrics["params"] / counts["separable_params"]
     return metrics
 
 

@@ -261,6 +261,8 @@ class MlflowStudy:
             self._create(trial)
         elif any(entry.event is Event.INITIAL for entry in entries):
             self._store_initial(trial)
+        elif trial.removed and any(entry.event is Event.FINISHED for entry in entries):
+            self._store_sizes(trial)  # of what is left of variational layers
         run_id = self.runs[trial.trial_id]
         points = [point for entry in entries for point in _points(entry)]
         status, tags = self._run_status(trial), names.trial_tags(self.study, trial)
@@ -295,11 +297,16 @@ class MlflowStudy:
         self._describe(trial, self.runs[trial.trial_id])
 
     def _describe(self, trial: TrialRecord, run_id: str) -> None:
-        self._log(run_id, trial.trial_id, params=names.run_params(trial))
-        self._metrics(run_id, trial.trial_id, names.size_metrics(trial), self._proposed_at(trial), step=0)
+        self._store_sizes(trial)
         self._store_initial(trial)
         self._add_dataset(run_id)
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
+
+    def _store_sizes(self, trial: TrialRecord) -> None:
+        """Store settings and sizes, with the time of the proposal, so that a repetition is no double."""
+        run_id, at = self.runs[trial.trial_id], self._proposed_at(trial)
+        self._log(run_id, trial.trial_id, params=names.run_params(trial))
+        self._metrics(run_id, trial.trial_id, names.size_metrics(trial), at, step=0)
 
     def _store_initial(self, trial: TrialRecord) -> None:
         """Store what was measured before training; with the time of the proposal, so that a repetition is no double."""

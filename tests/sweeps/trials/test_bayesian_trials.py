@@ -12,6 +12,7 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.networks import NetworkSettings
 from sweeps.records.events import Event, Status
 from sweeps.records.header import HeaderData
+from sweeps.records.mlflow_names import run_params, size_metrics
 from sweeps.records.model import StudyRecord, apply_event
 from sweeps.records.specification import BudgetSection, Trial, TrialSpec
 from sweeps.records.tables import read_tables, write_tables
@@ -137,6 +138,19 @@ def test_the_end_of_a_trial_records_what_is_left(digits: Any, tmp_path: Path) ->
     again = read_tables(tmp_path).trials[trial_id]
     assert (again.removed, again.counts) == (trial.removed, trial.counts)
     assert again.epochs[1] == trial.epochs[1]
+
+
+def test_mlflow_gets_sizes_when_they_are_final(digits: Any) -> None:
+    """MLflow refuses another value of a parameter; before the removal `params` is only a limit."""
+    unfinished, trial_id = ended_study(digits, None)
+    params, sizes = run_params(unfinished.trials[trial_id]), size_metrics(unfinished.trials[trial_id])
+    assert "dense_params" in params
+    assert not {"params", "mult_adds"} & params.keys()
+    assert sizes == {}
+    study, trial_id = ended_study(digits, REMOVED)
+    params, sizes = run_params(study.trials[trial_id]), size_metrics(study.trials[trial_id])
+    assert (params["params"], params["mult_adds"]) == ("448", "438")
+    assert (sizes["params"], sizes["mult_adds"]) == (448, 438)
 
 
 def test_what_is_left_is_counted_again(digits: Any) -> None:
