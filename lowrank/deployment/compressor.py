@@ -46,6 +46,7 @@ from lowrank.compression import (
 )
 from lowrank.deployment.attention import project_where_equal
 from lowrank.deployment.compressed import Compressed, LayerReport
+from lowrank.deployment.given_images import check_labels, check_weights, first_images, labelled_images
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import SVD, CPKernel, Dense, SpatialSVD, TensorTrainKernel, Tucker2, WholeKernelMethod
 from lowrank.networks import copy_network, unwrap_network
@@ -99,8 +100,8 @@ def compress_network(
             "mult_adds".
         method: one of METHODS, or "auto".
         allocation: "energy", "sensitivity" or "auto".
-        keep: shell-style patterns of names of layers that stay as they are.
-        only: patterns of the layers that alone may be replaced.
+        keep: shell-style patterns of names of layers that stay as they are, or one such pattern.
+        only: patterns of the layers that alone may be replaced, likewise; None for all.
         calibration: how many images are used.
         validation: images and labels that choose among variants; by default a part of the calibration images.
         progress: called with one line for each step.
@@ -112,10 +113,11 @@ def compress_network(
         InfeasibleError: the network cannot be that small; the least possible size is named.
         InputError: a setting is wrong, or the network has nothing that can be replaced.
     """
-    compressor = Compressor(
-        network, batches, keep=keep, only=only, calibration=calibration, validation=validation, progress=progress
-    )
-    return compressor.compress(budget, method=method, allocation=allocation)
+    with torch.inference_mode(False):  # factors are fitted by their gradients, whatever the caller's mode
+        compressor = Compressor(
+            network, batches, keep=keep, only=only, calibration=calibration, validation=validation, progress=progress
+        )
+        return compressor.compress(budget, method=method, allocation=allocation)
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ class Compressor:
         network: the trained network, any `nn.Module` from images (B, C, H, W) to logits (B, K); unchanged.
         batches: calibration images, or pairs of images and labels, as the network takes them; not more of them are
             read than `calibration` asks for. Labels only serve to print errors.
-        keep: shell-style patterns of names of layers that stay as they are.
-        only: patterns of the layers that alone may be replaced.
+        keep: shell-style patterns of names of layers that stay as they are, or one such pattern.
+        only: patterns of the layers that alone may be replaced, likewise; None for all.
         calibration: how many images are used.
         validation: images and labels that choose among variants; by default a part of the calibration images.
         progress: called with one line for each step.
@@ -159,14 +161,18 @@ class Compressor:
         validation: tuple[Tensor, Tensor] | None = None,
         progress: Progress = lambda message: None,
     ):
+        check_weights(network)
         network = unwrap_network(network)
         device = next(network.parameters()).device
         self.progress = progress
-        images, labels = _first_images(batches, calibration, device)
+        images, labels = first_images(batches, calibration, device)
+        keep, only = ((patterns,) if isinstance(patterns, str) else patterns for patterns in (keep, only))
+        if only is not None and not only:
+            raise InputError("only must name a layer or be None, but is empty")
         self.choosing_labels: Tensor | None
         if validation is not None:
             self.calibration = images
-            self.choosing_images, self.choosing_labels = validation[0].to(device), validation[1].to(device)
+            self.choosing_images, self.choosing_labels = labelled_images(validation, device)
         else:
             cut = fitting_count(len(images))
             self.calibration, self.choosing_images = images[:cut], images[cut:]
@@ -177,6 +183,8 @@ class Compressor:
         )
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
         self.reference = network_logits(self.dense, self.choosing_images)
+        if self.choosing_labels is not None:
+            check_labels(self.choosing_labels, self.reference.shape[1])
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
         self._divergences: dict[tuple[str, tuple[object, ...]], float] = {}
 
@@ -439,22 +447,3 @@ def _tried(method: str) -> tuple[str, ...]:
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:
     return "linear" if isinstance(module, nn.Linear) else "{} x {}".format(*module.kernel_size)
-
-
-def _first_images(
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]], count: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The first `count` images, and their labels where every batch has some."""
-    images, labels, seen = [], [], 0
-    for batch in batches:
-        part, target = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
-        images.append(part.to(device))
-        if target is not None:
-            labels.append(target.to(device))
-        seen += len(part)
-        if seen >= count:
-            break
-    if seen < 2:
-        raise InputError(f"at least 2 calibration images are needed, but got {seen}")
-    all_labelled = len(labels) == len(images)
-    return torch.cat(images)[:count], torch.cat(labels)[:count] if all_labelled else None

@@ -1,0 +1,118 @@
+"""Checks what a caller of `compress_network` gives: batches of images and labels, and finite weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.errors import InputError
+
+BATCHES = "batches must yield images (B, C, H, W), or pairs of images and labels"
+
+
+def first_images(
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]], count: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Collect the first images of some batches.
+
+    Args:
+        batches: images, or pairs of images and labels; not more of them are read than needed.
+        count: how many images.
+        device: where they go.
+
+    Returns:
+        At most `count` images, and their labels where every batch has some.
+
+    Raises:
+        InputError: `count` is no number of at least 2, there are fewer than 2 images, or a batch is of another kind.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise InputError(f"calibration must be a number of images, at least 2, but got {count}")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise InputError(f"{BATCHES}, but got a {type(batches).__name__}; put one batch into a list")
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        part, target = (batch, None) if isinstance(batch, Tensor) else _pair(batch)
+        if images and part.shape[1:] != images[0].shape[1:]:
+            shapes = f"{tuple(images[0].shape[1:])} and {tuple(part.shape[1:])}"
+            raise InputError(f"{BATCHES}, all images of one shape, but got {shapes}")
+        images.append(part.to(device))
+        if target is not None:
+            labels.append(target.to(device))
+        if sum(map(len, images)) >= count:
+            break
+    number = sum(map(len, images))
+    if number < 2:
+        raise InputError(f"at least 2 calibration images are needed, but got {number}")
+    first = torch.cat(images)[:count]
+    if not bool(torch.isfinite(first).all()):
+        raise InputError("the images must be finite, but some hold NaN or infinity")
+    return first, torch.cat(labels)[:count] if len(labels) == len(images) else None
+
+
+def _pair(batch: object) -> tuple[Tensor, Tensor]:
+    pair = tuple(batch) if isinstance(batch, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        kind = f"{type(batch).__name__} of {len(pair)}" if pair else type(batch).__name__
+        raise InputError(f"{BATCHES}, but got a {kind}")
+    images, labels = pair
+    if labels.shape != images.shape[:1]:
+        raise InputError(
+            f"labels must be one class number an image, but got {tuple(labels.shape)} for images {tuple(images.shape)}"
+        )
+    return images, labels
+
+
+def labelled_images(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Check the images and labels that choose among variants.
+
+    Args:
+        pair: images and labels.
+        device: where they go.
+
+    Returns:
+        Both on the device.
+
+    Raises:
+        InputError: it is no such pair, or empty.
+    """
+    if not isinstance(pair, tuple | list) or not pair or not isinstance(pair[0], Tensor) or not len(pair[0]):
+        raise InputError("validation must be a pair of images and labels, at least one of each")
+    images, labels = _pair(pair)
+    return images.to(device), labels.to(device)
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Check that labels are numbers of a network's classes.
+
+    Args:
+        labels: (B).
+        classes: how many outputs the network has.
+
+    Raises:
+        InputError: a label is no such number.
+    """
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise InputError(f"labels must be class numbers from 0 to {classes - 1}, but got {low:g} to {high:g}")
+
+
+def check_weights(network: nn.Module) -> None:
+    """Check that a network is a module with weights, all of them finite.
+
+    Args:
+        network: what the caller gave.
+
+    Raises:
+        InputError: it is not; the first weight that is NaN or infinite is named.
+    """
+    if not isinstance(network, nn.Module):
+        raise InputError(f"the network must be an nn.Module, but got {type(network).__name__}")
+    if next(network.parameters(), None) is None:
+        raise InputError(f"{type(network).__name__} has no parameters, so there is nothing to compress")
+    for name, value in network.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"the network's weights must be finite, but `{name}` holds NaN or infinity")

@@ -1,0 +1,101 @@
+"""What a caller of `compress_network` may give, and how the rest is refused."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowrank
+from lowrank.deployment.given_images import first_images
+from lowrank.errors import InputError
+
+IMAGES = torch.rand(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(24) % 4
+CPU = torch.device("cpu")
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)
+    ).eval()
+
+
+def with_one(value: float) -> Tensor:
+    images = IMAGES.clone()
+    images[3, 0, 0, 0] = value
+    return images
+
+
+def test_no_more_images_are_read_than_needed() -> None:
+    images, labels = first_images(repeat((IMAGES, LABELS)), 30, CPU)
+    assert images.shape == (30, 3, 6, 6)
+    assert labels is not None
+    assert torch.equal(labels, torch.cat([LABELS, LABELS])[:30])
+
+
+def test_labels_that_a_batch_lacks_are_left_out() -> None:
+    assert first_images([(IMAGES, LABELS), IMAGES], 30, CPU)[1] is None
+    assert first_images([[IMAGES, LABELS]], 24, CPU)[1] is not None, "a DataLoader yields lists"
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (IMAGES, "but got a Tensor; put one batch into a list"),
+        (None, "but got a NoneType"),
+        ((IMAGES, LABELS), r"all images of one shape, but got \(3, 6, 6\) and \(\)"),
+        ([{"image": IMAGES}], "but got a dict"),
+        ([IMAGES.numpy()], "but got a ndarray"),
+        ([(IMAGES,)], "but got a tuple of 1"),
+        ([IMAGES, torch.rand(9, 3, 8, 8)], r"all images of one shape, but got \(3, 6, 6\) and \(3, 8, 8\)"),
+        ([(IMAGES, LABELS[:3])], r"labels must be one class number an image, but got \(3,\)"),
+        ([(IMAGES, nn.functional.one_hot(LABELS))], r"labels must be one class number an image, but got \(24, 4\)"),
+        ([with_one(float("nan"))], "the images must be finite"),
+        ([with_one(float("inf"))], "the images must be finite"),
+    ],
+)
+def test_other_batches_are_refused(batches, message) -> None:
+    with pytest.raises(InputError, match=message):
+        first_images(batches, 64, CPU)
+
+
+def nan_weight() -> nn.Module:
+    network = small_network()
+    with torch.no_grad():
+        network.get_parameter("2.weight")[0, 0, 0, 0] = float("nan")
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (None, {}, "the network must be an nn.Module, but got NoneType"),
+        (nn.Flatten(), {}, "Flatten has no parameters, so there is nothing to compress"),
+        (nan_weight(), {}, "the network's weights must be finite, but `2.weight` holds NaN or infinity"),
+        (small_network(), {"calibration": 0}, "calibration must be a number of images, at least 2, but got 0"),
+        (small_network(), {"calibration": 1.5}, "calibration must be a number of images, at least 2, but got 1.5"),
+        (small_network(), {"only": []}, "only must name a layer or be None"),
+        (small_network(), {"validation": (IMAGES[:0], LABELS[:0])}, "validation must be a pair of images and labels"),
+        (small_network(), {"validation": (IMAGES, LABELS + 9)}, "labels must be class numbers from 0 to 3, but got 9"),
+    ],
+)
+def test_other_networks_and_settings_are_refused(network, options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        lowrank.compress_network(network, [IMAGES], **options)
+
+
+def test_one_pattern_may_stand_without_a_list() -> None:
+    kept = lowrank.compress_network(small_network(), [IMAGES], 0.9, method="svd", keep="2*")
+    assert [layer.name for layer in kept.layers if layer.reason == "kept by name (2*)"] == ["2"]
+
+
+def test_a_caller_without_gradients_changes_nothing() -> None:
+    network = small_network()
+    plain = lowrank.compress_network(network, [IMAGES], method="tucker2")
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert lowrank.compress_network(network, [IMAGES], method="tucker2").params == plain.params
