@@ -33,7 +33,7 @@ from lowrank.data import AugmentationSettings, Batch
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from lowrank.utils import OneLineParser
+from lowrank.utils import OneLineParser, first_line
 
 RESULT = "RESULT "  # before the line with a worker's answer
 WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
@@ -44,7 +44,7 @@ ONE_CARD_SECONDS = 200.0  # for the engines of one card, side by side; one of th
 COMPILED_SECONDS = 200.0  # for two cards; the second batch takes what the first one has compiled only in part
 EXCHANGES = 20  # that are timed together
 # Name, kind, and whether each process sees all cards. Shared memory needs that
-LINKS = (("link", "link", False), ("link, all cards visible", "link", True), ("shared memory", "one_shot", True))
+LINKS = (("link", "link", False), ("link, all cards visible", "link", True), ("shared memory", "shared", True))
 ENGINES = {"captured": "", "compiled": "_compiled"}  # and how their parts of the measurement end
 PARTS = ("link", "wrn", "profile", "losses", "tests", "resnet9", "wrn_compiled", "resnet9_compiled")
 
@@ -96,6 +96,7 @@ class Worker:
         self.job, self.group = job, group
         self.device = f"cuda:{group.index if group and job.sees_all else 0}" if job.device == "cuda" else "cpu"
         self.notices: list[str] = []
+        self._pools: list[Any] = []
 
     def trainer(self, seed: int = 0) -> PermutedTrainer:
         """The trainer of the job."""
@@ -196,21 +197,40 @@ class Worker:
             times |= self._exchange_times(f"gather of {kibibytes} KiB", lambda tensor=tensor: gather_parts(tensor))
         return times
 
-    def one_shot(self) -> dict[str, Any]:
-        """Microseconds of torch's sums over memory that the cards share, which need no NCCL."""
+    def shared(self) -> dict[str, Any]:
+        """Microseconds of exchanges over memory that the cards share; what this machine cannot do is said."""
+        times: dict[str, Any] = {}
+        for way, make in (("one-shot sum", self._one_shot_sum), ("gather in registered memory", self._registered)):
+            for kibibytes in (4, 256):
+                name = f"{way} of {kibibytes} KiB"
+                try:
+                    times |= self._exchange_times(name, make(kibibytes * 256))
+                except (
+                    RuntimeError,
+                    AttributeError,
+                    TypeError,
+                ) as error:  # another torch or NCCL, no access between cards
+                    times[name] = f"not possible: {first_line(error)}"
+        return times
+
+    def _one_shot_sum(self, numbers: int) -> Callable[[], Any]:
+        """Torch's own sum, in which each card reads the others' memory; without NCCL."""
         from torch.distributed import _symmetric_memory as symmetric_memory
 
-        name = dist.group.WORLD.group_name
-        times: dict[str, Any] = {}
-        for kibibytes in (4, 256):
-            shared = symmetric_memory.empty(kibibytes * 256, dtype=torch.float32, device=self.device)
-            shared.fill_(1)
-            symmetric_memory.rendezvous(shared, name)
-            times |= self._exchange_times(
-                f"one-shot sum of {kibibytes} KiB",
-                lambda shared=shared: torch.ops.symm_mem.one_shot_all_reduce(shared, "sum", name),
-            )
-        return times
+        group = dist.group.WORLD.group_name
+        tensor = symmetric_memory.empty(numbers, dtype=torch.float32, device=self.device).fill_(1)
+        symmetric_memory.rendezvous(tensor, group)
+        return lambda: torch.ops.symm_mem.one_shot_all_reduce(tensor, "sum", group)
+
+    def _registered(self, numbers: int) -> Callable[[], Any]:
+        """NCCL's gather between buffers that all cards have registered, for which it has kernels of less delay."""
+        backend = dist.group.WORLD._get_backend(torch.device(self.device))
+        pool = torch.cuda.MemPool(backend.mem_allocator)
+        with torch.cuda.use_mem_pool(pool):
+            part, parts = torch.ones(numbers, device=self.device), torch.empty(2 * numbers, device=self.device)
+        backend.register_mem_pool(pool, symm=True)
+        self._pools.append(pool)  # as long as its memory is used
+        return lambda: dist.all_gather_into_tensor(parts, part)
 
     def _exchange_times(self, name: str, exchange: Callable[[], Any]) -> dict[str, float]:
         """Microseconds of an exchange that is called, and of one that is recorded in a graph."""
