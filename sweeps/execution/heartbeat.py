@@ -1,8 +1,8 @@
 """Signs of life of processes that train a trial together, by files that they touch.
 
-A stopped process touches its file no more. Nor does one that takes no step within an epoch for much longer than its
-steps took before: it waits for another process, for a device or for images, and processor time would not show that,
-because a program that waits for a GPU computes all the while.
+A stopped process touches its file no more. One that takes no step within an epoch for much longer than its steps took
+before says so by another file: it waits for another process, for a device or for images, and processor time would not
+show that, because a program that waits for a GPU computes all the while.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 BEAT_SECONDS = 1.0  # between two signs of life
-HANG_SECONDS = 40.0  # without a sign of life, after which a process is given up
+# Without a sign of life, or a step, after which a process is given up: as long again is left of the minute within which
+# its trial should train in new processes
+HANG_SECONDS = 30.0
 SLOW_STEP = 20.0  # times the slowest step of the epoch so far, after which a step is given up
 
 
@@ -54,18 +56,17 @@ def start_heartbeat(path: Path, is_alive: Callable[[], bool]) -> None:
 
     Args:
         path: the file; it exists when the call returns.
-        is_alive: asked before each touch; False leaves it out.
+        is_alive: asked before each touch; where it says no, the file of `hang_path` is touched instead.
     """
     path.touch()
 
     def beat() -> None:
         while True:
             time.sleep(BEAT_SECONDS)
-            if is_alive():
-                try:
-                    path.touch()
-                except OSError:  # the folder goes when the group ends
-                    return
+            try:
+                (path if is_alive() else hang_path(path)).touch()
+            except OSError:  # the folder goes when the group ends
+                return
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
 
@@ -78,6 +79,15 @@ def heartbeat_path(folder: Path, index: int) -> Path:
         index: of the process.
     """
     return folder / f"heartbeat-{index}"
+
+
+def hang_path(path: Path) -> Path:
+    """Return the file by which a process says that its training hangs.
+
+    Args:
+        path: from `heartbeat_path`.
+    """
+    return path.with_suffix(".hangs")
 
 
 class HeartbeatWatch:
@@ -97,8 +107,12 @@ class HeartbeatWatch:
         """Look at the files.
 
         Returns:
-            The index of the process that has been silent for longest, if longer than `patience`; None if none has.
+            The index of the first process that says that it hangs, else of that which has been silent for longest, if
+            longer than `patience`; None if none has.
         """
+        for index, path in enumerate(self._paths):
+            if hang_path(path).exists():
+                return index
         now = self._clock()
         for index, path in enumerate(self._paths):
             touched = self._touched(path)

@@ -226,8 +226,8 @@ class ProcessGroup:
         """End all processes; returns the error that says which one hangs."""
         self.close()
         return WorkerLostError(
-            f"process {index} of {self.count} of the trial hangs: no sign of life for {HANG_SECONDS:.0f} s while it "
-            f"was to {command}; the trial goes on in new ones"
+            f"process {index} of {self.count} of the trial hangs: no step or sign of life for {HANG_SECONDS:.0f} s "
+            f"while it was to {command}; the trial goes on in new ones"
         )
 
     def _make_error(self, description: ErrorDescription) -> Exception:
