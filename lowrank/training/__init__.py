@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from lowrank.training.divergence import DivergedError as DivergedError
     from lowrank.training.engine.data_parallel import DataParallelGroup as DataParallelGroup
+    from lowrank.training.engine.device_memory import free_memory as free_memory
     from lowrank.training.engine.memory_probe import (
         MakeTrainer as MakeTrainer,
         measure_step as measure_step,
@@ -46,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "bayesian": "RemovedNetwork compress_posterior mixed_precision_error remove_groups",
         "divergence": "DivergedError",
         "engine.data_parallel": "DataParallelGroup",
+        "engine.device_memory": "free_memory",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",
         "engine.precision": "number_format use_channels_last",
         "objective": "check_training_step split_output",

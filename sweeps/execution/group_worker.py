@@ -8,7 +8,6 @@ compiles is what the others need.
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor, distributed, nn
 from lowrank.data import ImageData
 from lowrank.distillation import Teacher
 from lowrank.errors import HungError, LowrankError
-from lowrank.training import DataParallelGroup, DivergedError, Trainer
+from lowrank.training import DataParallelGroup, DivergedError, Trainer, free_memory
 from lowrank.utils import exit_with_parent, first_line
 from sweeps.cluster import device_lost, out_of_memory
 from sweeps.execution.heartbeat import HANG_SECONDS, StepWatch, heartbeat_path, start_heartbeat
@@ -100,9 +99,8 @@ class GroupWorker:
     def free_trainer(self) -> None:
         """Free the trainer and its device memory; raises WorkerLostError if that does not come back."""
         self._trainer = None
-        gc.collect()
+        free_memory(self.device)
         if self.device != "cpu" and self.data is not None:
-            torch.cuda.empty_cache()
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
 
     @property

@@ -28,6 +28,7 @@ from lowrank.training import (
     DivergedError,
     Trainer,
     compress_posterior,
+    free_memory,
     mixed_precision_error,
     number_format,
     recorded_names,
@@ -180,11 +181,9 @@ class TrialTrainable(tune.Trainable):
         """
         self.__dict__.pop("trainer", None)  # there is none if the last set-up failed
         self.failure = None  # its traceback refers to the last trainer
-        gc.collect()
+        free_memory("cuda" if torch.cuda.is_available() else "cpu")
         if gc.get_freeze_count() == 0:  # once: what later trials leave behind must still be collected
             gc.freeze()  # imports and data remain; to walk them again took 0.2 s at every change of trial
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         self.setup(new_config)
         return True
 

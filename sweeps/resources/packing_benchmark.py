@@ -6,7 +6,6 @@ the study's largest one says how much memory a trial may take. A teacher counts 
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowrank.errors import HungError
-from lowrank.training import MakeTrainer, Trainer, measure_step
+from lowrank.training import MakeTrainer, Trainer, free_memory, measure_step
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
 from sweeps.records import FIT_FOLDER, FITS, Event, EventFields, Journal, StudyRecord, Trial, TrialSpec, apply_event
@@ -127,9 +126,7 @@ class _BenchmarkTrainer:
     def _maker(self, task: BenchmarkTask) -> tuple[MakeTrainer, int]:
         """Return what makes the trainer of a specification, and its batch size; the last trainer is freed."""
         self._trainer = None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self._device)
         specification = task.specification.with_train(lr=LEARNING_RATE)
         data = load_trial_data(specification, task.data_dir)
         return trainer_maker(specification, data, self._device), specification.train.batch_size

@@ -9,9 +9,6 @@ and without cuDNN's search for the fastest kernels: recording or compiling them 
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from typing import TypeVar
 
 import torch
 
+from lowrank.training.engine.device_memory import free_memory
 from lowrank.training.trainer import Trainer
 from lowrank.utils import available_mb
 
@@ -87,7 +85,7 @@ def measure_step(make: MakeTrainer, batch_size: int, device: torch.device) -> St
         OutOfMemoryError: torch's, if the batch does not fit on a GPU.
         RuntimeError: likewise on a CPU.
     """
-    _release(device)
+    free_memory(device)
     before = _begin_peak(device)
     return _timed(make(batch_size), device, before)
 
@@ -118,7 +116,7 @@ def probe_memory(make: MakeTrainer, batch_size: int, device: torch.device, out_o
     Returns:
         The measurement and the largest batch.
     """
-    _release(device)
+    free_memory(device)
     before = _begin_peak(device)
     trainer = make(batch_size)
     step, reason = _call_within_memory(lambda: _timed(trainer, device, before), out_of_memory)
@@ -202,7 +200,7 @@ class _TrialBatches:
         return done is not None
 
     def _take_step(self, size: int) -> bool:
-        _release(self._device)
+        free_memory(self._device)
         before = _begin_peak(self._device)
         with _without_kernel_search():
             self._trainer.try_batch(self._noise(size))
@@ -219,7 +217,7 @@ class _TrialBatches:
         """Estimate the index of the largest size that fits, from the first one's memory."""
         if self._device.type == "cpu" or len(sizes) == 1:
             return 1
-        _release(self._device)
+        free_memory(self._device)
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         if not self.fits(sizes[0]):
@@ -255,16 +253,6 @@ def _call_within_memory(call: Callable[[], T], out_of_memory: OutOfMemory) -> tu
         if not out_of_memory(error):
             raise
         return None, next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
-        if trim is not None:
-            trim(0)
 
 
 def _begin_peak(device: torch.device) -> float | None:

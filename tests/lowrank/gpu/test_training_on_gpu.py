@@ -13,6 +13,7 @@ from lowrank.networks import darts
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import cuda_graph
+from lowrank.training.engine.device_memory import free_memory
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer
 from tests.support.training import (
@@ -211,3 +212,15 @@ def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeyp
         run.train_steps()
         assert run.captured_epoch is not None
         assert run.captured_epoch.replay is not None, name
+
+
+def test_memory_comes_back_after_each_of_several_recorded_trainings():
+    held = []
+    for _ in range(4):
+        run = trainer(tensor_train())
+        assert run.captured_epoch is not None
+        run.train_epoch()
+        del run
+        free_memory("cuda")
+        held.append(torch.cuda.memory_allocated() / 1e6)
+    assert max(held) - held[0] < 40
