@@ -30,6 +30,7 @@ class DriverRun:
     Attributes:
         began: when the command started.
         prepared: when the first trial could start.
+        first_step: when the first training step began; infinity where there was none.
         trained: when the last epoch of any trial ended.
         ended: when the command ended.
         slots: how many trials could run at once.
@@ -38,6 +39,7 @@ class DriverRun:
 
     began: float
     prepared: float
+    first_step: float
     trained: float
     ended: float
     slots: int
@@ -74,10 +76,11 @@ class TimeProfile:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a trial: its worker, when it started, when its last epoch ended, and its seconds by part."""
+    """One attempt at a trial: its worker, when it started, trained first, ended its last epoch, and seconds by part."""
 
     worker: tuple[Any, Any]  # host and process id
     begin: float
+    first_step: float
     end: float
     seconds: dict[str, float]
 
@@ -117,13 +120,16 @@ def _begin(event: EventFields) -> float:
 def _driver_run(event: EventFields, next_begin: float, attempts: Sequence[_Attempt]) -> DriverRun:
     """Make a run from its event. One without the time when it `closed` was killed, and ends with its last epoch."""
     prepared = float(event["time"])
-    trained = max((attempt.end for attempt in attempts if prepared <= attempt.end < next_begin), default=prepared)
+    of_run = [attempt for attempt in attempts if prepared <= attempt.end < next_begin]
+    trained = max((attempt.end for attempt in of_run), default=prepared)
+    first_step = min((attempt.first_step for attempt in of_run), default=math.inf)
     ended = max(trained, float(event.get("closed") or trained))
     slots = event.get("decided_slots", event["slots"])
-    beyond = 0.0
-    if "decided_slots" in event:
-        beyond = _seconds_beyond(slots, [attempt for attempt in attempts if prepared <= attempt.end < next_begin])
-    return DriverRun(began=_begin(event), prepared=prepared, trained=trained, ended=ended, slots=slots, beyond=beyond)
+    beyond = _seconds_beyond(slots, of_run) if "decided_slots" in event else 0.0
+    return DriverRun(
+        began=_begin(event), prepared=prepared, first_step=first_step, trained=trained, ended=ended, slots=slots,
+        beyond=beyond,
+    )  # fmt: skip
 
 
 def _seconds_beyond(slots: int, attempts: Sequence[_Attempt]) -> float:
@@ -153,8 +159,13 @@ def _attempts(trial: TrialRecord) -> Iterator[_Attempt]:
         first = min(epochs, key=lambda epoch: epoch["time"])
         begin = first["time"] - first.get("epoch_seconds", 0.0) - first.get("report_seconds", 0.0) - set_up
         worker = (event.get("host"), event.get("pid"))
+        first_step = first["time"] - first.get("epoch_seconds", 0.0) + first.get("compile_seconds", 0.0)
         yield _Attempt(
-            worker, begin, max(epoch["time"] for epoch in epochs), {SET_UP: set_up, **_epoch_seconds(epochs)}
+            worker,
+            begin,
+            first_step,
+            max(epoch["time"] for epoch in epochs),
+            {SET_UP: set_up, **_epoch_seconds(epochs)},
         )
 
 
@@ -204,7 +215,13 @@ def profile_lines(profile: TimeProfile | None) -> list[str]:
     )
     total = profile.slot_seconds or 1.0  # not 0, by which the shares could not be divided
     width = max(map(len, PARTS))
-    return [head] + [
-        f"  {part:{width}} {seconds:>10,.1f} s {100 * seconds / total:>5.1f} %"
-        for part, seconds in profile.seconds.items()
+    starts = ", ".join(f"{run.first_step - run.began:,.1f}" for run in profile.runs if math.isfinite(run.first_step))
+    ends = ", ".join(f"{run.ended - run.trained:,.1f}" for run in profile.runs)
+    return [
+        head,
+        *(
+            f"  {part:{width}} {seconds:>10,.1f} s {100 * seconds / total:>5.1f} %"
+            for part, seconds in profile.seconds.items()
+        ),
+        f"from the command to the first step {starts or '-'} s; from the last epoch to the end {ends} s",
     ]

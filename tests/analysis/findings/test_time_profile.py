@@ -71,6 +71,10 @@ def test_the_parts_of_a_run_add_up_to_its_slots_times_wall_clock():
         IDLE: pytest.approx((max(ends) - ends[0]) + 0.5),
     }  # fmt: skip
     assert math.fsum(found.seconds.values()) == pytest.approx(found.slot_seconds)
+    starts = (
+        "from the command to the first step 16.0 s; from the last epoch to the end 3.0 s"  # b, which compiles nothing
+    )
+    assert profile_lines(found)[-1] == starts
 
 
 def test_runs_add_up_and_a_killed_driver_ended_with_its_last_epoch():
@@ -123,7 +127,8 @@ def test_a_run_without_a_trial_has_only_starts_and_ends():
     assert {part: seconds for part, seconds in found.seconds.items() if seconds} == {DRIVER: 12.0, CLOSING: 6.0}
     lines = profile_lines(found)
     assert lines[0] == "where the time went: 18 s of slots (3 slots, 6 s of wall-clock in 1 run)"
-    assert [line.split("  ")[1].strip() for line in lines[1:]] == list(PARTS)
+    assert [line.split("  ")[1].strip() for line in lines[1:-1]] == list(PARTS)
+    assert lines[-1] == "from the command to the first step - s; from the last epoch to the end 2.0 s"
     assert lines[1].endswith("12.0 s  66.7 %")
 
 
