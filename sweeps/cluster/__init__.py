@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         is_driver_on as is_driver_on,
         is_machine_lost as is_machine_lost,
         keep_trial_errors_in_memory as keep_trial_errors_in_memory,
+        keep_workers as keep_workers,
         live_nodes as live_nodes,
         trial_error as trial_error,
     )
@@ -67,7 +68,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ray_adapter": (
             "BOOTSTRAP_FILE HEAD_RESOURCE allow_pending_trials assigned_cards assigned_resources card_types "
             "drop_metric_statistics head_address hide_failed_attempts is_driver_on is_machine_lost "
-            "keep_trial_errors_in_memory live_nodes trial_error"
+            "keep_trial_errors_in_memory keep_workers live_nodes trial_error"
         ),
         "ray_session": "connect",
         "spot_report": "capacity_message cost_lines machine_line offer_table quota_message torch_warning",

@@ -107,6 +107,58 @@ def allow_pending_trials(count: int) -> None:
 
 
 @contextmanager
+def keep_workers(count: Callable[[], int]) -> Iterator[None]:
+    """Have Tune keep the workers of trials that have ended, inside `with`, and let those that start come up.
+
+    By itself Tune keeps as many as trials wait for a worker of their own, and one where none waits: of trials that end
+    together all workers but one end too. And it gives a worker that is free to a trial whose own worker is starting,
+    which it ends: where trials are shorter than a start, most slots stay empty.
+
+    Args:
+        count: returns how many may be kept now; 0 once no more trials come.
+    """
+    from ray.tune.execution import tune_controller
+
+    original = tune_controller._ObjectCache
+    controller = tune_controller.TuneController
+    reuse = controller._maybe_reuse_cached_actor
+
+    class WorkerCache(original):  # type: ignore[misc,valid-type]
+        """Keeps up to `count` workers, whatever they hold; more if more trials wait for one."""
+
+        def _most(self) -> int:
+            return max(count(), self.total_max_objects)
+
+        def cache_object(self, key: Any, obj: Any) -> bool:
+            if self._num_cached_objects >= self._most():
+                return False
+            self._cached_objects[key].append(obj)
+            self._num_cached_objects += 1
+            return True
+
+        def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
+            most = 0 if force_all else self._most()
+            for workers in self._cached_objects.values():
+                while workers and self._num_cached_objects > most:
+                    self._num_cached_objects -= 1
+                    yield workers.pop(0)
+
+    def reuse_unless_starting(tune: Any, trial: RayTrial) -> bool:
+        is_starting = trial in tune._trial_to_actor and trial not in tune._resetting_trials
+        if is_starting and count() > 0:  # the next trial takes the free worker; at the end it may be the only one
+            return False
+        return bool(reuse(tune, trial))
+
+    tune_controller._ObjectCache = WorkerCache  # type: ignore[misc,assignment]
+    controller._maybe_reuse_cached_actor = reuse_unless_starting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tune_controller._ObjectCache = original  # type: ignore[misc]
+        controller._maybe_reuse_cached_actor = reuse  # type: ignore[method-assign]
+
+
+@contextmanager
 def watch_sigterm_handler(restore: Callable[[], None]) -> Iterator[None]:
     """Call a function whenever Ray takes SIGTERM for itself, which it does several times while it starts.
 

@@ -73,8 +73,10 @@ class TuneSearcher(_NoState, Searcher):
         return self._trial_config(trial).to_tune()
 
     def _next(self) -> Trial | None:
-        growing = self._config.resources.growing
-        if growing is not None and self._search.count_running() >= growing.slots:
+        resources = self._config.resources
+        slots = resources.share.concurrent if resources.growing is None else resources.growing.slots
+        # A trial that waits in Tune has a worker of its own started, which ends when another trial leaves it one
+        if self._search.count_running() >= slots:
             return None
         if self._prefetcher is None:
             return self._search.pop_postponed()

@@ -15,6 +15,7 @@ from sweeps.cluster import (
     head_address,
     hide_failed_attempts,
     keep_trial_errors_in_memory,
+    keep_workers,
 )
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
@@ -107,7 +108,15 @@ def _run_phase(
             stop=None if config.seconds is None else TimeLimit(config.seconds),
         ),
     )  # fmt: skip
-    with HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit):
+    slots = config.resources.share.concurrent
+
+    def count_kept() -> int:
+        """As many workers as there are slots, until nothing more is launched."""
+        over = search.is_exhausted() if prefetcher is not None else not search.postponed
+        return 0 if over else slots
+
+    watchdog = HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit)
+    with watchdog, keep_workers(count_kept):
         tuner.fit()
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray import tune
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial as RayTrial
 
 from sweeps.cluster import ray_adapter
@@ -158,3 +161,47 @@ def test_ray_takes_sigterm_through_the_function_that_is_watched():
         text = (RAY / "_private" / name).read_text()
         assert "set_sigterm_handler(" in text
         assert "signal.SIGTERM," not in text
+
+
+@pytest.mark.parametrize(("kept", "reused"), [(1, ["waiting", "resetting"]), (0, ["waiting", "resetting", "starting"])])
+def test_a_free_worker_is_not_given_to_a_trial_whose_own_is_starting_while_others_come(monkeypatch, kept, reused):
+    controller = tune_controller.TuneController
+    given: list[str] = []
+    monkeypatch.setattr(controller, "_maybe_reuse_cached_actor", lambda tune, trial: not given.append(trial))
+    before = controller._maybe_reuse_cached_actor
+    tune_now = SimpleNamespace(_trial_to_actor={"starting": 1, "resetting": 2}, _resetting_trials={"resetting"})
+    with ray_adapter.keep_workers(lambda: kept):
+        for trial in ("waiting", "resetting", "starting"):
+            assert controller._maybe_reuse_cached_actor(tune_now, trial) == (trial in reused)
+    assert given == reused
+    assert controller._maybe_reuse_cached_actor is before
+
+
+def test_the_controller_still_has_what_keeps_a_starting_worker():
+    source = inspect.getsource(tune_controller.TuneController)
+    assert source.count("self._maybe_reuse_cached_actor(") == 4
+    assert "self._trial_to_actor[trial] = tracked_actor" in source
+    assert "self._resetting_trials.add(trial)" in source
+
+
+def test_workers_are_kept_for_trials_to_come_even_if_no_trial_waits():
+    """Tune itself keeps one of those whose trials end together."""
+    assert (
+        "self._actor_cache = _ObjectCache(may_keep_one=True)"
+        in (RAY / "tune" / "execution" / "tune_controller.py").read_text()
+    )
+    kept = [2]
+    by_itself = tune_controller._ObjectCache(may_keep_one=True)
+    assert [by_itself.cache_object("1 CPU", worker) for worker in ("a", "b")] == [True, False]
+    with ray_adapter.keep_workers(lambda: kept[0]):
+        cache = tune_controller._ObjectCache(may_keep_one=True)
+    assert [cache.cache_object("1 CPU", worker) for worker in ("a", "b", "c")] == [True, True, False]
+    assert list(cache.flush_cached_objects()) == []
+    assert cache.pop_cached_object("1 CPU") == "a"
+    kept[0] = 0
+    assert list(cache.flush_cached_objects()) == ["b"]
+    assert cache.num_cached_objects == 0
+    cache.increase_max("1 CPU")  # a trial waits
+    assert cache.cache_object("1 CPU", "d")
+    assert list(cache.flush_cached_objects(force_all=True)) == ["d"]
+    assert tune_controller._ObjectCache is not type(cache)
