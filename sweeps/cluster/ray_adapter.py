@@ -108,7 +108,7 @@ def allow_pending_trials(count: int) -> None:
 
 @contextmanager
 def keep_workers(count: Callable[[], int]) -> Iterator[None]:
-    """Have Tune keep the workers of trials that have ended, inside `with`, and let those that start come up.
+    """Have Tune keep free workers, and those that start, inside `with`.
 
     By itself Tune keeps as many as trials wait for a worker of their own, and one where none waits: of trials that end
     together all workers but one end too. And it gives a worker that is free to a trial whose own worker is starting,
@@ -116,6 +116,9 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
 
     Args:
         count: returns how many may be kept now; 0 once no more trials come.
+
+    Yields:
+        None.
     """
     from ray.tune.execution import tune_controller
 
