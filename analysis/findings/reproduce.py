@@ -54,7 +54,9 @@ def reproduce_command(study: StudyRecord, trial_id: str, name: str, folder: Path
     Returns:
         The command, or why there is none.
     """
-    if study.trials[trial_id].specification is None:
+    specification = study.trials[trial_id].specification
+    if specification is None:
         return ReproduceCommand(trial_id=trial_id, name=name, command="", why_not="its record has no specification")
     command = f"python sweeps/run.py --reproduce {shlex.quote(str(folder))} {shlex.quote(trial_id)}"
+    command += specification.permission_options()
     return ReproduceCommand(trial_id=trial_id, name=name, command=command)

@@ -152,10 +152,12 @@ def make_table(points: Sequence[FrontPoint], base: ShareBase) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
-    share = () if several else ("% dense" if base == DENSE else "% sep",)  # the CSV has what does not fit here
+    uneven = any(line.point.balanced_apart is not None for line in lines)
+    shared = _has_room_for_shares(points)
+    share = () if not shared else ("% dense" if base == DENSE else "% sep",)
     # A study of trained networks has neither dimensions nor one rank for all layers; how it starts matters there
     shape, decay = ((), ("start %",)) if started else (("dims", "rank"), ("decay",))
-    for heading in (*shape, "params", *share, "mult-adds", *decay, "val %"):
+    for heading in (*shape, "params", *share, "mult-adds", *decay, "val %", *(("bal %",) if uneven else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     if several:
         table.add_column("mean±sd (n)", justify="right", no_wrap=True)
@@ -164,8 +166,16 @@ def make_table(points: Sequence[FrontPoint], base: ShareBase) -> Table:
     table.add_column("ep", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line, tested, several, started, base), style=_style(line))
+        table.add_row(*_cells(line, tested, several, started, base if shared else None, uneven), style=_style(line))
     return table
+
+
+def _has_room_for_shares(points: Sequence[FrontPoint]) -> bool:
+    """Whether 100 columns have room for shares of the network too; the CSV has what does not fit here."""
+    several = any(point.spread is not None for point in points)
+    tested = any(point.test_error is not None for point in points)
+    uneven = any(point.balanced_apart is not None for point in points)
+    return not several and not (uneven and tested)
 
 
 def print_summary(
@@ -186,8 +196,12 @@ def print_summary(
     base: ShareBase = "dense" if started else share_base(study)
     console.print(make_table(points, base))
     console.print()
-    for line in _legend(any(point.spread is not None for point in points), started, base):
+    uneven = any(point.balanced_apart is not None for point in points)
+    several = any(point.spread is not None for point in points)
+    for line in _legend(several, started, base if _has_room_for_shares(points) else None):
         console.print(Text(line))
+    if uneven:
+        console.print(Text("  bal %: the mean over classes of the validation error on their images"))
     console.print()
     for count in count_statuses(study):
         console.print(Text(count.text()))
@@ -203,13 +217,15 @@ def print_summary(
     console.print(Text(answer))
 
 
-def _legend(several: bool, started: bool, base: ShareBase) -> tuple[str, str]:
+def _legend(several: bool, started: bool, base: ShareBase | None) -> tuple[str, str]:
     first, second = "* on the front of validation error and parameters", "decay marked c is scaled by the compression"
     if started:
         second = "start %: validation error before any training"
     if several:
         means = "mean±sd (n): over n seeds of a setting"
         return f"{first}; {means}", f"  {second}; ep: epochs trained"
+    if base is None:
+        return first, f"  {second}; ep: epochs trained"
     short, network = ("dense", "trained" if started else "dense") if base == DENSE else ("sep", "separable")
     share = f"% {short}: share of the {network} network's"
     return f"{first}; {share}", f"  parameters; {second}; ep: epochs trained"
@@ -243,18 +259,24 @@ def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
     write_csv(path, [*names, "on_front"], lines)
 
 
-def _cells(line: SummaryRow, tested: bool, several: bool, started: bool, base: ShareBase) -> list[str]:
+def _cells(
+    line: SummaryRow, tested: bool, several: bool, started: bool, base: ShareBase | None, uneven: bool
+) -> list[str]:  # fmt: skip
     point = line.point
     cells = [
         "*" if line.on_front else "",
         method_label(point.method),
         *([] if started else _shape(point)),
         f"{point.params:,}",
-        *([] if several else [_share(point.share_of(base))]),
+        *([] if base is None else [_share(point.share_of(base))]),
         "" if point.mult_adds is None else format_count(point.mult_adds),
         _initial_error(point) if started else _decay_of(point),
         "" if point.val_error is None else f"{point.val_error:.2f}",
     ]
+    if uneven:
+        # That of several seeds is their mean, so it stands in the row of the first
+        is_shown = point.balanced_error is not None and (point.leads or point.seeds == 1)
+        cells.append(f"{point.balanced_error:.2f}" if is_shown else "")
     if several:
         cells.append(_over_seeds(point))
     if tested:

@@ -143,22 +143,17 @@ def make_table(
     )  # fmt: skip
 
 
-BALANCED_SHOWN = 0.5  # points
-
-
 def format_point_error(point: FrontPoint) -> str:
     """Return a point's validation error, or mean and deviation: `5.23 % ± 0.1 (n = 3)`.
 
-    The balanced error follows where it differs by BALANCED_SHOWN points or more, as for classes of unequal size.
+    The balanced error follows where it differs, as for classes of unequal size.
     """
     if point.val_error is None:
         return ""
-    text, error = format_percent(point.val_error), point.val_error if point.mean_error is None else point.mean_error
+    text = format_percent(point.val_error)
     if point.seeds > 1 and point.mean_error is not None and point.spread is not None:
         text = format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
-    if point.balanced_error is None or abs(point.balanced_error - error) < BALANCED_SHOWN:
-        return text
-    return f"{text}, balanced {format_percent(point.balanced_error)}"
+    return text if point.balanced_apart is None else f"{text}, balanced {format_percent(point.balanced_apart)}"
 
 
 @dataclass(frozen=True, kw_only=True)

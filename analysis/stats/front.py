@@ -43,6 +43,9 @@ SizeMeasure = Literal["params", "mult_adds"]
 ShareBase = Literal["separable", "dense"]  # of whose parameters a size is a share
 
 
+BALANCED_SHOWN = 0.5  # points between the error and the balanced one, from which on both are shown
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontPoint:
     """One trained network. The names of the fields are those of the CSV tables.
@@ -108,6 +111,14 @@ class FrontPoint:
     def error(self) -> float:
         """The validation error (percent) of a finished point, the mean over its seeds; raises as `own_error`."""
         return self.own_error if self.mean_error is None else self.mean_error
+
+    @property
+    def balanced_apart(self) -> float | None:
+        """The balanced error where it differs from the error by BALANCED_SHOWN points or more; else None."""
+        error = self.val_error if self.mean_error is None else self.mean_error
+        if error is None or self.balanced_error is None or abs(self.balanced_error - error) < BALANCED_SHOWN:
+            return None
+        return self.balanced_error
 
     @property
     def is_thin(self) -> bool:

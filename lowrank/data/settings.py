@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,7 +218,8 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
     _, colon, folder = name.partition(":")
     path, allowed = absolute_path(folder, "the data folder"), absolute_path(data_dir or DATA_FOLDER, "--data-dir")
     if colon and not path.is_relative_to(allowed):
-        option = f"name the data yourself: --data {absolute_data_name(name)}" if by_name else f"--data-dir {path}"
+        option = f"name the data yourself: --data {shlex.quote(absolute_data_name(name))}" if by_name else ""
+        option = option or f"give --data-dir {shlex.quote(str(path))}"
         raise InputError(
             f"{source} reads {folder}, which is outside the data folder {allowed}; if you want that, {option}"
         )

@@ -24,7 +24,7 @@ from lowrank.training import Recipe
 from lowrank.utils import validate_model
 from sweeps.records.events import Role
 from sweeps.records.names import TRIAL_WEIGHTS
-from sweeps.space import Value
+from sweeps.space import Value, permissions_text
 
 if TYPE_CHECKING:
     from lowrank.io import ModelSpecification
@@ -286,6 +286,14 @@ class TrialSpec(_Section):
         if teacher is not None:
             names += [name for name in (teacher.own_network, teacher.network and teacher.network.name) if name]
         return names
+
+    def permission_options(self) -> str:
+        """Return the options that must be typed to train the trial again from its record.
+
+        Returns:
+            `--allow-code` and `--data SET`, each with a space before it; empty where the record needs no permission.
+        """
+        return permissions_text(self.networks(), self.data.name)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         names_typed as names_typed,
         own_networks as own_networks,
         permission_options as permission_options,
+        permissions_text as permissions_text,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -107,6 +108,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "RetrainOrigin StoredOptions StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
-        "trust": "check_options check_trust names_data names_typed own_networks permission_options",
+        "trust": ("check_options check_trust names_data names_typed own_networks permission_options permissions_text"),
     },
 )

@@ -99,11 +99,24 @@ def permission_options(space: Space) -> str:
     Returns:
         The options, each with a space before it; empty where there are none.
     """
-    options = " --allow-code" if own_networks(space) else ""
+    return permissions_text(own_networks(space), space.data.name)
+
+
+def permissions_text(networks: Collection[str], data_name: str) -> str:
+    """Return the options that must be typed to use what a file names.
+
+    Args:
+        networks: their names; only code of the user's own needs permission.
+        data_name: of the data set; only one outside of the data folder needs permission.
+
+    Returns:
+        The options, each with a space before it; empty where there are none.
+    """
+    options = " --allow-code" if any(map(is_own_code, networks)) else ""
     try:
-        check_data_folder(space.data.name, None, "the space")
+        check_data_folder(data_name, None, "the space")
     except InputError:
-        options += f" --data {shlex.quote(space.data.name)}"
+        options += f" --data {shlex.quote(data_name)}"
     return options
 
 

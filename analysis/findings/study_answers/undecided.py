@@ -144,9 +144,12 @@ def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     seeds = f"{more} more seed{'s' * (more != 1)}"
     assumption = "" if evidence.seeds else ", and if seeds do not differ"
     cost = _cost_text(study, points, evidence, more)
+    specification = next((spec for trial in study.trials.values() if (spec := trial.specification)), None)
+    permissions = "" if specification is None else specification.permission_options()
+    command = f"python sweeps/run.py --resume {shlex.quote(study.name)} --repeat-more {more}{permissions}"
     return (
         f"{text} {seeds} would tell {_sizes(pair)} apart in 4 of 5 studies, if they differ as much as "
-        f"measured{assumption}: `python sweeps/run.py --resume {shlex.quote(study.name)} --repeat-more {more}`{cost}."
+        f"measured{assumption}: `{command}`{cost}."
     )
 
 

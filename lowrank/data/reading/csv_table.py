@@ -239,11 +239,11 @@ def _find_columns(
     if several := [text for text, count in Counter(header).items() if count > 1 and text]:
         raise InputError(f"{table}: each column must have a name of its own, but several are named {several[0]!r}")
     folded = [text.casefold() for text in header]
-    label_column = None
+    label_column: int | None = None
     if part not in HELD_OUT or (label in header if label else any(name in folded for name in LABEL_COLUMNS)):
-        label_column = _column(table, header, "label", label, LABEL_COLUMNS)
+        label_column = chosen_column = _column(table, header, "label", label, LABEL_COLUMNS)
         others = [] if label else [text for text in header if text.casefold() in LABEL_COLUMNS]
-        unused.add("columns that may hold labels too", [text for text in others if text != header[label_column]])
+        unused.add("columns that may hold labels too", [text for text in others if text != header[chosen_column]])
     return _Columns(file_column, label_column, next((i for i, text in enumerate(folded) if text in PART_COLUMNS), None))
 
 

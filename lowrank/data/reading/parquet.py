@@ -295,12 +295,12 @@ def _is_parquet(name: str) -> bool:
 def _missing_shards(paths: Iterable[Path]) -> list[str]:
     """The files that a number of files after `of` promises and that are not there."""
     stems = {(path.parent, path.stem) for path in paths}
-    missing = set()
+    missing = set[str]()
     for folder, stem in stems:
         if match := _SHARD.fullmatch(stem):
             start, digits, count = match[1], len(match[2]), int(match[3])
-            names = (f"{start}{number:0{digits}}-of-{match[3]}" for number in range(min(count, _MOST_SHARDS)))
-            missing.update(name for name in names if (folder, name) not in stems)
+            shards = (f"{start}{number:0{digits}}-of-{match[3]}" for number in range(min(count, _MOST_SHARDS)))
+            missing.update(shard for shard in shards if (folder, shard) not in stems)
     names = [f"{name}.parquet" for name in sorted(missing)]
     return [*names[:_NAMED], *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])]
 

@@ -166,8 +166,8 @@ def _class_notes(listing: ImageListing, labels: Labels, members: Mapping[Part, I
     counts = {part: np.bincount(labels[indices], minlength=len(listing.classes)) for part, indices in members.items()}
     trained = counts["training"] > 0
     for part, indices in members.items():
-        absent = np.flatnonzero((counts[part] == 0) & (trained | (part == "training"))) if len(indices) else []
-        if len(absent):
+        absent = np.flatnonzero((counts[part] == 0) & (trained | (part == "training")))
+        if len(indices) and len(absent):
             names = ", ".join(repr(listing.classes[index]) for index in absent[:_NAMED])
             notes.append(f"without images in the {part} part: {len(absent):,} of {len(trained):,} classes ({names}"
                          f"{', ...' if len(absent) > _NAMED else ''})")  # fmt: skip

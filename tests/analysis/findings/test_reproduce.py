@@ -16,4 +16,10 @@ class TestReproduce:
         command = reproduce_command(record, "a", "name", Path("my studies/x"))
         assert command.command == "python sweeps/run.py --reproduce 'my studies/x' a"
         record.trials["b"].specification = None
+        record.trials["a"].specification = change(
+            record.trials["a"].specification, data={"name": "folder:/elsewhere/holiday photos"}
+        )
+        assert reproduce_command(record, "a", "name", Path("x")).command == (
+            "python sweeps/run.py --reproduce x a --data 'folder:/elsewhere/holiday photos'"
+        )
         assert reproduce_command(record, "b", "n", Path()).why_not == "its record has no specification"

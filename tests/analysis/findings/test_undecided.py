@@ -10,6 +10,7 @@ from analysis.findings.study_answers.undecided import front_neighbours, seeds_to
 from analysis.stats.front import collect_points
 from sweeps.records.events import Role
 from sweeps.records.fronts import decidable_difference
+from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial_of_images
 
 IMAGES = 400
@@ -42,6 +43,7 @@ def test_those_that_cannot_be_told_apart_are_named_with_what_would_tell():
     assert text.startswith("Of 2 pairs of neighbours on the front 1 cannot be told apart (corrected for 2 comparisons")
     assert "CP, 4 dims (200 parameters) and CP, 6 dims (300), -0.75 points (95 % interval" in text
     assert "`python sweeps/run.py --resume made --repeat-more " in text
+    assert "--data" not in text
     assert "if seeds do not differ" in text  # no setting has two
     assert text in answer_text(made, collect_points(made))
 
@@ -58,6 +60,14 @@ def test_the_number_of_seeds_is_the_smallest_that_decides():
 
     assert decides(1 + more)
     assert not decides(more)
+
+
+def test_the_command_names_images_that_lie_outside_the_data_folder():
+    """It would be refused without: records must not choose what is read."""
+    made = record((100, 80), (200, 40), (300, 37))
+    for trial in made.trials.values():
+        trial.specification = change(trial.specification, data={"name": "csv:/elsewhere/my labels.csv"})
+    assert " --data 'csv:/elsewhere/my labels.csv'`" in sentence(made)
 
 
 def test_what_no_number_of_seeds_tells_is_said():

@@ -55,6 +55,33 @@ class TestTable:
         assert mean.startswith("*")
         assert max(map(len, lines)) <= 100
 
+    def test_balanced_errors_have_a_column_where_one_differs_by_half_a_point(self, tmp_path):
+        study = load_study(write_study(tmp_path, Plan(trials=16)))
+        measured = [trial for trial in study.trials.values() if trial.val_error is not None]
+        for trial in measured:
+            trial.counts = {name: 100_000 * count for name, count in trial.counts.items()}
+            trial.test_error = 12.34
+            trial.epochs[trial.last_epoch]["val_balanced_error"] = trial.val_error + 0.4
+        assert "bal %" not in self.printed(study)
+        measured[0].epochs[measured[0].last_epoch]["val_balanced_error"] = 43.21
+        lines = self.printed(study).splitlines()
+        assert max(map(len, lines)) <= 100
+        (heading,) = [line for line in lines if "val %" in line]
+        assert heading.index("bal %") > heading.index("val %")
+        assert sum("43.21" in line for line in lines) == 1
+        assert not any("…" in line for line in lines)
+        assert "  bal %: the mean over classes of the validation error on their images" in lines
+
+    def test_the_balanced_error_of_several_seeds_is_in_the_row_of_the_first(self):
+        seeds = [
+            synthetic_data.trial("a", error=4.0),
+            synthetic_data.trial("b", error=6.0, seed=1, role=Role.REPEAT),
+        ]
+        for trial, balanced in zip(seeds, (8.0, 9.0), strict=True):
+            trial.epochs[trial.last_epoch]["val_balanced_error"] = balanced
+        (row,) = [line for line in self.printed(synthetic_data.study(*seeds)).splitlines() if "8.50" in line]
+        assert "5.00±1.41 (2)" in row
+
     def test_test_errors_and_large_networks_fit_into_100_columns(self, tmp_path):
         study = load_study(write_study(tmp_path, Plan(trials=16)))
         for trial in study.trials.values():

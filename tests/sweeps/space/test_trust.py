@@ -97,6 +97,12 @@ def test_data_named_on_the_command_line_are_allowed(content, tmp_path, options):
         check_options(space, RunOptions(set=("train.epochs=2",)))
 
 
+def test_the_option_that_allows_images_can_be_pasted(content):
+    space = space_with(content, data={"name": "folder:/elsewhere/my flowers"})
+    with pytest.raises(InputError, match=r"name the data yourself: --data 'folder:/elsewhere/my flowers'$"):
+        check_options(space, RunOptions(set=("train.epochs=2",)))
+
+
 def test_a_further_field_of_the_data_is_no_name_of_them(content):
     space = space_with(content, data={"name": "folder:/elsewhere/flowers"})
     with pytest.raises(InputError, match="outside the data folder"):
