@@ -3,7 +3,8 @@
     python -m benchmarks.compression.bayesian --data digits --network mlp --methods dense normal_jeffreys
 
 `dense` is the same network, trained by the same recipe without variational layers. With `--kd-weight` or with
-`--finetune-teacher dense` it is trained first for each seed, and imitated. Of several values of `--finetune`,
+`--finetune-teacher dense` it is trained first for each seed, and imitated; with `--teachers N` the mean of N such
+networks is, of which the others have seeds of their own. Of several values of `--finetune`,
 `--finetune-lr` and `--finetune-kd-weight` each combination is tried from the same posterior. Nothing is asserted.
 """
 
@@ -14,25 +15,27 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.measurement import environment
 from lowrank.compression import Budget, VariationalSettings, make_variational, network_plan
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
-from lowrank.distillation import LiveTeacher
+from lowrank.distillation import LiveTeacher, Signals, Teacher
 from lowrank.layers import Bayesian, Dense
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks import NetworkSettings, copy_network, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
 from lowrank.utils import OneLineParser
 
 DENSE, PRIORS = "dense", ("normal_jeffreys", "horseshoe")
+OTHER_TEACHERS = 1000  # distance of their seeds
 SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
 
 
@@ -62,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense-epochs", type=int, help="of the dense network, if not --epochs")
     parser.add_argument("--kd-weight", type=float, default=0.0, help="distillation of the posterior's training")
     parser.add_argument("--kd-temperature", type=float, default=4.0)
+    parser.add_argument("--teachers", type=int, default=1, help="dense networks that are imitated together")
     parser.add_argument("--finetune", type=int, nargs="+", default=[0], help="epochs after the removal")
     parser.add_argument("--finetune-lr", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--finetune-kd-weight", type=float, nargs="+", default=[0.0], help="distillation in them")
@@ -88,19 +92,47 @@ def main() -> None:
     is_taught = options.kd_weight > 0 or options.finetune_teacher == DENSE
     methods = [DENSE, *(method for method in options.methods if method != DENSE)] if is_taught else options.methods
     for seed in options.seeds:
-        teacher: nn.Module | None = None
+        teacher: Teacher | None = None
         for method in methods:
             record, trainer = run(options, data, seed, method, teacher)
             records["runs"].append(record)
             if method == DENSE and is_taught:
-                teacher = trainer.network
+                others = [OTHER_TEACHERS * number + seed for number in range(1, options.teachers)]
+                trained = [trainer, *(run(options, data, other, DENSE, None)[1] for other in others)]
+                teacher = MeanTeacher([plain_network(one) for one in trained], options.kd_temperature)
             if options.json:
                 options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print_means(records["runs"])
 
 
+class MeanTeacher:
+    """Gives the logarithm of the mean of several networks' probabilities at a temperature, as logits.
+
+    Args:
+        networks: trained; they are frozen.
+        temperature: of the distillation.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], temperature: float):
+        self._teachers, self._temperature = [LiveTeacher(network, ()) for network in networks], temperature
+
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        """See lowrank.distillation.Teacher."""
+        logits = [teacher.signals(images, indices, cache_epoch).logits for teacher in self._teachers]
+        if len(logits) == 1:
+            return Signals(logits[0], ())
+        mean = torch.stack([(one / self._temperature).softmax(1) for one in logits]).mean(0)
+        return Signals(mean.log() * self._temperature, ())
+
+
+def plain_network(trainer: Trainer) -> nn.Module:
+    """Copy a trained network, with the moving average of its weights if there is one."""
+    with trainer.step.ema.swapped_in() if trainer.step.ema is not None else nullcontext():
+        return copy_network(trainer.network)
+
+
 def run(
-    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: nn.Module | None
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: Teacher | None
 ) -> tuple[dict[str, Any], Trainer]:
     """Train one network; give its epochs, its times and its front, and its trainer."""
     trainer = make_trainer(options, data, seed, name, teacher)
@@ -134,7 +166,7 @@ def run(
 
 
 def make_trainer(
-    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: nn.Module | None = None
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: Teacher | None = None
 ) -> Trainer:
     """Make the trainer of one network at its first epoch."""
     settings, variational = network_settings(options), name != DENSE
@@ -157,7 +189,7 @@ def make_trainer(
         network, data, recipe, order_seed=seed, device=options.device,
         augmentation=AugmentationSettings(shift=options.shift, flip=options.flip, cutout=options.cutout),
         variational=VariationalSettings(method=method, network=settings) if variational else None,
-        teacher=LiveTeacher(teacher, ()) if teacher is not None and variational else None,
+        teacher=teacher if variational else None,
     )  # fmt: skip
 
 
@@ -168,7 +200,7 @@ def network_settings(options: argparse.Namespace) -> NetworkSettings:
 
 
 def front_point(
-    options: argparse.Namespace, trainer: Trainer, teacher: nn.Module | None, share: float, epochs: int, lr: float,
+    options: argparse.Namespace, trainer: Trainer, teacher: Teacher | None, share: float, epochs: int, lr: float,
     kd_weight: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Solve one budget from the trained posterior, fine-tune and evaluate what is left."""
@@ -179,7 +211,7 @@ def front_point(
     plan = network_plan(network_settings(options), trainer.data.image_shape, len(trainer.data.classes))
     dense = plan.params(Dense())
     start = time.perf_counter()
-    imitated = LiveTeacher(teacher, ()) if teacher is not None and options.finetune_teacher == DENSE else None
+    imitated = teacher if options.finetune_teacher == DENSE else None
     removed, plain = compress_posterior(trainer, Budget(params=int(share * dense)), imitated)
     point = {
         "budget": share, **finetuning, **removed.record(), "share": removed.counts["params"] / dense,
