@@ -217,7 +217,7 @@ def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeyp
 def test_memory_comes_back_after_each_of_several_recorded_trainings():
     held = []
     for _ in range(4):
-        run = trainer(tensor_train())
+        run = small_trainer(small_recipe(), method=tensor_train(), device="cuda")
         assert run.captured_epoch is not None
         run.train_epoch()
         del run

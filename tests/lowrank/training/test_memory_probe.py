@@ -139,7 +139,9 @@ def test_only_the_batch_of_the_recipe_is_captured(monkeypatch: pytest.MonkeyPatc
     prepared: list[int] = []
     real = CapturedEpoch._prepare
     monkeypatch.setattr(
-        CapturedEpoch, "_prepare", lambda self, images, *rest: (prepared.append(len(images)), real(self, images, *rest))
+        CapturedEpoch,
+        "_prepare",
+        lambda self, step, batch, signals: (prepared.append(len(batch[0])), real(self, step, batch, signals)),
     )
 
     def make_captured(batch_size: int) -> Trainer:
