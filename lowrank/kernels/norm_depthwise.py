@@ -16,15 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank.kernels.batch_norm import gather_sums, input_gradient, to_channels_last
-from lowrank.kernels.depthwise import (
-    backward_config,
-    backward_kernel,
-    forward_config,
-    forward_kernel,
-    launch_grid,
-    sum_parts,
-)
+from lowrank.kernels import depthwise as plain
+from lowrank.kernels.batch_norm import gather_sums, input_gradient, normalise, to_channels_last
+from lowrank.kernels.depthwise import LaunchConfig, backward_kernel, depthwise, forward_kernel, launch_grid, sum_parts
+
+
+def forward_config(width: int) -> LaunchConfig | None:
+    """Return how the forward kernel is launched for images of this width; None where norm and convolution are faster.
+
+    The kernel applies the norm to each value three times, since three columns read it.
+    """
+    return plain.forward_config(width)
+
+
+def backward_config(width: int) -> LaunchConfig:
+    """Return how the backward kernel is launched for images of this width."""
+    return plain.backward_config(width)
 
 
 @torch.library.custom_op("lowrank::norm_depthwise", mutates_args=())
@@ -47,8 +54,12 @@ def norm_depthwise(
         The result, (B, C, H, W) in x's dtype, channels-last.
     """
     x = to_channels_last(x)
+    config = forward_config(x.shape[3])
+    if config is None:
+        result: Tensor = depthwise(normalise(x, weight, bias, mean, variance, None, eps, relu, False), kernel)
+        return result
     out = torch.empty_like(x)
-    constants, grid = launch_grid(x, forward_config(x.shape[3]))
+    constants, grid = launch_grid(x, config)
     forward_kernel[grid](
         x, kernel.contiguous(), out, weight, bias, mean, variance, eps, **constants, NORM=True, RELU=relu
     )  # fmt: skip
