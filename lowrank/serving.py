@@ -39,6 +39,7 @@ from lowrank.networks import ImageShape, check_own_code
 from lowrank.utils import atomic_folder, validate_model, write_text
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
+_NAMED_MODELS = 5  # that a message names
 ALLOW_CODE = "LOWRANK_ALLOW_CODE"  # environment variable: 1 lets a model's network be a function of the user's code
 
 
@@ -167,7 +168,9 @@ def network_name(path: Path) -> str:
 def _read_description(path: Path) -> tuple[ModelSpecification, ImagePreprocessing | None]:
     """Read what a model file says of its network and of images; its tensors stay where they are."""
     if not path.is_file():
-        raise InputError(f"there is no model file {path}")
+        others = sorted(str(file.parent) for file in path.parent.glob(f"*/{MODEL_FILE}"))
+        models = f"; there are {', '.join(others[:_NAMED_MODELS])}{', ...' * (len(others) > _NAMED_MODELS)}"
+        raise InputError(f"there is no model file {path}{models if others else ''}")
     metadata = read_metadata(path)
     try:
         specification = parse_specification(metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 MEASURED_SECONDS = 5.0  # after which no more points are looked at where the step of each is measured
 MAX_PROBED_PARAMS = 20_000_000  # of the dense network that gives the speed of this machine
 _LISTED_CLASSES = 10
+_FEW_STEPS = 10  # of an epoch
+_SMALLEST_BATCH = 8  # that is proposed
 _UNEVEN = 3  # times as many images in the largest class as in the smallest
 PLAN_ERRORS = (2.0, 5.0, 20.0)  # percent
 BACKWARD = 3  # forward and backward cost about three forwards
@@ -293,9 +296,9 @@ def _augmentation_words(space: Space, resolver: Resolver) -> str:
     searched = [field for field in ("shift", "flip", "cutout") if f"train.{field}" in space.domains]
     views = augmentation_for(space.recipe({}), resolver.data.name, resolver.image_shape, space.search.seed)
     words = {
-        "shift": f"shifted by up to {views.shift} pixels" if views.shift else "",
+        "shift": f"shifted by up to {_number(views.shift, 'pixel')}" if views.shift else "",
         "flip": "mirrored left to right (train.flip: false for letters, digits or signs)" if views.flip else "",
-        "cutout": f"a square of {views.cutout} pixels cut out" if views.cutout else "",
+        "cutout": f"a square of {_number(views.cutout, 'pixel')} cut out" if views.cutout else "",
     }
     parts = [f"train.{field} is searched" if field in searched else text for field, text in words.items()]
     return ", ".join(filter(None, parts)) or "none"
@@ -314,6 +317,30 @@ def _class_line(data: ImageData) -> str:
     if most >= _UNEVEN * max(1, least):
         line += "; uneven: see the balanced error, and train.class_weights or train.sampler: balanced"
     return f"classes: {line}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _resizing_words(data: ImageData) -> str:
+    """How images were brought to their size, if the settings ask for it."""
+    settings = data.settings
+    if settings.image_size is None or ":" not in settings.name:  # the built-in sets have one size
+        return ""
+    words = {"crop": "the middle square of each", "squash": "squashed to a square", "pad": "padded with black bars"}
+    return f", resized ({words[settings.resize]})"
+
+
+def _few_steps_line(space: Space, data: ImageData, steps: int) -> list[str]:
+    """Say that a network can hardly learn in so few steps, and which smaller batch gives more of them."""
+    recipe = space.recipe({})
+    smaller = 2 ** int(math.log2(max(_SMALLEST_BATCH, len(data.train) / _FEW_STEPS)))
+    if steps >= _FEW_STEPS or smaller >= recipe.batch_size or "train.batch_size" in space.domains:
+        return []
+    rate = "" if "train.lr" in space.domains else f" --set train.lr={recipe.lr * smaller / recipe.batch_size:.2g}"
+    return [f"  few steps an epoch for so few images: --set train.batch_size={smaller}{rate} takes "
+            f"{steps_per_epoch(data, smaller)}"]  # fmt: skip
 
 
 def _teacher_line(space: Space, data: ImageData, resolver: Resolver) -> list[str]:
@@ -369,12 +396,14 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"{len(data.test):,} test images",
         *(f"  note: {note}" for note in plan.notes),
         _class_line(data),
-        f"images: {'x'.join(map(str, data.image_shape))}{'' if data.resident else ', streamed from disk'}",
+        f"images: {'x'.join(map(str, data.image_shape))}{_resizing_words(data)}"
+        f"{'' if data.resident else ', streamed from disk'}",
         f"augmentation: {plan.augmentation}",
         f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
         _recipe_line(space),
         f"trials: {plan.trials} at most, references included, of {points} points; "
-        f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
+        f"{_number(recipe.epochs, 'epoch')} of {_number(steps, 'step')} each, {plan.slots} at a time",
+        *_few_steps_line(space, data, steps),
     ]
     lines += _teacher_line(space, data, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:

@@ -326,7 +326,10 @@ def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> I
     data = load_data(space.data, config.data_dir)
     expected = record.header.data.fingerprint or data.fingerprint
     if data.fingerprint != expected:
-        raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
+        raise InputError(
+            f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}: its images, "
+            "labels or classes have changed; bring back the files of then, or begin a new study"
+        )
     return data
 
 

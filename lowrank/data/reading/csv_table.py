@@ -19,6 +19,7 @@ import numpy as np
 from lowrank.data.reading.class_names import sorted_names
 from lowrank.data.reading.image_codec import image_suffixes
 from lowrank.data.reading.image_folder import HIDDEN, FolderStore, Unused, hidden_files, is_hidden
+from lowrank.data.reading.image_scan import count_images
 from lowrank.data.reading.part_names import (
     HELD_OUT,
     PART_COLUMNS,
@@ -287,7 +288,8 @@ def _check_files(rows: dict[Part, list[_Row]], root: Path, name: str) -> None:
     if several:
         texts = " and ".join(sorted(labels[several[0]]))
         raise InputError(
-            f"data set {name!r}: {len(several):,} images have several labels, such as {several[0]}: {texts}"
+            f"data set {name!r}: {count_images(len(several))} must have one label each, but have several, such as "
+            f"{several[0]}: {texts}"
         )
 
 

@@ -151,7 +151,9 @@ def _broken_notes(listing: ImageListing, scan: ImageScan) -> list[str]:
 def _scan_notes(scan: ImageScan, members: Indices, settings: DataSettings) -> list[str]:
     notes = conversion_notes(scan, members)
     grey = int(np.count_nonzero(scan.grey[members]))
-    if 0 < grey < len(members) and settings.channels == "auto":
+    if settings.channels == 1 and grey < len(members):
+        notes.append(f"{count_images(len(members) - grey)} with colours, {grey:,} grey: all are read as grey")
+    elif 0 < grey < len(members):
         notes.append(f"{count_images(len(members) - grey)} with colours, {grey:,} grey: all are read as RGB")
     return notes
 

@@ -186,7 +186,7 @@ class TestErrors:
 
     def test_two_labels_of_one_image(self, root: Path):
         write(root / "t.csv", "file,label", [f"images/{i % 10}.png,{'ab'[i < 12]}" for i in range(30)])
-        fails(root, r"10 images have several labels, such as images/0.png: a and b$")
+        fails(root, r"10 images must have one label each, but have several, such as images/0.png: a and b$")
 
     def test_rows(self, root: Path):
         table = write(root / "t.csv", "file,label", ["images/0.png,a", "images/1.png"])

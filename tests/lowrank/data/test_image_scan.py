@@ -100,7 +100,9 @@ def test_channels_as_the_settings_say(root: Path):
     assert load(root, channels=3).image_shape == (3, 4, 4)
     Image.new("RGB", (4, 4), (200, 0, 0)).save(root / "b" / "7.png")
     clear_cache()
-    assert load(root, channels=1).image_shape == (1, 4, 4)
+    data = load(root, channels=1)
+    assert data.image_shape == (1, 4, 4)
+    assert data.notes == ("1 image with colours, 19 grey: all are read as grey",)
 
 
 def test_headers_are_not_read_where_the_settings_say_it_all(root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,6 +68,8 @@ def test_what_is_wrong_with_the_command_is_one_line(model, tmp_path, capsys):
     (tmp_path / "names").write_text("one\ntwo")
     for options, message in (
         ([str(tmp_path / "absent"), "x.png"], "there is no model file"),
+        ([str(model.parent / "absent"), "x.png"], f"absent; there are {model}"),
+        ([str(model.parent), "x.png"], f"there are {model}"),
         ([str(model), "x.png", "--top", "0"], "--top must be at least 1, but got 0"),
         ([str(model), "x.png", "--class-names", str(tmp_path / "names")], "must have 10 names, one for each output"),
     ):

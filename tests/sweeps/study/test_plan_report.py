@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lowrank.data import DataSettings, ImageData, clear_cache, load_data
+from lowrank.data import DataSettings, ImageData, clear_cache, load_data, steps_per_epoch
 from lowrank.utils import processes
 from sweeps.run import main
 from sweeps.space.parse import parse_space
-from sweeps.study.plan_report import _augmentation_words, _class_line, _local_slots
+from sweeps.study.plan_report import (
+    _augmentation_words,
+    _class_line,
+    _few_steps_line,
+    _local_slots,
+    _resizing_words,
+)
 from sweeps.trials.resolver import Resolver
 
 
@@ -56,6 +62,44 @@ def test_augmentation_in_words(tmp_path: Path, content: dict, train: dict, words
         "small", {**content, "data": data.settings.model_dump(), "train": {**content["train"], **train}}
     )
     assert _augmentation_words(space, Resolver(space, data)) == words
+
+
+@pytest.mark.parametrize(
+    ("train", "line"),
+    [
+        ({"batch_size": 512, "lr": 0.2},
+         ["  few steps an epoch for so few images: --set train.batch_size=8 --set train.lr=0.0031 takes 8"]),
+        ({"batch_size": 512, "lr": {"choice": [0.1, 0.2]}},
+         ["  few steps an epoch for so few images: --set train.batch_size=8 takes 8"]),
+        ({"batch_size": 8}, []),
+        ({"batch_size": {"choice": [256, 512]}}, []),
+    ],
+)  # fmt: skip
+def test_few_steps_an_epoch_are_said_with_what_gives_more(tmp_path: Path, content: dict, train: dict, line: list[str]):
+    data = write_set(tmp_path, {"a": 50, "b": 50})
+    assert len(data.train) == 64
+    space = parse_space(
+        "small", {**content, "data": data.settings.model_dump(), "train": {**content["train"], **train}}
+    )
+    assert _few_steps_line(space, data, steps_per_epoch(data, space.recipe({}).batch_size)) == line
+
+
+def test_enough_steps_are_not_worth_a_line(content: dict, digits: ImageData):
+    assert _few_steps_line(parse_space("small", content), digits, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"image_size": 8}, ", resized (the middle square of each)"),
+        ({"image_size": 8, "resize": "squash"}, ", resized (squashed to a square)"),
+        ({"image_size": 8, "resize": "pad"}, ", resized (padded with black bars)"),
+    ],
+)
+def test_how_images_are_resized_is_said(tmp_path: Path, changes: dict, words: str):
+    data = write_set(tmp_path, {"a": 6, "b": 6})
+    assert _resizing_words(load_data(data.settings.model_copy(update=changes))) == words
 
 
 def test_trials_at_a_time_go_by_the_cores_that_may_be_used(content: dict, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,6 @@ def test_other_images_under_the_same_name_are_refused_and_nothing_is_written(tmp
     assert main(["--resume", "mine", "--out", str(tmp_path / "studies")]) == 2
     error = capsys.readouterr().err
     assert "digits has the fingerprint " in error
-    assert error.endswith(", but the study began with of other images\n")
+    assert ", but the study began with of other images: its images, labels or classes have changed; bring" in error
     assert error.count("\n") == 1
     assert (folder / JOURNAL_FILE).read_bytes() == before
