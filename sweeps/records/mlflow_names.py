@@ -152,7 +152,8 @@ def size_metrics(trial: TrialRecord) -> dict[str, float]:
         Parameters, mult-adds and the share of the separable network's parameters, where they are known.
     """
     counts = _final_counts(trial)
-    metrics = {name: float(counts[name]) for name in ("params", "mult_adds") if name in counts}
+    sizes = [name for name in ("params", "mult_adds") if name in counts]
+    metrics: dict[str, float] = {name: float(counts[name]) for name in sizes}
     if "params" in metrics and counts.get("separable_params"):
         metrics["params_over_separable"] = metrics["params"] / counts["separable_params"]
     return metrics

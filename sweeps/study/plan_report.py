@@ -39,7 +39,14 @@ from sweeps.space import (
     teacher_space,
 )
 from sweeps.study.initial_errors import InitialErrors
-from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, reachable_strata
+from sweeps.trials import (
+    UNTRAINED,
+    Resolver,
+    check_start,
+    describe_teacher,
+    reachable_strata,
+    variational_settings,
+)
 from sweeps.utils import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
@@ -84,6 +91,7 @@ class Plan:
     augmentation: str  # of training images, in words
     notes: list[str]  # on the data: what is not used, what is done to images
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
+    finetune_epochs: list[int]  # after a removal of groups, each number that occurs; empty where no groups are removed
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as plain data, for --json."""
@@ -147,7 +155,13 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         initial_errors.unmeasured, unseen,
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
         _augmentation_words(space, resolver), list(resolver.data.notes), _replaced_layers(space, resolver),
+        sorted({method.finetune_epochs for trial in distinct.values() if (method := _bayesian(trial)) is not None}),
     )  # fmt: skip
+
+
+def _bayesian(trial: Trial) -> Bayesian | None:
+    settings = variational_settings(trial.specification)
+    return None if settings is None else settings.method
 
 
 def _method_and_allocation(trial: Trial) -> str:
@@ -405,6 +419,10 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"{_number(recipe.epochs, 'epoch')} of {_number(steps, 'step')} each, {plan.slots} at a time",
         *_few_steps_line(space, data, steps),
     ]
+    if plan.finetune_epochs:
+        numbers = " or ".join(map(str, plan.finetune_epochs))
+        trained = f"fine-tuned for {numbers} epochs" if any(plan.finetune_epochs) else "not fine-tuned"
+        lines.append(f"after the removal of groups: {trained} (`method.finetune_epochs`)")
     lines += _teacher_line(space, data, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")

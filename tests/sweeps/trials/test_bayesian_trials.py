@@ -18,6 +18,7 @@ from sweeps.records.specification import BudgetSection, Trial, TrialSpec
 from sweeps.records.tables import read_tables, write_tables
 from sweeps.space.files import find_space, read_yaml
 from sweeps.space.parse import parse_space
+from sweeps.study.plan_report import make_plan, plan_lines
 from sweeps.trials.build import make_student
 from sweeps.trials.resolver import Resolver
 
@@ -166,3 +167,22 @@ def test_what_is_left_is_counted_again(digits: Any) -> None:
     masked, trial_id = ended_study(digits, {**REMOVED, "masked": True})
     with pytest.raises(NotOnRecordError, match="only masked"):
         recount(masked.trials[trial_id], data)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "line"),
+    [
+        (0, "after the removal of groups: not fine-tuned (`method.finetune_epochs`)"),
+        ({"choice": [0, 3]}, "after the removal of groups: fine-tuned for 0 or 3 epochs (`method.finetune_epochs`)"),
+    ],
+)
+def test_a_plan_says_how_long_networks_are_fine_tuned(digits: Any, epochs: Any, line: str) -> None:
+    made = resolver(digits, method={"name": "bayesian", "finetune_epochs": epochs})
+    plan = make_plan(made.space, made, 1)
+    assert line in plan_lines(plan, made.space, made)
+
+
+def test_an_empty_number_of_epochs_is_refused(digits: Any) -> None:
+    message = r"`method\.finetune_epochs`: must be a whole number, such as 0, but got None"
+    with pytest.raises(InputError, match=message):
+        points(resolver(digits, method={"name": "bayesian", "finetune_epochs": None}))
