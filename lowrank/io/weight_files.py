@@ -275,7 +275,10 @@ def _load_torch(path: Path) -> Any:
                 f"torch.save, or the tensors as safetensors, instead"
             )
         else:
-            reason = f"must be a safetensors file or a whole file of torch.save, but {first_line(error, 120)}"
+            said = first_line(error, 120)
+            if not any(map(str.isalpha, said)):  # a KeyError of the unpickler holds the number of a byte alone
+                said = "it can be read as neither"
+            reason = f"must be a safetensors file or a whole file of torch.save, but {said}"
         raise InputError(f"{path} {reason}") from error
 
 

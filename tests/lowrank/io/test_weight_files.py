@@ -265,6 +265,11 @@ def test_a_damaged_file_is_one_line(tmp_path, content):
     refused(small(2), path, "must be a safetensors file or a whole file|is damaged")
 
 
+def test_a_file_of_text_is_called_what_it_is_not(tmp_path):
+    (tmp_path / "weights.pth").write_text("hello")
+    refused(small(2), tmp_path / "weights.pth", "torch.save, but it can be read as neither")
+
+
 def test_folders(tmp_path):
     refused(small(2), tmp_path / "none", "there is no file of weights")
     refused(small(2), tmp_path, "must hold model.safetensors or pytorch_model.bin")
