@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -434,7 +434,7 @@ def _write_onnx(
 ) -> None:
     with _quiet(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
         model = torch.onnx.export(
-            program(), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=False,
+            _replace_global_max_pools(program()), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=False,
             opset_version=opset,
         )  # fmt: skip
         assert model is not None
@@ -444,6 +444,23 @@ def _write_onnx(
         model.model.ir_version = IR_VERSIONS[opset]
         model.model.metadata_props.update(_onnx_metadata(preprocessing))
         model.save(path, external_data=False)
+
+
+def _replace_global_max_pools(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace each adaptive pool to one pixel by a maximum, which the exporters of all versions of torch know.
+
+    That of torch 2.11 knows no adaptive maximum pool.
+    """
+    operator = torch.ops.aten.adaptive_max_pool2d.default
+    if not any(node.target is operator for node in program.graph.nodes):
+        return program
+
+    def global_maximum(images: Tensor, output_size: Sequence[int]) -> Any:
+        if tuple(output_size) != (1, 1):
+            return NotImplemented
+        return images.amax((-2, -1), keepdim=True), images.flatten(-2).argmax(-1)[..., None, None]
+
+    return program.run_decompositions({operator: global_maximum})
 
 
 def write_onnx(network: nn.Module, specification: ModelSpecification, path: Path, opset: int = DEFAULT_OPSET) -> None:

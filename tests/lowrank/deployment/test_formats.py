@@ -203,3 +203,22 @@ def test_only_opsets_that_were_tried_are_written():
     check_opset(17)
     with pytest.raises(InputError, match=r"unknown opset '16'; choose from: 17, 18, .*, 23"):
         check_opset(16)
+
+
+class MaximumPools(torch.nn.Module):
+    """Pools to one pixel, as ResNet-9 does at its end, and to four."""
+
+    def forward(self, images):
+        return torch.nn.functional.adaptive_max_pool2d(images, 1), torch.nn.functional.adaptive_max_pool2d(images, 2)
+
+
+def test_a_pool_to_one_pixel_is_exported_as_a_maximum_which_older_exporters_know():
+    images = torch.randn(3, 2, 8, 8)
+    program = torch.export.export(MaximumPools(), (images,))
+    replaced = formats._replace_global_max_pools(program)
+    operator = torch.ops.aten.adaptive_max_pool2d.default
+    kept = [node for node in replaced.graph.nodes if node.target is operator]
+    assert [tuple(node.args[1]) for node in kept] == [(2, 2)]
+    torch.testing.assert_close(replaced.module()(images), MaximumPools()(images), rtol=0, atol=0)
+    plain = torch.export.export(torch.nn.ReLU(), (images,))
+    assert formats._replace_global_max_pools(plain) is plain
