@@ -434,8 +434,8 @@ def _write_onnx(
 ) -> None:
     with _quiet(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
         model = torch.onnx.export(
-            _replace_global_max_pools(program()), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=False,
-            opset_version=opset,
+            _replace_global_max_pools(program()), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
+            verbose=False, optimize=False, opset_version=opset,
         )  # fmt: skip
         assert model is not None
         _simplify(model.model)
@@ -460,7 +460,8 @@ def _replace_global_max_pools(program: torch.export.ExportedProgram) -> torch.ex
             return NotImplemented
         return images.amax((-2, -1), keepdim=True), images.flatten(-2).argmax(-1)[..., None, None]
 
-    return program.run_decompositions({operator: global_maximum})
+    with _quiet():
+        return program.run_decompositions({operator: global_maximum})
 
 
 def write_onnx(network: nn.Module, specification: ModelSpecification, path: Path, opset: int = DEFAULT_OPSET) -> None:
