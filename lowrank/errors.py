@@ -24,7 +24,20 @@ class InfeasibleError(InputError):
     """A method cannot replace a layer, or no setting meets a budget.
 
     The message names the nearest possible setting where it is known.
+
+    Attributes:
+        smallest: parameters of the smallest setting; None where it is not known.
     """
+
+    def __init__(self, message: str, smallest: int | None = None) -> None:
+        """Make the error.
+
+        Args:
+            message: one line for the user.
+            smallest: as in the attributes.
+        """
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class UncountableError(LowrankError):

@@ -188,7 +188,8 @@ def solve_allocation(
         lambda sized: budget.missed(plan, sized, disk) is None, by_work=by_work,
     )  # fmt: skip
     if solution is None:
-        raise InfeasibleError(_explain_too_small(plan, family.smallest(by_work=by_work), budget, disk))
+        smallest = family.smallest(by_work=by_work)
+        raise InfeasibleError(_explain_too_small(plan, smallest, budget, disk), plan.params(smallest))
     shortfall = budget.missed(plan, solution, disk)
     if shortfall is not None:
         raise InfeasibleError(

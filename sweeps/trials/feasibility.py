@@ -60,7 +60,7 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         return resolver.strata, []
     if not space.has_budget:
         return resolver.strata, []
-    reasons = {stratum: _first_reason(space, resolver, stratum) for stratum in resolver.strata}
+    reasons = {stratum: _reason(space, resolver, stratum) for stratum in resolver.strata}
     lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
     if len(lines) == len(reasons):
         raise InputError(f"no method can meet the budget: {lines[-1]}")
@@ -101,9 +101,13 @@ def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Value]]:
     return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.has_budget else []
 
 
-def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
-    """The first reason when every method and shape fails at the largest budget of the stratum; None if one fits."""
+def _reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
+    """The reason when every method and shape fails at the largest budget of the stratum; None if one fits.
+
+    It is that of the smallest network, where sizes are known: a budget from its size on would do.
+    """
     first, start = None, time.monotonic()
+    smallest: InfeasibleError | None = None
     for point in corner_points(space, stratum):
         try:
             resolver.resolve(point)
@@ -115,9 +119,15 @@ def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | N
                 return first
         except InfeasibleError as error:
             first = first or str(error)
+            if error.smallest is not None and error.smallest < _size(smallest):
+                smallest = error
         else:
             return None
-    return first
+    return first if smallest is None else str(smallest)
+
+
+def _size(error: InfeasibleError | None) -> float:
+    return math.inf if error is None or error.smallest is None else error.smallest
 
 
 def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Value]]:

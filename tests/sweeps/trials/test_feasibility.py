@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lowrank.errors import InputError
+from lowrank.errors import InfeasibleError, InputError
 from sweeps.space.parse import parse_space
 from sweeps.trials import feasibility
 from sweeps.trials.feasibility import infeasible_lines, reachable_strata
@@ -59,6 +59,26 @@ def test_below_a_range_of_sizes_a_smaller_network_may_be_fast_enough(resolver, m
     ranged = resolver(["tensor_train"], {"int": [20_000, 50_000]})
     assert reachable_strata(ranged.space, ranged) == (ranged.strata, [])
     assert 1 <= len(measured) <= len(ranged.strata)  # one look at each is enough, none at a network that was measured
+
+
+def test_the_reason_is_that_of_the_smallest_network(content, digits):
+    """A budget of its size would do: with two dimensions alone it would have to be larger."""
+    sections = {"budget": {"params": 2_000}, "method": {"name": "tensor_train", "dims": {"int": [2, 4]}},
+                "network": {"name": "resnet9", "width": 0.25}, "references": []}  # fmt: skip
+    space = parse_space("small", {**content, **sections})
+    smallest = {}
+    for dims in (2, 3, 4):
+        with pytest.raises(InfeasibleError) as caught:
+            Resolver(space, digits).resolve({"method.dims": dims})
+        smallest[caught.value.smallest] = dims
+    size, dims = min(smallest.items())
+    assert dims > 2
+    with pytest.raises(
+        InputError, match=rf"tensor_train \(dims {dims}\) .*: its smallest has {size:,} parameters, over"
+    ):
+        reachable_strata(space, Resolver(space, digits))
+    larger = parse_space("small", {**content, **sections, "budget": {"params": size}})
+    assert reachable_strata(larger, Resolver(larger, digits))[1] == []
 
 
 def test_measuring_ends_after_a_while(resolver, measured, monkeypatch):
