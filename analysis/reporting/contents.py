@@ -244,7 +244,12 @@ def _budget_paragraphs(budget_answers: Sequence[Answer]) -> list[str]:
     for best, group in groupby(budget_answers, key=lambda answer: answer.best):
         first, *same = group
         if best is None:
-            paragraphs.append(f"{_budgets_label([first, *same])}: no trial was trained to its end.")
+            for is_reachable in (False, True):
+                budgets = [answer for answer in (first, *same) if is_reachable is not bool(answer.stratum.unreachable)]
+                reason = "no trial was trained to its end" if is_reachable else "no method can meet the budget"
+                if budgets and (cause := budgets[-1].stratum.unreachable):
+                    reason += f": {cause}"
+                paragraphs += [f"{_budgets_label(budgets)}: {reason}."] if budgets else []
             continue
         paragraphs.append(_budget_sentence(first, best))
         if same:

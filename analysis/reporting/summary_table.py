@@ -234,7 +234,7 @@ def _legend(several: bool, started: bool, base: ShareBase | None) -> tuple[str, 
 def _looks_line(looks: int, points: Sequence[FrontPoint]) -> str:
     tested, departed = sum(point.test_error is not None for point in points), len(trials_off_front(points))
     since = f"; test errors in brackets: {departed} that left the front since" if departed else ""
-    return f"test split: looked at {format_times(looks)}, {tested} trials{since}"
+    return f"test split: looked at {format_times(looks)}, {tested} trial{'s' * (tested != 1)}{since}"
 
 
 def make_console(stream: IO[str]) -> Console:

@@ -168,6 +168,7 @@ class Stratum:
     label: str
     params: int | None = None
     unlimited: bool = False  # holds everything; without this and without `params` the limit is known by its label only
+    unreachable: str = ""  # why no method of the study can meet it
 
     def holds(self, point: FrontPoint) -> bool:
         """Return whether a point fits into the budget.
@@ -283,7 +284,13 @@ def study_strata(study: StudyRecord) -> list[Stratum]:
     entries = study.header.strata
     unlimited = sum(entry.params is None for entry in entries)
     budgets = [
-        Stratum(label=e.label, params=_whole(e.params), unlimited=e.params is None and unlimited == 1) for e in entries
+        Stratum(
+            label=e.label,
+            params=_whole(e.params),
+            unlimited=e.params is None and unlimited == 1,
+            unreachable=e.unreachable,
+        )
+        for e in entries
     ]
     return sorted(budgets, key=lambda stratum: (stratum.params is None, stratum.params or 0))
 

@@ -94,10 +94,12 @@ class HeaderStratum(_Section):
     Attributes:
         label: e.g. `params <= 60,480`.
         params: its limit; None for no limit, or one on something else.
+        unreachable: why no method of the space can meet it; empty where one can.
     """
 
     label: str
     params: int | float | None = None
+    unreachable: str = ""
 
 
 class HeaderHardware(_Section):

@@ -149,7 +149,7 @@ def run_study(
             mirror.start()
         record = (history or StudyHistory(path)).update()
         _write_space(space, config)
-        _write_header(journal, record, space, resolver, config)
+        _write_header(journal, record, space, resolver, config, unreachable)
         if retrain is not None and config.origin is not None:
             retrain.propose(journal, record, config.folder, config.origin)
         if config.note or config.tags:
@@ -296,8 +296,10 @@ def _write_space(space: Space, config: StudyConfig) -> None:
     write_space_file(config.folder, source, options)
 
 
-def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig) -> None:
-    data = resolver.data
+def _write_header(
+    journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig, unreachable: list[str]
+) -> None:  # fmt: skip
+    data, reasons = resolver.data, dict(line.split(": ", 1) for line in unreachable)
     modules = {name: path for network in own_networks(space) for name, path in user_modules(network).items()}
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
     header = StudyHeader(
@@ -311,7 +313,10 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
         teacher=resolver.teacher.header() if resolver.teacher else None,
         network=HeaderNetwork(**space.network.model_dump()), references=references, seed=space.search.seed,
         strata=tuple(
-            HeaderStratum(label=stratum.label, params=stratum.limit if stratum.limit != float("inf") else None)
+            HeaderStratum(
+                label=stratum.label, params=stratum.limit if stratum.limit != float("inf") else None,
+                unreachable=reasons.get(stratum.label, ""),
+            )
             for stratum in resolver.label_strata
         ) if config.origin is None else (),  # trials that are trained again come as they are on record
         versions=versions(), hardware=HeaderHardware(**hardware()), commit=commit(),
@@ -343,7 +348,7 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
         )
     print(
         f"{config.name}: {search.space.question}\n"
-        f"up to {total} trials, {holding}; "
+        f"up to {total} trial{'s' * (total != 1)}, {holding}; "
         f"everything is kept in {relative_path(config.folder)}", flush=True,
     )  # fmt: skip
     cache = _cache_options(search, config)

@@ -300,9 +300,10 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     if common:
         paragraphs.insert(1 if compressed else 0, common_sentence(common))
     if untried:
-        paragraphs.insert(
-            0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."
-        )
+        reason = untried[-1].stratum.unreachable  # the largest budget; the smaller ones cannot be met either
+        cause = f", for no method can meet it: {reason}" if reason else ""
+        labels = "; ".join(answer.stratum.label for answer in untried)
+        paragraphs.insert(0, f"Nothing was tried in {len(untried)} strata: {labels}{cause}.")
     reached = [
         f"{method_label(p.method)} {format_percent(p.error)} at {p.params:,} parameters" for p in references(points)
     ]

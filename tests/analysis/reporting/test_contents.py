@@ -174,6 +174,17 @@ class TestSummary:
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in paragraphs
         assert "Up to 500 parameters: the same." in paragraphs
 
+    def test_budgets_that_no_method_can_meet_are_named_with_the_reason(self):
+        strata = [{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400)]
+        for stratum, size in zip(strata[:2], (95, 93), strict=True):
+            stratum["unreachable"] = f"tensor_train (dims 4) has no setting within the budget: its smallest has {size}"
+        paragraphs = summary(study(trial("t", 300, 5.0), strata=strata))
+        assert (
+            "Up to 50 and 70 parameters: no method can meet the budget: tensor_train (dims 4) has no setting within "
+            "the budget: its smallest has 93."
+        ) in paragraphs
+        assert "Up to 100 parameters: no trial was trained to its end." in paragraphs
+
     def test_methods_of_different_sizes_are_compared_at_one_size(self):
         record = study(
             trial("a", 200, 4.0), trial("b", 400, 2.0), trial("c", 100, 6.0, method="shuffle"),

@@ -225,6 +225,12 @@ class TestAnswer:
         assert first == "Nothing was tried in 2 strata: params <= 10; params <= 20."
         assert second == "At up to 40 parameters (4 % of separable): no trial was completed."
         assert third.startswith("At up to 80 parameters")
+        for budget, reason in zip(budgets[:2], ("its smallest has 31", "its smallest has 30"), strict=True):
+            budget["unreachable"] = reason
+        first = answer_of(study_of(*tried, strata=budgets)).splitlines()[0]
+        assert first == (
+            "Nothing was tried in 2 strata: params <= 10; params <= 20, for no method can meet it: its smallest has 30."
+        )
 
     def test_without_the_number_of_images_the_noise_is_unknown(self):
         study = study_of(record("a", 50, 5.0), record("b", 50, 6.0, method="tucker"))
