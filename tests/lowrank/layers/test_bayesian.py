@@ -187,3 +187,10 @@ def test_settings_are_those_of_a_method_that_is_declared_apart() -> None:
     assert "2 groups" in (method.infeasible(shape._replace(groups=2)) or "")
     with pytest.raises(InputError, match=r"`method\.prior`"):
         make_method({"name": "bayesian", "prior": "laplace"})
+
+
+def test_a_field_that_came_later_leaves_the_ids_of_earlier_trials() -> None:
+    shape = ConvShape(3, 4)
+    earlier = ("bayesian", 0, 0.001, 1e-5, 1.0, 0.2, "normal_jeffreys", 0.0, 5.0)
+    assert Bayesian().signature(shape) == earlier
+    assert Bayesian(finetune_kd_weight=0.5).signature(shape) != earlier
