@@ -6,10 +6,11 @@ A study has ResNet-9 and WRN-28-10 trials, of which successive halving stops mos
 
 * one: a card for each trial.
 * packed: as many a card as train the most together, as `--gpus-per-trial auto` measures.
+* longest first: packed, with the trials of the slowest network first, as a grid with `search.order: longest_first`.
 * spread: packed; once cards would stand idle, trials go on from their checkpoints: those that share a card on cards of
   their own, then each on two. A study does not do this; it spreads trials from its start alone, where it has no more
   of them than half the cards.
-* sorted: as spread, with the trials of the slowest network first, as a grid could have them.
+* sorted: as spread, with the trials of the slowest network first.
 
 The speeds of trials that share a card are those of docs/results/h200_engine.txt. That of one trial on two cards is read
 from a record of benchmarks.gpu.several_cards, or given; a network without one is only moved. This says what a rule
@@ -35,7 +36,7 @@ EPOCHS, IMAGES = 128, 40_000  # of a trial that is not stopped
 STOPPED_AT = (1 / 16, 1 / 16, 1 / 4, 1.0)  # shares of the epochs that trials train, equally often
 START_SECONDS = 4.0  # of a trial whose code is compiled already (h200_tt_schedule_cifar10.md)
 RESTART_SECONDS = 15.0  # to end a trial's process, start two and read the checkpoint
-WAYS = ("one", "packed", "spread", "sorted")
+WAYS = ("one", "packed", "longest first", "spread", "sorted")
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def simulate(networks: dict[str, Network], trials: int, seed: int) -> list[dict[
         count = trials * max(1, cards // 8)
         for way in WAYS:
             drawn = draw_trials(networks, count, seed)
-            if way == "sorted":
+            if way in ("longest first", "sorted"):
                 drawn.sort(key=lambda trial: trial.network.together[1])
             simulation = Simulation(drawn, cards, way)
             simulation.run()
@@ -221,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = simulate(networks, args.trials, args.seed)
     goals = [
         Goal(what=f"{row['cards']} cards, {row['way']}: idle", limit=MAX_IDLE, found=row["idle %"], unit="%")
-        for row in rows if row["way"] == "spread"
+        for row in rows if row["way"] in ("longest first", "spread")
     ]  # fmt: skip
     known = ", ".join(f"{name} {speed:,.0f}" for name, speed in on_two.items()) or "none"
     record = Measurement(

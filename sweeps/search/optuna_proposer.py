@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import optuna
@@ -14,7 +14,7 @@ from sweeps.search.optuna_adapter import storage_study_id, storage_trial_id
 from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, open_storage
 from sweeps.search.proposer import GridProposer, Handle, Outcome, OutcomeKind, Proposal, Proposer
 from sweeps.search.samplers import make_sampler, sobol_point
-from sweeps.space import Points, Space, Stratum, Value
+from sweeps.space import Point, Points, Space, Stratum, Value
 
 ENQUEUED_ATTRIBUTE = "known"  # user attribute of a trial: its index in `search.enqueue`
 SOURCE_ATTRIBUTE = "source"  # user attribute of a trial taken over from an earlier study: where from
@@ -254,17 +254,21 @@ def _constraint(outcome: Outcome) -> tuple[str, float]:
     return "feasible", outcome.values[0] if outcome.values else 1.0
 
 
-def make_proposer(space: Space, folder: Path, points: Points | None = None) -> Proposer:
+def make_proposer(
+    space: Space, folder: Path, points: Points | None = None,
+    training_cost: Callable[[Point], float] | None = None,
+) -> Proposer:  # fmt: skip
     """Make the proposer that a space asks for.
 
     Args:
         space: the space with its section `search`.
         folder: the study's folder, where Optuna's journal lies.
         points: the space's points; None where its budget is shared evenly.
+        training_cost: how long a point trains beside others; needed for a grid whose longest come first.
 
     Returns:
         A grid, or a proposer with one of Optuna's samplers.
     """
     if space.search.sampler == "grid":
-        return GridProposer(space, points)
+        return GridProposer(space, points, training_cost)
     return OptunaProposer(space, folder, points)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sweeps.records import Handle
-from sweeps.space import Points, Space, Stratum, Value
+from sweeps.space import Point, Points, Space, Stratum, Value
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,28 @@ class Proposer(Protocol):
 class GridProposer:
     """Every combination of the values, once.
 
-    The seed shuffles their order, so that a cut grid is a fair sample. With repeats every point is trained with the
-    first seed, then every point with the second, and so on: wherever the grid is cut, no point has been trained more
-    than once more often than another.
+    The seed shuffles their order, so that a cut grid is a fair sample; with `order: longest_first` those that train
+    longest come first, so that no long trial begins when most cards are already idle. With repeats every point is
+    trained with the first seed, then every point with the second, and so on: wherever the grid is cut, no point has
+    been trained more than once more often than another.
     """
 
-    def __init__(self, space: Space, points: Points | None = None):
+    def __init__(
+        self, space: Space, points: Points | None = None,
+        training_cost: Callable[[Point], float] | None = None,
+    ):  # fmt: skip
         """List the grid.
 
         Args:
-            space: its values, seed and number of repeats.
+            space: its values, order, seed and number of repeats.
             points: the space's points; None where its budget is shared evenly.
+            training_cost: how long a point trains beside others; needed where the longest come first.
         """
         grid = (points or Points(space)).grid()
         random.Random(space.search.seed).shuffle(grid)
+        if space.search.order == "longest_first":
+            assert training_cost is not None
+            grid.sort(key=training_cost, reverse=True)  # points that cost the same stay shuffled
         self._rows = [(point, repeat) for repeat in range(space.search.repeats) for point in grid]
         self._next = 0
 

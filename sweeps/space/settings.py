@@ -38,6 +38,7 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     trials: int = Field(default=24, ge=1)
     sampler: Literal["tpe", "nsga2", "gp", "random", "qmc", "grid"] = "tpe"
+    order: Literal["shuffled", "longest_first"] = "shuffled"  # of a grid
     objectives: tuple[Literal["val_error", "params", "mult_adds"], ...] = ("val_error",)
     stop: Literal["none", "asha", "median", "hyperband"] = "asha"
     grace: float = Field(default=0.5, gt=0, le=1)  # share of the epochs before which no trial is stopped
@@ -61,6 +62,8 @@ class SearchSettings(BaseModel):
         if self.sampler == "grid" and (self.enqueue or self.warm_start):
             field = "enqueue" if self.enqueue else "warm_start"
             raise ValueError(f"`{field}` means nothing on a grid, which trains every point whatever is known")
+        if self.sampler != "grid" and self.order != "shuffled":
+            raise ValueError(f"`order` is that of a grid, whose points are all known, but `sampler` is {self.sampler}")
         return self
 
 

@@ -158,7 +158,7 @@ def run_study(
         with _record_end(journal, config.folder) as end:
             proposer: Proposer = EmptyProposer()  # recorded trials are trained again, and no point of the space
             if config.origin is None:
-                proposer = make_proposer(space, config.folder, resolver.points)
+                proposer = make_proposer(space, config.folder, resolver.points, resolver.training_cost)
             if isinstance(proposer, OptunaProposer):
                 if count := proposer.restore(record.trials.values(), strata):
                     print(f"{count} proposals added to Optuna's record from the journal", flush=True)

@@ -170,7 +170,7 @@ class Resolver:
         Raises:
             InfeasibleError: no network meets the point's constraints; the text says why.
         """
-        network = NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
+        network = self._network(point)
         alternative = self.space.alternatives[int(point.get("alternative") or 0)]
         method = method_at(alternative, _under(point, "method"))
         if not isinstance(method, WholeKernelMethod):
@@ -197,6 +197,22 @@ class Resolver:
             return replace(trial, same_training=self.resolve({**point, **first}, repeat, role).trial_id)
         except InfeasibleError:
             return trial
+
+    def _network(self, point: Point) -> NetworkSettings:
+        return NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
+
+    def training_cost(self, point: Point) -> float:
+        """Estimate how long a point trains beside others, without solving its sizes.
+
+        Args:
+            point: dotted name -> value.
+
+        Returns:
+            Epochs times mult-adds of the dense network: structured layers are mostly rebuilt and run like dense ones.
+        """
+        network = self._network(point)
+        recipe = self.space.recipe(_under(point, "train"), network.name)
+        return float(recipe.epochs * self.plan(network).mult_adds(Dense()))
 
     def _check_removal(self, network: NetworkSettings, method: Bayesian, budget: Budget, point: Point) -> None:
         """Raise InfeasibleError if no removal of groups can meet a budget."""

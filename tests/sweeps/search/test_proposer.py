@@ -6,10 +6,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from lowrank.errors import InputError
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.proposer import GridProposer, Outcome, OutcomeKind
 from sweeps.space.parse import parse_space, read_space
 from sweeps.space.points import Points
+from sweeps.trials.resolver import Resolver
 
 
 def trials_of(proposer: OptunaProposer, label: str) -> list[optuna.trial.FrozenTrial]:
@@ -148,6 +150,30 @@ def test_a_grid_gives_every_point_once_in_an_order_set_by_the_seed(resolver):
     assert order(0) != order(1)
     assert set(order(0)) == {tuple(sorted(point.items())) for point in Points(space).grid()}
     assert len(order(0)) == 129
+
+
+def test_a_grid_gives_the_longest_trainings_first_with_each_seed(digits):
+    changes = [
+        "search.sampler=grid", "search.order=longest_first", "search.repeats=2", "search.stop=none",
+        "method.name=tucker",
+        "method.dims={choice: [2, 3]}", "budget.params={choice: [0.3, 0.6]}", "network.width={choice: [0.125, 0.5]}",
+        "train.epochs={choice: [4, 2]}", "train.weight_decay=0.001", "train.scaled_decay=true",
+    ]  # fmt: skip
+    space = read_space("tt_dims", changes)
+    resolver = Resolver(space, digits)
+    grid = GridProposer(space, resolver.points, resolver.training_cost)
+    proposals = list(iter(lambda: grid.ask(resolver.strata[0]), None))
+    asked = [(proposal.point["network.width"], proposal.point["train.epochs"]) for proposal in proposals]
+    for repeat in range(2):
+        assert asked[16 * repeat : 16 * repeat + 16] == [
+            size for size in ((0.5, 4), (0.5, 2), (0.125, 4), (0.125, 2)) for _ in range(4)
+        ]
+        assert {proposal.repeat for proposal in proposals[16 * repeat : 16 * repeat + 16]} == {repeat}
+
+
+def test_only_a_grid_has_an_order_to_choose():
+    with pytest.raises(InputError, match="`order` is that of a grid, whose points are all known, but `sampler` is tpe"):
+        read_space("tt_dims", ["search.order=longest_first"])
 
 
 def test_the_size_of_a_space(space):
