@@ -242,9 +242,10 @@ def _find_columns(
     folded = [text.casefold() for text in header]
     label_column: int | None = None
     if part not in HELD_OUT or (label in header if label else any(name in folded for name in LABEL_COLUMNS)):
-        label_column = chosen_column = _column(table, header, "label", label, LABEL_COLUMNS)
-        others = [] if label else [text for text in header if text.casefold() in LABEL_COLUMNS]
-        unused.add("columns that may hold labels too", [text for text in others if text != header[chosen_column]])
+        label_column = _column(table, header, "label", label, LABEL_COLUMNS)
+        used = header[label_column]
+        others = [text for text in header if text.casefold() in LABEL_COLUMNS and text != used]
+        unused.add("columns that may hold labels too", [] if label else others)
     return _Columns(file_column, label_column, next((i for i, text in enumerate(folded) if text in PART_COLUMNS), None))
 
 

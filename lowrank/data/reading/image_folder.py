@@ -39,15 +39,17 @@ class FolderStore(EncodedStore):
             with self.open(index) as file:
                 return file.read()
         except OSError as error:
-            raise InputError(f"{self.origin(index)}: must be readable, but {one_line(error)}") from error
+            raise self._unreadable(index, error) from error
+
+    def _unreadable(self, index: int, error: OSError) -> InputError:
+        return InputError(f"{self.origin(index)}: must be readable, but {one_line(error)}")
 
     def open(self, index: int) -> IO[bytes]:
         """See EncodedStore."""
-        path = self._root / self._names[index]
         try:
-            return path.open("rb")
+            return (self._root / self._names[index]).open("rb")
         except OSError as error:
-            raise InputError(f"{path}: must be readable, but {one_line(error)}") from error
+            raise self._unreadable(index, error) from error
 
     def origin(self, index: int) -> str:
         """See EncodedStore."""
@@ -56,13 +58,21 @@ class FolderStore(EncodedStore):
     def hash_files(self, indices: Indices, sha: Any) -> None:
         """See ImageStore."""
         for index in indices.tolist():
-            sha.update(f"{self._names[index]}:{(self._root / self._names[index]).stat().st_size};".encode())
+            try:
+                size = (self._root / self._names[index]).stat().st_size
+            except OSError as error:
+                raise self._unreadable(index, error) from error
+            sha.update(f"{self._names[index]}:{size};".encode())
 
     def hash_locations(self, sha: Any) -> None:
         """See EncodedStore."""
         for name in self._names:
             path = self._root / name
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError:  # such as a link that leads nowhere; whoever reads the image says so
+                sha.update(f"{path}:missing;".encode())
+                continue
             sha.update(f"{path}:{status.st_size}:{status.st_mtime_ns};".encode())
 
     def preload(self, indices: Indices) -> None:

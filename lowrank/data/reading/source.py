@@ -105,6 +105,8 @@ def make_source(listing: ImageListing, settings: DataSettings) -> ImageSource:
         scan = _learn_shape(listing, np.arange(len(labels)), channels, resize, settings.skip_broken)
         notes += _broken_notes(listing, scan)
         members = {part: indices[~scan.broken[indices]] for part, indices in members.items()}
+        if scan.broken.any():  # a class may have too few images now
+            _check_classes(listing, labels, members["training"], {part: members[part] for part in parts[1:]})
         readable = np.concatenate(list(members.values()))
         notes += _scan_notes(scan, readable, settings) + _contradictions(listing, scan, labels, readable)
     else:  # the settings say what the headers would

@@ -156,6 +156,28 @@ def test_broken_images_are_named_and_may_be_skipped(root: Path):
     assert "b/5.png" in data.notes[0]
 
 
+@pytest.mark.parametrize("cached", [0, 2000])
+@pytest.mark.parametrize("resident_mb", [0, 100])
+def test_a_link_that_leads_nowhere_is_a_broken_image(root: Path, monkeypatch, cached: int, resident_mb: float):
+    monkeypatch.setattr(image_scan, "MIN_CACHED_IMAGES", cached)
+    (root / "a" / "link.png").symlink_to(root / "nowhere.png")
+    fails(root, rf"^{root}/a/link.png: must be readable, but .*No such file or directory", resident_mb=resident_mb)
+    data = load(root, skip_broken=1, resident_mb=resident_mb)
+    assert sum(map(len, (data.train, data.val, data.test))) == 20
+    given = {"channels": 1, "image_size": 4, "mean": (0.5,), "std": (0.2,)}  # then no header is read
+    fails(root, rf"^{root}/a/link.png: must be readable, but .*No such file", resident_mb=resident_mb, **given)
+
+
+def test_a_class_whose_broken_images_leave_too_few_is_named(root: Path):
+    for number in range(8):
+        (root / "b" / f"{number}.png").write_bytes(b"broken")
+    fails(root, r"each class needs at least 3 images, .*, but 'b' has 2$", skip_broken=8)
+    for number in (8, 9):
+        (root / "b" / f"{number}.png").write_bytes(b"broken")
+    clear_cache()
+    fails(root, r"there must be at least 2 classes, but all 10 images of training are of class 'a'$", skip_broken=10)
+
+
 def test_nothing_but_broken_images(root: Path):
     for path in root.glob("*/*.png"):
         path.write_bytes(b"nothing")
