@@ -152,8 +152,8 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
             return False
         return bool(reuse(tune, trial))
 
-    tune_controller._ObjectCache = WorkerCache  # type: ignore[misc,assignment]
-    controller._maybe_reuse_cached_actor = reuse_unless_starting  # type: ignore[method-assign]
+    tune_controller._ObjectCache = WorkerCache  # type: ignore[misc]
+    controller._maybe_reuse_cached_actor = reuse_unless_starting  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

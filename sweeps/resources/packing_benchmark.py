@@ -309,7 +309,8 @@ def choose_packing(
         The packing; or what finds it while the study's trials train.
     """
     cpus = space.resources.cpus_per_trial
-    conditions = {"cpus_per_trial": cpus, "types": card_types()}
+    types = card_types()
+    conditions = {"cpus_per_trial": cpus, "types": types}
     recorded = record.packing
     if recorded is not None and all(recorded.get(name) == value for name, value in conditions.items()):
         packing = Packing.from_event(recorded)
@@ -337,7 +338,7 @@ def choose_packing(
     if cluster.gpus == 1 and limit.trials >= COUNTS[1]:
 
         def keep(packing: Packing, details: EventFields) -> None:
-            details = {**details, "card": ", ".join(conditions["types"]) or "card"}
+            details = {**details, "card": ", ".join(types) or "card"}
             records.write(packing, details)
             write(packing, {**details, "slots": packing.per_card})
 
