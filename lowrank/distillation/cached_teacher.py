@@ -200,7 +200,7 @@ class _Table:
             epochs += 1
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
-            allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+            allowed = torch.cuda.get_per_process_memory_fraction(device.index) * total  # None: the present GPU
             budget = min(budget, MAX_PRELOADED_SHARE * min(free, allowed))
         count = epochs if epochs * size <= budget else min(epochs, 2 if size <= MAX_PINNED_BYTES else 1)
         return cls(layout, cache.layout.images, count, device)
