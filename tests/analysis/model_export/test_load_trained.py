@@ -11,8 +11,9 @@ import torch
 
 from analysis.__main__ import main
 from analysis.model_export.select_trial import load_trained
-from analysis.model_export.trial_export import _check_folder
+from analysis.model_export.trial_export import PROOF_FILE
 from lowrank.errors import InputError
+from lowrank.utils import check_output_folder
 from sweeps.records import TRIALS_FOLDER, load_study
 from tests.support.specifications import change
 from tests.support.synthetic_data import study, trial
@@ -59,12 +60,12 @@ def test_only_an_earlier_export_is_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
     with pytest.raises(InputError, match=r"--out must be a new folder or an earlier export, but .*thesis holds other"):
-        _check_folder(tmp_path / "thesis")
+        check_output_folder(tmp_path / "thesis", PROOF_FILE, "an earlier export")
     with pytest.raises(InputError, match=r"--out must be a folder, but .* is a file"):
-        _check_folder(tmp_path / "thesis" / "chapter.tex")
+        check_output_folder(tmp_path / "thesis" / "chapter.tex", PROOF_FILE, "an earlier export")
     (tmp_path / "thesis" / "proof.json").write_text("{}")
-    _check_folder(tmp_path / "thesis")
-    _check_folder(tmp_path / "new" / "deep")
+    check_output_folder(tmp_path / "thesis", PROOF_FILE, "an earlier export")
+    check_output_folder(tmp_path / "new" / "deep", PROOF_FILE, "an earlier export")
 
 
 @pytest.mark.parametrize(
