@@ -43,8 +43,8 @@ def attempts_on_cards(record: StudyRecord) -> Iterator[TrialOnCard]:
     The record of an attempt comes with its first epoch, so the attempt began that epoch and its start before.
     """
     for trial in record.trials.values():
-        for attempt, following in zip(trial.attempts, [*trial.attempts[1:], None], strict=True):
-            end = float("inf") if following is None else float(following["time"])
+        ends = [*(float(attempt["time"]) for attempt in trial.attempts[1:]), float("inf")]
+        for attempt, end in zip(trial.attempts, ends, strict=False):  # a trial that waits has no attempt, but an end
             epochs = [
                 (epoch["time"] - epoch["epoch_seconds"], epoch["time"])
                 for epoch in trial.epochs.values() if attempt["time"] <= epoch["time"] < end

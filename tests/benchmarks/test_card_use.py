@@ -26,7 +26,7 @@ def test_the_union_of_intervals_is_cut_at_both_ends():
 def test_a_card_is_idle_while_no_trial_trains_on_it():
     trials = [
         trial("a", ["0"], 0, [5, 11]), trial("b", ["0"], 4, [8]), trial("c", ["1"], 0, [6]),
-        trial("d", ["0", "1"], 10, [21]),
+        trial("d", ["0", "1"], 10, [21]), TrialRecord("waits"),
     ]  # fmt: skip
     first, second, unused = card_rows(StudyRecord(trials={each.trial_id: each for each in trials}), 3)
     assert (first["card"], second["card"], unused["card"]) == ("h 0", "h 1", "unused 0")
