@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         recipe_fields as recipe_fields,
     )
     from lowrank.training.trainer import Trainer as Trainer, recorded_names as recorded_names
+    from lowrank.training.variational import SGD_NOTICE as SGD_NOTICE
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -55,5 +56,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "recipe": "Recipe",
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",
         "trainer": "Trainer recorded_names",
+        "variational": "SGD_NOTICE",
     },
 )

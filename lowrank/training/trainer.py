@@ -43,7 +43,7 @@ from lowrank.training.objective import Objective
 from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, make_optimizer
 from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
-from lowrank.training.variational import VariationalTraining
+from lowrank.training.variational import SGD_NOTICE, VariationalTraining
 
 MIN_EVAL_BATCH = 256  # images: evaluation keeps no gradients, so a larger batch than the recipe's fits
 PREFIXED_METRICS = (
@@ -129,6 +129,8 @@ class Trainer:
             network, variational, seed=order_seed, examples=len(data.train), steps_per_epoch=self.steps_per_epoch,
             image_shape=data.image_shape, classes=len(data.classes),
         )  # fmt: skip
+        if self.variational is not None and recipe.optimizer == "sgd":
+            notify(SGD_NOTICE)
         objective = Objective(network, recipe, teacher, taps, data.class_counts("train"), self.variational)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)

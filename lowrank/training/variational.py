@@ -19,6 +19,12 @@ KL_OF_LAYER, ALIVE, SIGNAL_TO_NOISE = "kl.", "alive.", "snr."  # prefixes of met
 SNR_EDGES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)  # of the histogram, as powers of 10
 
 
+SGD_NOTICE = (
+    "the steps of SGD hardly move the variances of variational layers, so that groups are removed by their size alone; "
+    "`train.optimizer: adamw` moves them"
+)
+
+
 class CounterNoise:
     """Standard normal numbers that are a function of (seed, epoch, index of the image, draw) alone.
 

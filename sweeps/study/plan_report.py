@@ -25,7 +25,14 @@ from lowrank.data import ImageData, load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
-from lowrank.training import RECIPE_FIELD, augmentation_for, default_recipe, split_output, use_channels_last
+from lowrank.training import (
+    RECIPE_FIELD,
+    SGD_NOTICE,
+    augmentation_for,
+    default_recipe,
+    split_output,
+    use_channels_last,
+)
 from lowrank.utils import first_line, print_progress, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
@@ -92,6 +99,7 @@ class Plan:
     notes: list[str]  # on the data: what is not used, what is done to images
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
     finetune_epochs: list[int]  # after a removal of groups, each number that occurs; empty where no groups are removed
+    posteriors_by_sgd: bool  # whether a network with variational layers is trained by SGD
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as plain data, for --json."""
@@ -156,6 +164,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
         _augmentation_words(space, resolver), list(resolver.data.notes), _replaced_layers(space, resolver),
         sorted({method.finetune_epochs for trial in distinct.values() if (method := _bayesian(trial)) is not None}),
+        any(_bayesian(trial) and trial.specification.train.optimizer == "sgd" for trial in distinct.values()),
     )  # fmt: skip
 
 
@@ -423,6 +432,8 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         numbers = " or ".join(map(str, plan.finetune_epochs))
         trained = f"fine-tuned for {numbers} epochs" if any(plan.finetune_epochs) else "not fine-tuned"
         lines.append(f"after the removal of groups: {trained} (`method.finetune_epochs`)")
+    if plan.posteriors_by_sgd:
+        lines.append(f"  note: {SGD_NOTICE}")
     lines += _teacher_line(space, data, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")

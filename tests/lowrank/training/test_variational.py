@@ -100,6 +100,15 @@ def test_posteriors_have_no_weight_decay_and_a_rate_of_their_own(digits: ImageDa
     assert groups[id(norm.weight)] == (0.1, 1.0)
 
 
+def test_sgd_is_said_to_leave_the_variances(digits: ImageData) -> None:
+    with pytest.warns(UserWarning, match="hardly move the variances"):
+        trainer = trainer_of(digits, recipe={"optimizer": "sgd", "lr": 0.1})
+    before = {name: layer.weight_log_variance.clone() for name, layer in variational_layers(trainer.network)}
+    trainer.train_epoch()
+    for name, layer in variational_layers(trainer.network):
+        assert (layer.weight_log_variance - before[name]).abs().max() < 0.1
+
+
 def test_micro_batches_see_the_noise_of_their_images(digits: ImageData) -> None:
     """Without batch norms, which see the micro-batch, the gradients of parts are those of the whole batch."""
     gradients = []

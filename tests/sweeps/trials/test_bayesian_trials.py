@@ -10,6 +10,7 @@ import pytest
 from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.networks import NetworkSettings
+from lowrank.training import SGD_NOTICE
 from sweeps.records.events import Event, Status
 from sweeps.records.header import HeaderData
 from sweeps.records.mlflow_names import run_params, size_metrics
@@ -179,7 +180,9 @@ def test_what_is_left_is_counted_again(digits: Any) -> None:
 def test_a_plan_says_how_long_networks_are_fine_tuned(digits: Any, epochs: Any, line: str) -> None:
     made = resolver(digits, method={"name": "bayesian", "finetune_epochs": epochs})
     plan = make_plan(made.space, made, 1)
-    assert line in plan_lines(plan, made.space, made)
+    lines = plan_lines(plan, made.space, made)
+    assert line in lines
+    assert f"  note: {SGD_NOTICE}" in lines, "the recipe of the digits has SGD"
 
 
 def test_an_empty_number_of_epochs_is_refused(digits: Any) -> None:
