@@ -53,7 +53,7 @@ class FolderStore(EncodedStore):
 
     def origin(self, index: int) -> str:
         """See EncodedStore."""
-        return str(self._root / self._names[index])
+        return _printable(str(self._root / self._names[index]))
 
     def hash_files(self, indices: Indices, sha: Any) -> None:
         """See ImageStore."""
@@ -62,7 +62,7 @@ class FolderStore(EncodedStore):
                 size = (self._root / self._names[index]).stat().st_size
             except OSError as error:
                 raise self._unreadable(index, error) from error
-            sha.update(f"{self._names[index]}:{size};".encode())
+            sha.update(f"{self._names[index]}:{size};".encode(errors="surrogateescape"))
 
     def hash_locations(self, sha: Any) -> None:
         """See EncodedStore."""
@@ -71,9 +71,9 @@ class FolderStore(EncodedStore):
             try:
                 status = path.stat()
             except OSError:  # such as a link that leads nowhere; whoever reads the image says so
-                sha.update(f"{path}:missing;".encode())
+                sha.update(f"{path}:missing;".encode(errors="surrogateescape"))
                 continue
-            sha.update(f"{path}:{status.st_size}:{status.st_mtime_ns};".encode())
+            sha.update(f"{path}:{status.st_size}:{status.st_mtime_ns};".encode(errors="surrogateescape"))
 
     def preload(self, indices: Indices) -> None:
         """See ImageStore; files are read one by one."""
@@ -105,10 +105,16 @@ class Unused:
 
     def notes(self) -> list[str]:
         """Return a sentence for each kind, with its count and some names."""
-        return [
-            f"not used: {kind}: {len(names):,} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
-            for kind, names in self._examples.items()
-        ]
+        sentences = []
+        for kind, names in self._examples.items():
+            examples = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+            sentences.append(_printable(f"not used: {kind}: {len(names):,} ({examples})"))
+        return sentences
+
+
+def _printable(text: str) -> str:
+    """Replace what is no UTF-8: file names may be in an older encoding, which no terminal or report could show."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def read_folder(root: Path) -> ImageListing:

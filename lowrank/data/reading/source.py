@@ -7,6 +7,7 @@ training, validation and test part, in this order.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -95,6 +96,11 @@ def make_source(listing: ImageListing, settings: DataSettings) -> ImageSource:
         InputError: more images are broken than may be, sizes differ, or a class cannot be learned.
     """
     parts: tuple[Part, ...] = ("training", "validation", "test")
+    for label in listing.classes:
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):  # control, or no UTF-8
+            raise InputError(
+                f"data set {listing.name!r}: the name of a class must be one line of text in UTF-8, but got {label!a}"
+            )
     labels = np.concatenate([listing.labels.get(part, np.empty(0, np.int64)) for part in parts])
     ends = np.cumsum([0] + [len(listing.labels.get(part, ())) for part in parts])
     members = {part: np.arange(ends[i], ends[i + 1]) for i, part in enumerate(parts)}

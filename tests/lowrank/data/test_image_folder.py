@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,27 @@ def test_classes_that_a_part_lacks_are_said(tmp_path: Path):
         "without images in the validation part: 1 of 3 classes ('c')",
         "without images in the test part: 2 of 3 classes ('b', 'c')",
     )
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"f\xff", r"'f\\udcff'"), (b"a\nb", r"'a\\nb'")])
+def test_names_of_classes_that_no_report_could_show_are_refused(tmp_path: Path, name: bytes, shown: str):
+    for seed, label in enumerate(("cat", os.fsdecode(name))):
+        fill(tmp_path / label, 10, seed)
+    fails(tmp_path, rf"the name of a class must be one line of text in UTF-8, but got {shown}$")
+
+
+@pytest.mark.parametrize("resident_mb", [0, 100])
+def test_file_names_of_an_older_encoding_are_read_and_can_be_printed(tmp_path: Path, monkeypatch, resident_mb: float):
+    monkeypatch.setattr("lowrank.data.reading.image_scan.MIN_CACHED_IMAGES", 0)
+    for seed, label in enumerate(("cat", "dog")):
+        fill(tmp_path / label, 10, seed)
+    (tmp_path / "cat" / "000.png").rename(tmp_path / "cat" / os.fsdecode(b"gr\xfcn.png"))
+    (tmp_path / "cat" / os.fsdecode(b"\xfc.txt")).touch()
+    data = load(tmp_path, resident_mb=resident_mb)
+    assert sum(map(len, (data.train, data.val, data.test))) == 20
+    assert data.notes == ("not used: files of other kinds in folders of classes (.txt): 1 (cat/\ufffd.txt)",)
+    names = [data.train.store.origin(index) for index in range(20)]
+    assert f"{tmp_path}/cat/gr\ufffdn.png" in names
 
 
 def test_what_starts_with_a_dot_is_not_used_and_said(tmp_path: Path):
