@@ -24,10 +24,7 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
 # Whether a norm and the depthwise convolution behind it become one operation: not before a card has shown it faster
 FUSE_PREACTIVATION = False
-# Likewise a pointwise map of many channels, its sum with a residual and the statistics for the norm behind it
-FUSE_STATISTICS = False
 FUSE_ATTENTION = False  # likewise the mean square over channels, whose gradient others can add
-STATISTICS = "statistics"  # key of a node's notes: the nodes of its mean and biased variance
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -88,14 +85,12 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         mean_square,  # noqa: F401  # registers its operations
         norm_depthwise,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
-        pointwise_statistics,  # noqa: F401  # registers its operations
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
 
     changes: dict[str, Callable[[Graph, Node], bool]] = {
         "stem": _fuse_stem,
         "joined": _fuse_pointwise,
-        "measured": _fuse_statistics,
         "preactivated": _fuse_norm_depthwise,
         "norm": partial(_replace_norm, processes=processes),
         "depthwise": _replace_depthwise,
@@ -111,8 +106,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         del changes["preactivated"]
     if not FUSE_ATTENTION:
         del changes["attention"]
-    if processes > 1 or not FUSE_STATISTICS:
-        del changes["measured"]
     if processes > 1:
         del changes["stem"]
     for node in list(graph_module.graph.nodes):
@@ -124,8 +117,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
             ):
                 counts[name] += 1
                 break
-    for node in graph_module.graph.nodes:
-        node.meta.pop(STATISTICS, None)
     graph_module.graph.lint()
     graph_module.recompile()
     return counts
@@ -207,14 +198,10 @@ def _fuse_norm(
         operation, map_inputs = fusable.operation, fusable.inputs(graph)
         inputs = (*map_inputs, weight, bias, eps, relu) if fusable.relu_only else (*map_inputs, *inputs[1:])
         chain.insert(0, fusable.node)
-    known = x.meta.get(STATISTICS) if processes == 1 and fusable is None else None
-    if known is not None:
-        operation, inputs = torch.ops.lowrank.norm_by.default, (x, weight, bias, *known, residual, eps, relu, pool)
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
-    output = new if known is not None else _get_item(graph, new, 0)
-    batch_mean, batch_variance = known or (_get_item(graph, new, 1), _get_item(graph, new, 2))
-    _update_both_running(graph, node, batch_mean, batch_variance, processes * value.numel() // value.shape[1])
+    output, rows = _get_item(graph, new, 0), processes * value.numel() // value.shape[1]
+    _update_both_running(graph, node, _get_item(graph, new, 1), _get_item(graph, new, 2), rows)
     _replace(graph, chain, output)
     return True
 
@@ -252,47 +239,16 @@ def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
     kernel, output = _depthwise_kernel(conv), _example(conv)
     if kernel is None or output is None or output.dtype != value.dtype:
         return False
-    known = x.meta.get(STATISTICS)
-    if known is None:
-        with graph.inserting_before(node):
-            detached = graph.call_method("detach", (x,))
-            both = graph.call_function(torch.ops.lowrank.statistics.default, (detached,))
-        known = _get_item(graph, both, 0), _get_item(graph, both, 1)
-    mean, variance = known
+    with graph.inserting_before(node):
+        detached = graph.call_method("detach", (x,))
+        both = graph.call_function(torch.ops.lowrank.statistics.default, (detached,))
+    mean, variance = _get_item(graph, both, 0), _get_item(graph, both, 1)
     with graph.inserting_before(conv):
         kernel = graph.call_method("to", (kernel, torch.float32))
         inputs = (x, weight, bias, mean, variance, kernel, eps, relu)
         new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, inputs)
     _update_both_running(graph, node, mean, variance, value.numel() // value.shape[1])
     _replace(graph, chain, new)
-    return True
-
-
-def _fuse_statistics(graph: Graph, node: Node) -> bool:
-    """Let a pointwise map, summed with a residual, compute the statistics of the norm that reads it."""
-    from lowrank.kernels.pointwise_batch_norm import MULTIPLE
-
-    parts, output = _pointwise_parts(node), _example(node)
-    if parts is None or output is None or output.dtype not in FUSED_DTYPES or not _is_countable(output):
-        return False
-    x, weight, bias = parts
-    kernel = cast(Tensor, _example(weight))
-    if bias is not None or kernel.shape[0] % MULTIPLE or kernel.shape[1] % MULTIPLE:
-        return False
-    chain, residual = [node], None
-    if _extend(chain, lambda user: _is_sum(user, node)):
-        residual = next(argument for argument in chain[-1].args if argument is not node)
-    last = chain[-1]
-    if not any(_is_training_norm(user) and _argument(user, 0, "input") is last for user in last.users):
-        return False
-    with graph.inserting_before(last):
-        matrix = graph.call_method("to", (graph.call_method("flatten", (weight, 1)), output.dtype))
-        images = graph.call_method("to", (x, output.dtype))
-        new = graph.call_function(torch.ops.lowrank.pointwise_statistics.default, (images, matrix, residual))
-    result = _get_item(graph, new, 0)
-    statistics = _get_item(graph, new, 1), _get_item(graph, new, 2)
-    _replace(graph, chain, result)
-    result.meta[STATISTICS] = statistics
     return True
 
 

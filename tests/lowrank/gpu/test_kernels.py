@@ -21,7 +21,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings
 from lowrank.data.augment import apply_augmentations, draw_augmentations, normaliser
 from lowrank.distillation import Taps, attention_loss
-from lowrank.kernels import fx_gradient_pass, fx_rewrite as rewriting
+from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
@@ -44,7 +44,6 @@ from lowrank.kernels.batch_norm import (  # noqa: E402
     input_gradient,
     norm,
     norm_backward,
-    norm_by,
     normalise_by_parts,
     reduce_gradients,
     statistics,
@@ -54,7 +53,6 @@ from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
 from lowrank.kernels.mean_square import mean_square  # noqa: E402
 from lowrank.kernels.norm_depthwise import norm_depthwise, norm_depthwise_backward  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
-from lowrank.kernels.pointwise_statistics import pointwise_statistics  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
@@ -149,42 +147,10 @@ def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(m
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("channels", "outs", "size", "adds"),
-    [(16, 48, (3, 3), False), (96, 160, (2, 3), True), (160, 128, (3, 2), False), (48, 320, (9, 5), True)],
-)
-@pytest.mark.parametrize("processors", [1, 132])
-def test_a_pointwise_map_with_a_sum_and_statistics(channels, outs, size, adds, processors, monkeypatch):
-    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
-    x = images(3, channels, *size, spread=2, centre=1)
-    matrix = (torch.randn(outs, channels, device=DEVICE) / channels**0.5).requires_grad_()
-    wanted = functional.conv2d(x, matrix[:, :, None, None])
-    residual = torch.randn_like(wanted).requires_grad_() if adds else None
-    wanted = wanted if residual is None else wanted + residual
-    found, mean, variance = pointwise_statistics(x, matrix, residual)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(mean, wanted.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(variance, wanted.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-5)
-    compare(found, wanted, (x, matrix, *(() if residual is None else (residual,))), near=1e-5)
-
-
-def test_a_norm_by_known_statistics():
-    x, residual = images(2, 16, 6, 4, spread=2, centre=5), images(2, 16, 3, 2)
-    weight, bias = (each.requires_grad_() for each in torch.randn(2, 16, device=DEVICE))
-    wanted = norm(x, weight, bias, residual, 1e-5, True, True)[0]
-    found = norm_by(x, weight, bias, *statistics(x.detach()), residual, 1e-5, True, True)
-    compare(found, wanted, (x, weight, bias, residual), near=1e-6)
-
-
 @pytest.mark.slow  # when interpreted
-@pytest.mark.parametrize("measured", [False, True])
-def test_compiled_pre_activation_blocks_join_norms_and_sums(measured, monkeypatch):
+def test_compiled_pre_activation_blocks_join_norms_and_sums(monkeypatch):
     """In each of three blocks both norms are joined, but one whose result the shortcut reads too."""
     monkeypatch.setattr(rewriting, "FUSE_PREACTIVATION", True)
-    monkeypatch.setattr(rewriting, "FUSE_STATISTICS", measured)
-    if measured:
-        monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
-    monkeypatch.setattr(fx_gradient_pass, "FUSE_NORM_SUMS", True)
     found: dict[str, int] = {}
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -202,7 +168,6 @@ def test_compiled_pre_activation_blocks_join_norms_and_sums(measured, monkeypatc
         for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
             network(x).backward(direction)
     assert (found["preactivated"], found["norm"], found["depthwise"]) == (4, 3 - found["stem"], 0)
-    assert found["measured"] == (6 if measured else 0)
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
     for ours, theirs in zip(other.buffers(), plain.buffers(), strict=True):
@@ -401,7 +366,6 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
     apart = 0 if room else 7
     wanted = {
         "preactivated": 0,
-        "measured": 0,
         "attention": 0,
         "stem": 1,
         "joined": 7 - apart,
@@ -441,7 +405,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
-    counts, width = COUNTS[name] | {"preactivated": 0, "measured": 0, "attention": 0}, 0.125
+    counts, width = COUNTS[name] | {"preactivated": 0, "attention": 0}, 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined
         monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
