@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
 from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.records import TERMINAL, VAL_ERROR, EventFields, FullDiskError, Role, Status, Trial, is_study_disk_full
-from sweeps.resources import TrialResources
+from sweeps.resources import Share, TrialResources
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.teachers import NO_CACHE, CacheOptions
 from sweeps.utils import monotonic_time, raise_if_interrupted
@@ -171,7 +171,7 @@ class Recorder(_NoState, Callback):
         if self._growing is not None and status is Status.OUT_OF_MEMORY:
             self._growing.out_of_memory(reason)
         postponed = self._search.record.trials[trial_id].postponed  # why it was postponed; empty if it was not
-        share, larger = self._config.resources.share, self._config.resources.larger
+        share, larger = self._held_share(trial_id), self._config.resources.larger
         if status is Status.OUT_OF_MEMORY and larger is None and not postponed and self._may_repeat(trial_id, reason):
             self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")
             self._search.requeue(trial_id)
@@ -185,6 +185,11 @@ class Recorder(_NoState, Callback):
                 trial_id, f"out of memory: {trial_id} on {share}; when the others are done it is tried once more on "
                 f"{larger} ({reason})",
             )  # fmt: skip
+
+    def _held_share(self, trial_id: str) -> Share:
+        """What the trial held: less than the others' share, or more, while their number is not decided."""
+        share, attempts = self._config.resources.share, self._search.record.trials[trial_id].attempts
+        return replace(share, gpus=attempts[-1]["gpus"]) if self._growing is not None and attempts else share
 
     def _may_repeat(self, trial_id: str, reason: str) -> bool:
         return self._config.resources.share.processes > 1 and self._retries.may_retry(trial_id, reason)

@@ -96,6 +96,11 @@ def test_no_more_trials_start_than_may_share_the_card_now(search, execution):
     growing.slots = 2
     assert trial_config(searcher.suggest("b")).card_share == 0.5
     assert searcher.suggest("c") is None
+    first = next(iter(search.record.trials.values()))
+    first.attempts.append({"gpus": 1.0})
+    growing.decided = True
+    Recorder(search, SimpleNamespace(), config).on_trial_result(0, [], None, out_of_memory(first.trial_id))  # type: ignore[arg-type]
+    assert first.postponed.startswith("on 1 CPU and 1 GPU")
 
 
 def test_a_failed_attempt_is_tried_again_and_a_second_one_is_the_trials_end(search, execution):

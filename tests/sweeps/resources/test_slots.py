@@ -107,6 +107,13 @@ def test_on_one_card_auto_begins_with_one_trial_and_allows_more(planner, resolve
             resolver, journal, StudyRecord(), None, {PROCESSES: {}}, measure_nothing
         )
     assert (resources.share, resources.growing) == (Share(1, 1, 1), None)
+    (tmp_path / "c").mkdir()
+    with closing(Journal(tmp_path / "c" / "journal.jsonl")) as journal:
+        resources = planner(card, gpus_per_trial="auto").resolve(
+            resolver, journal, StudyRecord(), None, {PROCESSES: {}, MPS: {"PIPE": "here"}}, measure_nothing
+        )
+    assert resources.growing is not None
+    assert resources.sharing == (MPS, {"PIPE": "here"})  # kernels of all trials run at once
 
 
 @pytest.mark.parametrize(
