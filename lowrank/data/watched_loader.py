@@ -54,8 +54,7 @@ class DecoderPool:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
         self._idle: list[_Decoder] = []
-        self._store: ImageStore | None = None
-        self._preparations, self._thread = 0, threading.current_thread()
+        self._origin: tuple[ImageStore, int, threading.Thread] | None = None  # what the processes were started from
         weakref.finalize(self, _end, self._idle)
 
     def stream(
@@ -89,6 +88,7 @@ class DecoderPool:
                 yield positions, images.to(device, non_blocking=True)
             return
         decoders, received = self._take(split.store, count, batch_size), 0
+        origin = self._origin
 
         def ask(index: int) -> None:
             if index < len(batches):
@@ -105,7 +105,7 @@ class DecoderPool:
                 yield positions, images.to(device, non_blocking=True)
         finally:
             # Whoever counts the batches stops at the last one, without asking for another
-            if received == len(batches) and not self._idle:
+            if received == len(batches) and not self._idle and self._origin is origin:
                 self._idle += decoders
             else:
                 _end(decoders)
@@ -114,9 +114,9 @@ class DecoderPool:
         """Take all processes that can serve a pass, `count` at least; those of another pass at work stay with it."""
         # A process knows what this one had prepared when it was started, and Linux ends it with the thread that did
         origin = (store, store.preparations, threading.current_thread())
-        if origin != (self._store, self._preparations, self._thread):
+        if origin != self._origin:
             self.close()
-            self._store, self._preparations, self._thread = origin
+            self._origin = origin
         usable = [decoder for decoder in self._idle if decoder.can_decode(batch_size)]
         _end([decoder for decoder in self._idle if decoder not in usable])
         self._idle.clear()

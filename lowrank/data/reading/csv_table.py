@@ -226,7 +226,9 @@ def _read_table(table: Path, part: Part | None, image: str | None, label: str | 
     for text, names in other_parts.items():
         unused.add(f"images of the part {text!r}" if text else "images without a part", names)
     if not rows:
-        column = f"; its column {header[columns.part]!r} has {', '.join(list(other_parts)[:5])}" if other_parts else ""
+        column = ""
+        if columns.part is not None and other_parts:
+            column = f"; its column {header[columns.part]!r} has {', '.join(list(other_parts)[:5]) or 'nothing'}"
         raise InputError(f"{table}: must list at least one image of a part ({PART_NAMES}), but lists none{column}")
     return rows
 

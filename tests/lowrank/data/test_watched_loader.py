@@ -206,6 +206,16 @@ def test_a_pass_within_a_pass_has_processes_of_its_own(pool):
     assert len(decoder_pids()) == 1  # those of one pass are enough for the next
 
 
+def test_processes_of_a_pass_around_one_over_other_images_are_not_taken_for_the_next(pool):
+    store, other = Store(), ArrayStore(np.full((COUNT, 1, 2, 1), 77, np.uint8))
+    outer = pool.stream(make_split(store), torch.arange(COUNT), 2, torch.device("cpu"), 1, LIMIT)
+    next(outer)
+    assert values(pool, other, [8, 3], workers=1) == [77, 77]
+    pool.close()
+    assert torch.cat([images[:, 0, 0, 0] for _, images in outer]).tolist() == list(range(2, COUNT))
+    assert values(pool, other, [8, 3], workers=1) == [77, 77]
+
+
 def test_a_later_pass_that_hangs_is_given_up_and_can_be_repeated(pool, tmp_path):
     mark = tmp_path / "hang"
     store = Store(decode=lambda: hang() if mark.exists() else None)
