@@ -269,6 +269,7 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
             f"data set {name!r}: the folder holds several sets ({names}); name one, such as parquet:{trained[0]}"
         )
     chosen = chosen or next(iter(trained), None)
+    unused.add(HIDDEN, [file for file in hidden_files(folder) if _is_parquet(file)])
     if len(present) == 1 and not by_root:
         return {}
     if chosen is None:
@@ -284,7 +285,6 @@ def _find(folder: Path, name: str, unused: Unused) -> dict[Part, list[Path]]:
         check_one_name(f"data set {name!r}", [text.casefold() for text in labels], part)
     used = {path for paths in parts.values() for path in paths}
     unused.add("Parquet files", [str(path.relative_to(folder)) for path in present if path not in used])
-    unused.add(HIDDEN, [file for file in hidden_files(folder) if _is_parquet(file)])
     return parts
 
 
@@ -295,12 +295,12 @@ def _is_parquet(name: str) -> bool:
 def _missing_shards(paths: Iterable[Path]) -> list[str]:
     """The files that a number of files after `of` promises and that are not there."""
     stems = {(path.parent, path.stem) for path in paths}
+    matches = [(folder, match) for folder, stem in stems if (match := _SHARD.fullmatch(stem))]
+    series = {(folder, match[1], len(match[2]), match[3]) for folder, match in matches}
     missing = set[str]()
-    for folder, stem in stems:
-        if match := _SHARD.fullmatch(stem):
-            start, digits, count = match[1], len(match[2]), int(match[3])
-            shards = (f"{start}{number:0{digits}}-of-{match[3]}" for number in range(min(count, _MOST_SHARDS)))
-            missing.update(shard for shard in shards if (folder, shard) not in stems)
+    for folder, start, digits, count in series:
+        shards = (f"{start}{number:0{digits}}-of-{count}" for number in range(min(int(count), _MOST_SHARDS)))
+        missing.update(shard for shard in shards if (folder, shard) not in stems)
     names = [f"{name}.parquet" for name in sorted(missing)]
     return [*names[:_NAMED], *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])]
 
