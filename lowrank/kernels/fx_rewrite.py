@@ -22,9 +22,11 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 
 # Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
-# Whether a norm and the depthwise convolution behind it become one operation: not before a card has shown it faster
+# Whether a norm and the depthwise convolution behind it become one operation: it holds a quarter less memory in
+# WRN-28-10, but on an H200 its backward kernel is slower from 16 x 16 positions on (docs/results/h200_kernels.txt)
 FUSE_PREACTIVATION = False
-FUSE_ATTENTION = False  # likewise the mean square over channels, whose gradient others can add
+# Whether the mean square over channels is an operation whose gradient the depthwise kernel adds: no card has timed it
+FUSE_ATTENTION = False
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)

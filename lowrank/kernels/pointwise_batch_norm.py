@@ -37,7 +37,7 @@ from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, slope_
 # Of inputs and outputs: a program has no shared memory for more
 MIN_CHANNELS, MAX_CHANNELS, MAX_OUT_CHANNELS = 8, 128, 256
 MULTIPLE = 16  # of which channels may be, besides powers of 2
-FUSE_MULTIPLES = False  # whether such maps are fused: not before a card has shown it faster
+FUSE_MULTIPLES = False  # whether such maps are fused: no card has timed it
 MAX_PADDING = 4 / 3  # channels of all programs over those that there are: more programs read the inputs again instead
 ONES = 16  # columns of ones, which a product needs to sum rows
 BLOCKED = tl.constexpr(4)  # the route where a ReLU let nothing pass; 0 to 3: one of four positions
