@@ -89,7 +89,8 @@ def export_trial(
         proof = Proof(
             study=study.name, trial_id=point.trial_id, setting=point.name, params=point.params, images=description,
             export=export, recorded_error=point.own_error, trained_here=was_trained_here(point), sizes=sizes,
-            mult_adds=mult_adds, latencies=tuple(latencies), machine=describe_machine(), date=today(),
+            mult_adds=mult_adds, latencies=tuple(latencies),
+            machine=describe_machine(latencies), date=today(),
         )  # fmt: skip
         write_text(temporary / PROOF_FILE, json.dumps(proof.as_record(), indent=1) + "\n")
         if trained.preprocessing is not None:

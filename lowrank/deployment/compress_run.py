@@ -481,7 +481,7 @@ def _card(
             f"{config.weights_name} by python -m lowrank.compress."
         ],
         images=f"the {images}", specification=specification, preprocessing=preprocessing, export=export,
-        latencies=outcome.latencies, sizes=sizes, machine=describe_machine(), date=today(),
+        latencies=outcome.latencies, sizes=sizes, machine=describe_machine(outcome.latencies), date=today(),
         mult_adds={"given": small.dense_mult_adds, "compressed": small.mult_adds},
         sections={"Before and after": escape("\n".join(table).strip(), quote=False)},
     )  # fmt: skip
@@ -555,7 +555,7 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
         )
     lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
     if outcome.latencies:
-        lines += [f"Times: {describe_machine()}, float32.", ""]
+        lines += [f"Times: float32; {describe_machine(outcome.latencies)}.", ""]
     layers = [("layer", "kind", "factors", "ranks", "parameters", "before", "weight error", "output error", "")]
     layers += [
         (layer.name, layer.kind, layer.method, " ".join(map(str, layer.ranks)), f"{layer.params:,}",

@@ -16,6 +16,8 @@ BATCHES = (1, 64)
 SECONDS = 1.5  # for one model at one batch size, unless there were fewer than MIN_ROUNDS
 MIN_ROUNDS, MAX_ROUNDS, WARM_UPS = 5, 100, 2
 
+BUSY = 2.0  # times the fastest repeat; a median of so much was delayed by something else
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -86,11 +88,15 @@ def _summary(name: str, batch: int, values: Sequence[float]) -> Latency:
     )  # fmt: skip
 
 
-def describe_machine() -> str:
+def describe_machine(latencies: Sequence[Latency] = ()) -> str:
     """Describe this machine.
 
+    Args:
+        latencies: measured on it just now.
+
     Returns:
-        The processor, the number of threads that torch uses, and torch's version, in one line.
+        The processor, the number of threads that torch uses, and torch's version, in one line; also that the machine
+        was busy, if half of a model's repeats or more took `BUSY` times the fastest one.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -99,4 +105,8 @@ def describe_machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{processor}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
+    machine = f"{processor}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
+    delay = max((latency.median_ms / latency.fastest_ms for latency in latencies), default=1.0)
+    if delay < BUSY:
+        return machine
+    return f"{machine}; busy with other work: a median is {delay:.1f} times the fastest repeat, so measure again"

@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.model_export.select_trial import Limits, choose_trial, find_completed
 from lowrank.data import load_data
 from lowrank.deployment.formats import merged_network, onnx_forward, running_mult_adds
-from lowrank.deployment.latency import measure_latency
+from lowrank.deployment.latency import Latency, describe_machine, measure_latency
 from lowrank.errors import InputError
 from lowrank.io.model_file import ModelSpecification, load_merged, load_model, save_merged
 from lowrank.io.tensor_file import save_tensors
@@ -276,6 +276,15 @@ def choose_method():
     from lowrank.layers import TensorTrain
 
     return TensorTrain(dims=3, rank_scale=0.3)
+
+
+@pytest.mark.parametrize(("median", "busy"), [(1.9, False), (2.5, True)])
+def test_a_machine_that_delays_half_of_the_repeats_is_called_busy(median, busy):
+    idle = Latency(name="a", batch=1, median_ms=1.0, fastest_ms=0.9, slowest_ms=9.0, repeats=5)
+    other = Latency(name="b", batch=1, median_ms=median, fastest_ms=1.0, slowest_ms=9.0, repeats=5)
+    line = describe_machine([idle, other])
+    assert ("busy with other work: a median is 2.5 times the fastest repeat" in line) == busy
+    assert line.startswith(describe_machine())
 
 
 def test_latencies_are_measured_in_turn():
