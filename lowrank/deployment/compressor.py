@@ -166,7 +166,8 @@ class Compressor:
         device = next(network.parameters()).device
         self.progress = progress
         images, labels = first_images(batches, calibration, device)
-        keep, only = ((patterns,) if isinstance(patterns, str) else patterns for patterns in (keep, only))
+        keep = (keep,) if isinstance(keep, str) else keep
+        only = (only,) if isinstance(only, str) else only
         if only is not None and not only:
             raise InputError("only must name a layer or be None, but is empty")
         self.choosing_labels: Tensor | None

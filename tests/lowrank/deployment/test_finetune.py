@@ -102,3 +102,13 @@ def test_a_network_that_no_training_improves_stays_as_it_is():
     )  # fmt: skip
     assert trained.rates == ()
     assert torch.equal(trained.network[1].weight, network[1].weight)
+
+
+@pytest.mark.parametrize(("norm", "highest"), [(nn.Identity(), "0.0006"), (nn.BatchNorm1d(10), "0.04")])
+def test_networks_without_batch_norms_have_rates_of_their_own(norm, highest):
+    data = load_data(DataSettings(train_images=64))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), norm)
+    choosing = data.val.images[:32].float(), data.val.labels[:32]
+    lines: list[str] = []
+    finetune(network, network, data, network_name="mlp", epochs=1, choosing=choosing, progress=lines.append)
+    assert lines[0].endswith(f"1 of 3, rate {highest}, epoch 1")
