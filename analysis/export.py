@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     trial = study.trials[point.trial_id]
     data, why_not = find_trial_data(trial, arguments.data_dir)
     if why_not:
-        print(f"not proved on the trial's images: {why_not}")
+        print(f"the files are compared on random images, not on the trial's: {why_not}")
     trained = load_trained(folder, study, trial, data, allow_code=arguments.allow_code)
     if classes is not None:
         if len(classes) != trained.specification.classes:

@@ -221,7 +221,7 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
         option = f"name the data yourself: --data {shlex.quote(absolute_data_name(name))}" if by_name else ""
         option = option or f"give --data-dir {shlex.quote(str(path))}"
         raise InputError(
-            f"{source} reads {folder}, which is outside the data folder {allowed}; if you want that, {option}"
+            f"{source} reads {folder}, which is outside the data folder {allowed}; to allow it, {option}"
         )
 
 

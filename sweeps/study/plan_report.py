@@ -412,7 +412,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     """
     recipe, data = space.recipe({}), resolver.data
     steps = steps_per_epoch(data, recipe.batch_size)
-    points = "endless" if plan.distinct_points is None else f"{plan.distinct_points:,}"
+    points = "drawn from ranges" if plan.distinct_points is None else f"of {plan.distinct_points:,} points"
     lines = [
         f"{plan.name}: {plan.question}",
         f"data: {data.name}, {len(data.train):,} training, {len(data.val):,} validation, "
@@ -424,7 +424,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"augmentation: {plan.augmentation}",
         f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
         _recipe_line(space),
-        f"trials: {plan.trials} at most, references included, of {points} points; "
+        f"trials: {plan.trials} at most, references included, {points}; "
         f"{_number(recipe.epochs, 'epoch')} of {_number(steps, 'step')} each, {plan.slots} at a time",
         *_few_steps_line(space, data, steps),
     ]

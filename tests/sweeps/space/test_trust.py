@@ -73,7 +73,7 @@ def test_images_are_read_from_the_data_folder_alone(content, tmp_path, folder, a
     if allowed:
         check_trust(space, allow_code=False, data_dir=tmp_path / "sets")
         return
-    with pytest.raises(InputError, match=r"which is outside the data folder .*; if you want that, name the data"):
+    with pytest.raises(InputError, match=r"which is outside the data folder .*; to allow it, name the data"):
         check_trust(space, allow_code=False, data_dir=tmp_path / "sets")
 
 
