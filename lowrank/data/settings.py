@@ -220,9 +220,7 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
     if colon and not path.is_relative_to(allowed):
         option = f"name the data yourself: --data {shlex.quote(absolute_data_name(name))}" if by_name else ""
         option = option or f"give --data-dir {shlex.quote(str(path))}"
-        raise InputError(
-            f"{source} reads {folder}, which is outside the data folder {allowed}; to allow it, {option}"
-        )
+        raise InputError(f"{source} reads {folder}, which is outside the data folder {allowed}; to allow it, {option}")
 
 
 def default_augmentation(data_name: str, image_shape: tuple[int, int, int]) -> AugmentationSettings:
