@@ -124,8 +124,9 @@ def _driver_run(event: EventFields, next_begin: float, attempts: Sequence[_Attem
     trained = max((attempt.end for attempt in of_run), default=prepared)
     first_step = min((attempt.first_step for attempt in of_run), default=math.inf)
     ended = max(trained, float(event.get("closed") or trained))
-    slots = int(event.get("decided_slots", event["slots"]))
-    beyond = _seconds_beyond(slots, of_run) if "decided_slots" in event else 0.0
+    decided = "decided_slots" in event
+    slots = int(event["decided_slots"] if decided else event["slots"])
+    beyond = _seconds_beyond(slots, of_run) if decided else 0.0
     return DriverRun(
         began=_begin(event), prepared=prepared, first_step=first_step, trained=trained, ended=ended, slots=slots,
         beyond=beyond,
