@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowrank.distillation import CachedTeacher
 from lowrank.networks import darts
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
@@ -18,6 +19,7 @@ from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer
 from tests.support.training import (
     SMALL,
+    filled_cache,
     small_data,
     small_recipe,
     small_teacher,
@@ -224,3 +226,13 @@ def test_memory_comes_back_after_each_of_several_recorded_trainings():
         free_memory("cuda")
         held.append(torch.cuda.memory_allocated() / 1e6)
     assert max(held) - held[0] < 40
+
+
+def test_a_recorded_step_gathers_what_a_cached_teacher_holds_on_the_gpu(tmp_path):
+    """The GPU is named without an index, as trials name it."""
+    teacher = CachedTeacher(filled_cache(tmp_path, small_data(), 1), small_data(), pytest.fail, device="cuda")
+    recipe = small_recipe(attention_weight=100.0, kd_weight=0.5)
+    run = small_trainer(recipe, device="cuda", teacher=teacher, cache_epochs=1)
+    assert math.isfinite(run.train_epoch()["loss_attention"])
+    assert run.captured_epoch is not None
+    assert run.captured_epoch.replay is not None
