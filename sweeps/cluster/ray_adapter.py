@@ -147,9 +147,11 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
                     yield workers.pop(0)
 
     def reuse_unless_starting(tune: Any, trial: RayTrial) -> bool:
-        is_starting = trial in tune._trial_to_actor and trial not in tune._resetting_trials
-        if is_starting and count() > 0:  # the next trial takes the free worker; at the end it may be the only one
-            return False
+        own = tune._trial_to_actor.get(trial)
+        # A worker that only waits for resources would wait for those of the free one
+        is_starting = own is not None and tune._actor_manager.is_actor_started(own)
+        if is_starting and trial not in tune._resetting_trials and count() > 0:
+            return False  # the next trial takes the free worker; at the end it may be the only one
         return bool(reuse(tune, trial))
 
     tune_controller._ObjectCache = WorkerCache  # type: ignore[misc]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial as RayTrial
@@ -163,15 +164,22 @@ def test_ray_takes_sigterm_through_the_function_that_is_watched():
         assert "signal.SIGTERM," not in text
 
 
-@pytest.mark.parametrize(("kept", "reused"), [(1, ["waiting", "resetting"]), (0, ["waiting", "resetting", "starting"])])
+@pytest.mark.parametrize(
+    ("kept", "reused"),
+    [(1, ["waiting", "queued", "resetting"]), (0, ["waiting", "queued", "resetting", "starting"])],
+)
 def test_a_free_worker_is_not_given_to_a_trial_whose_own_is_starting_while_others_come(monkeypatch, kept, reused):
+    """A trial whose worker is queued for the resources that the free one holds would wait for ever."""
     controller = tune_controller.TuneController
     given: list[str] = []
     monkeypatch.setattr(controller, "_maybe_reuse_cached_actor", lambda tune, trial: not given.append(trial))
     before = controller._maybe_reuse_cached_actor
-    tune_now = SimpleNamespace(_trial_to_actor={"starting": 1, "resetting": 2}, _resetting_trials={"resetting"})
+    tune_now = SimpleNamespace(
+        _trial_to_actor={"starting": 1, "resetting": 2, "queued": 3}, _resetting_trials={"resetting"},
+        _actor_manager=SimpleNamespace(is_actor_started=lambda actor: actor in (1, 2)),
+    )  # fmt: skip
     with ray_adapter.keep_workers(lambda: kept):
-        for trial in ("waiting", "resetting", "starting"):
+        for trial in ("waiting", "queued", "resetting", "starting"):
             assert controller._maybe_reuse_cached_actor(tune_now, trial) == (trial in reused)
     assert given == reused
     assert controller._maybe_reuse_cached_actor is before
@@ -182,6 +190,8 @@ def test_the_controller_still_has_what_keeps_a_starting_worker():
     assert source.count("self._maybe_reuse_cached_actor(") == 4
     assert "self._trial_to_actor[trial] = tracked_actor" in source
     assert "self._resetting_trials.add(trial)" in source
+    assert "self._actor_manager = RayActorManager(" in source
+    assert callable(RayActorManager.is_actor_started)
 
 
 def test_workers_are_kept_for_trials_to_come_even_if_no_trial_waits():
