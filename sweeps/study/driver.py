@@ -435,6 +435,9 @@ def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tra
         cause = "the time is used up" if reason is CloseReason.TIME else "interrupted"
         command = resume_command(config.folder, config.storage) + permission_options(space)
         print(f"{cause}; nothing is lost. Go on with: {command}")
-    elif not config.tracking_uri:
+        return
+    report = shlex.join(["python", "-m", "analysis", "report", "--study", relative_path(config.folder)])
+    print(f"a page with pictures and tables: {report}")
+    if not config.tracking_uri:
         uri = shlex.quote(f"sqlite:///{relative_path(config.folder)}/{MLFLOW_FILE}")
         print(f"every trial in MLflow: mlflow ui --backend-store-uri {uri}")

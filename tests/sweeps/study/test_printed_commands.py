@@ -16,7 +16,7 @@ from tests.support.studies import ROOT
 COMMAND = re.compile(r"python (-m [\w.]+|[\w/]+\.py)")
 QUOTED = re.compile(r"shlex\.(quote|join)\(")
 # Quoted before, or of programs and not of users: a number, the name of a script, a command or an option
-PLAIN = {"quoted", "command", "more", "name", "note.note_id", "space.network.width", "width"}
+PLAIN = {"quoted", "command", "more", "name", "note.note_id", "permissions", "space.network.width", "width"}
 ODD_NAMES = ["q?x", "50% done", "a #1", "$HOME", "it's", 'say "a"', "a;b", "ünïcode"]
 
 
