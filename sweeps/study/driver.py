@@ -212,9 +212,9 @@ def exit_code(record: StudyRecord, reason: CloseReason) -> int:
     return ExitCode.DONE if _has_completed(record) and not failed else NOTHING_COMPLETED
 
 
-def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
-    for line in unreachable:
-        print(f"cannot be met, left out: {line}", flush=True)
+def _print_left_out(space: Space, resolver: Resolver, unreachable: dict[str, str]) -> None:
+    for label, reason in unreachable.items():
+        print(f"cannot be met, left out: {label}: {reason}", flush=True)
     for line in infeasible_lines(space, resolver):
         print(f"left out: {line}", flush=True)
 
@@ -297,9 +297,10 @@ def _write_space(space: Space, config: StudyConfig) -> None:
 
 
 def _write_header(
-    journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig, unreachable: list[str]
+    journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig,
+    unreachable: dict[str, str],
 ) -> None:  # fmt: skip
-    data, reasons = resolver.data, dict(line.split(": ", 1) for line in unreachable)
+    data = resolver.data
     modules = {name: path for network in own_networks(space) for name, path in user_modules(network).items()}
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
     header = StudyHeader(
@@ -315,7 +316,7 @@ def _write_header(
         strata=tuple(
             HeaderStratum(
                 label=stratum.label, params=stratum.limit if stratum.limit != float("inf") else None,
-                unreachable=reasons.get(stratum.label, ""),
+                unreachable=unreachable.get(stratum.label, ""),
             )
             for stratum in resolver.label_strata
         ) if config.origin is None else (),  # trials that are trained again come as they are on record

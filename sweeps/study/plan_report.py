@@ -158,7 +158,8 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
-        reasons_by_method(infeasible), unreachable + impossible, reached, work,
+        reasons_by_method(infeasible),
+        [*(f"{label}: {reason}" for label, reason in unreachable.items()), *impossible], reached, work,
         work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
         initial_errors.unmeasured, unseen,
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),

@@ -37,7 +37,7 @@ def check_replaceable(space: Space, resolver: Resolver) -> None:
     raise InputError(reasons[0])
 
 
-def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
+def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], dict[str, str]]:
     """Find the strata that some method of the space can meet.
 
     Args:
@@ -45,7 +45,7 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         resolver: of the space.
 
     Returns:
-        These strata, and a line for each of the others.
+        These strata, and for the label of each of the others why no method can meet it.
 
     Raises:
         InputError: no layer can be replaced, no stratum can be met, or no point of a grid can be trained; the text
@@ -57,14 +57,15 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         if infeasible and len(infeasible) == len(points):
             problem = "no method can meet the budget" if space.has_budget else "no point of the grid can be trained"
             raise InputError(f"{problem}: {next(iter(reasons_by_method(infeasible)))}")
-        return resolver.strata, []
+        return resolver.strata, {}
     if not space.has_budget:
-        return resolver.strata, []
+        return resolver.strata, {}
     reasons = {stratum: _reason(space, resolver, stratum) for stratum in resolver.strata}
-    lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
-    if len(lines) == len(reasons):
-        raise InputError(f"no method can meet the budget: {lines[-1]}")
-    return tuple(stratum for stratum, reason in reasons.items() if reason is None), lines
+    unreachable = {stratum.label: reason for stratum, reason in reasons.items() if reason is not None}
+    if len(unreachable) == len(reasons):
+        label, reason = list(unreachable.items())[-1]
+        raise InputError(f"no method can meet the budget: {label}: {reason}")
+    return tuple(stratum for stratum, reason in reasons.items() if reason is None), unreachable
 
 
 def infeasible_lines(space: Space, resolver: Resolver) -> list[str]:

@@ -127,9 +127,10 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_reason(content, digits)
 def test_a_stratum_that_nothing_meets_is_named_and_left_out(content, digits):
     content["budget"]["params"] = {"choice": [0.01, 0.2]}
     space = parse_space("small", content)
-    kept, (line,) = reachable_strata(space, Resolver(space, digits))
-    assert [stratum.label for stratum in kept] == ["params <= 150,963"]
-    assert line.startswith("params <= 7,548: ")
+    reachable, unreachable = reachable_strata(space, Resolver(space, digits))
+    assert [stratum.label for stratum in reachable] == ["params <= 150,963"]
+    assert list(unreachable) == ["params <= 7,548"]
+    assert "never substituted" in unreachable["params <= 7,548"]
 
 
 def test_what_is_infeasible_takes_no_turn_of_its_stratum(content, open_search):

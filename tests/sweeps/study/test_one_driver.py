@@ -128,7 +128,7 @@ def test_a_resume_with_changed_code_is_said_and_on_record(tmp_path, monkeypatch,
     for change in ("", "# another network\n", ""):
         module.write_text(module.read_text() + change)
         with closing(Journal(path)) as journal:
-            driver._write_header(journal, fold_journal(path), space, resolver, config(tmp_path), [])
+            driver._write_header(journal, fold_journal(path), space, resolver, config(tmp_path), {})
     line = "resumed with other code than before: the code of network_of_a_driver_test has changed"
     assert capsys.readouterr().out == f"{line}\n"
     assert fold_journal(path).notes == [line]
