@@ -60,7 +60,7 @@ class DecoderPool:
     def stream(
         self, split: Split, order: Tensor, batch_size: int, device: torch.device, workers: int, loader_seconds: float
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of a split, as `stream_images` does, and keep the processes for the next pass.
+        """Yield batches of a split, and keep the processes for the next pass.
 
         A pass that is given up before its last batch ends its processes; the next one starts new ones.
 
@@ -146,23 +146,7 @@ def _end(decoders: list[_Decoder]) -> None:
 def stream_images(
     split: Split, order: Tensor, batch_size: int, device: torch.device, workers: int, loader_seconds: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a split, decoded in worker processes that end with the last one.
-
-    Args:
-        split: the images.
-        order: positions within the split, int64 (n,).
-        batch_size: images a batch; the last one may be smaller.
-        device: of the images.
-        workers: processes that decode, at most one for each core; 0 decodes in a thread of this process.
-        loader_seconds: time without any progress, in preparing to read or in decoding, after which it is given up.
-
-    Yields:
-        Positions, int64 (B,) on the CPU, and images, uint8 (B, H, W, C) on the device.
-
-    Raises:
-        InputError: an image cannot be read.
-        LoaderHungError: there was no progress for `loader_seconds`; worker processes are then killed.
-    """
+    """Yield batches of a split, decoded by processes that end with the last one; see `DecoderPool.stream`."""
     with closing(DecoderPool()) as pool:
         yield from pool.stream(split, order, batch_size, device, workers, loader_seconds)
 

@@ -8,6 +8,7 @@ gradient of a tap's attention is the tap times a factor of each position: the de
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,10 +51,7 @@ def _fuse_sum(graph: Graph, node: Node, gradient: Any, other: Any) -> bool:
         return False
     if not other < source:  # in the order of the graph
         return False
-    source.args = (*source.args, other)
-    if "eager_input_vals" in source.meta:  # from which the compiler takes the strides that inputs must have
-        args, kwargs = source.meta["eager_input_vals"]
-        source.meta["eager_input_vals"] = ((*args, other.meta["val"]), kwargs)
+    _append_input(source, other)
     node.replace_all_uses_with(gradient)
     graph.erase_node(node)
     return True
@@ -75,11 +73,7 @@ def _fuse_scaled(graph: Graph, node: Node, gradient: Any, scaled: Any) -> bool:
     x, factors = scaled.args
     if x is not source.args[1] or len(scaled.users) != 1 or not isinstance(factors, Node) or _needs(factors, source):
         return False
-    given = (*source.args, *[None] * (4 - len(source.args)))
-    source.args = (*given, factors)
-    if "eager_input_vals" in source.meta:
-        args, kwargs = source.meta["eager_input_vals"]
-        source.meta["eager_input_vals"] = ((*args, *[None] * (4 - len(args)), factors.meta["val"]), kwargs)
+    _append_input(source, factors, position=4)
     node.replace_all_uses_with(gradient)
     graph.erase_node(node)
     graph.erase_node(scaled)
@@ -87,6 +81,18 @@ def _fuse_scaled(graph: Graph, node: Node, gradient: Any, scaled: Any) -> bool:
 
     stable_topological_sort(graph)
     return True
+
+
+def _append_input(source: Node, node: Node, position: int = 0) -> None:
+    """Give an operation a further input, at this position at least; inputs left out before it are None."""
+
+    def extended(inputs: Sequence[Any], last: Any) -> tuple[Any, ...]:
+        return (*inputs, *[None] * (position - len(inputs)), last)
+
+    source.args = extended(source.args, node)
+    if "eager_input_vals" in source.meta:  # from which the compiler takes the strides that inputs must have
+        args, kwargs = source.meta["eager_input_vals"]
+        source.meta["eager_input_vals"] = (extended(args, node.meta["val"]), kwargs)
 
 
 def _needs(node: Node, other: Node) -> bool:

@@ -23,16 +23,20 @@ def _own_cache(tmp_path, monkeypatch):
     clear_cache()
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes of 10 grey images each."""
+def write_grey_set(root: Path, images: int, digits: int = 1) -> Path:
+    """Two classes of so many grey images each; file names have so many digits at least."""
     rng = np.random.default_rng(0)
     for label in "ab":
-        folder = tmp_path / "set" / label
+        folder = root / label
         folder.mkdir(parents=True)
-        for number in range(10):
-            Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(folder / f"{number}.png")
-    return tmp_path / "set"
+        for number in range(images):
+            Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(folder / f"{number:0{digits}}.png")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_grey_set(tmp_path / "set", 10)
 
 
 def load(root: Path, **changes) -> ImageData:
@@ -56,13 +60,8 @@ def test_one_image_with_colours_decides_for_all(root: Path):
 
 def test_a_single_image_with_colours_decides_wherever_it_is_among_many(tmp_path: Path):
     """No sample of headers would do: all but one of 202 images are grey, and that one is a training image."""
-    rng = np.random.default_rng(0)
-    for label in "ab":
-        folder = tmp_path / "many" / label
-        folder.mkdir(parents=True)
-        for number in range(101):
-            Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(folder / f"{number:03}.png")
-    grey = load(tmp_path / "many")
+    root = write_grey_set(tmp_path / "many", 101, digits=3)
+    grey = load(root)
     assert grey.image_shape == (1, 4, 4)
     training = grey.train.indices.numpy()
     # 64 evenly spaced headers, and the first 64, decided once
@@ -73,7 +72,7 @@ def test_a_single_image_with_colours_decides_wherever_it_is_among_many(tmp_path:
         before = path.read_bytes()
         Image.new("RGB", (4, 4), (200, 0, 0)).save(path)
         clear_cache()
-        data = load(tmp_path / "many")
+        data = load(root)
         assert data.image_shape == (3, 4, 4)
         assert data.notes == ("1 image with colours, 201 grey: all are read as RGB",)
         position = (data.train.indices == index).nonzero().item()

@@ -114,6 +114,22 @@ def test_a_norm_fused_with_the_depthwise_convolution_that_reads_it(shape, relu, 
     compare(found, wanted, (x, *parameters), near=1e-5)
 
 
+def compare_gradients(settings: NetworkSettings, backend: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Compare gradients of a separable network as compiled by a backend with the plain one's; return both after it."""
+    plan = network_plan(settings, (3, 16, 16), 10)
+    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
+    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
+    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
+    torch._dynamo.reset()
+    direction = torch.randn(5, 10, device=DEVICE)
+    with keep_float32_products():
+        for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
+            network(x).backward(direction)
+    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
+    return other, plain
+
+
 @pytest.mark.slow  # when interpreted; on a GPU it is quick, and runs with all others that need one
 def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(monkeypatch):
     found: list[int] = []
@@ -132,19 +148,8 @@ def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(m
         return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": Counted()})
 
     monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
-    settings = NetworkSettings(name="resnet9", width=0.25)
-    plan = network_plan(settings, (3, 16, 16), 10)
-    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
-    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
-    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
-    torch._dynamo.reset()
-    direction = torch.randn(5, 10, device=DEVICE)
-    with keep_float32_products():
-        for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
-            network(x).backward(direction)
+    compare_gradients(NetworkSettings(name="resnet9", width=0.25), backend)
     assert found == [0, 2]  # of the forward pass, and of the backward pass
-    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
 
 
 @pytest.mark.slow  # when interpreted
@@ -157,19 +162,8 @@ def test_compiled_pre_activation_blocks_join_norms_and_sums(monkeypatch):
         found.update(rewrite(graph, fuse_pointwise=False))
         return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": FuseGradientSums()})
 
-    settings = NetworkSettings(name="wrn_10_1")
-    plan = network_plan(settings, (3, 16, 16), 10)
-    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
-    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
-    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
-    torch._dynamo.reset()
-    direction = torch.randn(5, 10, device=DEVICE)
-    with keep_float32_products():
-        for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
-            network(x).backward(direction)
+    other, plain = compare_gradients(NetworkSettings(name="wrn_10_1"), backend)
     assert (found["preactivated"], found["norm"], found["depthwise"]) == (4, 3 - found["stem"], 0)
-    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
     for ours, theirs in zip(other.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
