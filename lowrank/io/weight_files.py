@@ -275,10 +275,10 @@ def _load_torch(path: Path) -> Any:
                 f"torch.save, or the tensors as safetensors, instead"
             )
         else:
-            said = first_line(error, 120)
-            if not any(map(str.isalpha, said)):  # a KeyError of the unpickler holds the number of a byte alone
-                said = "it can be read as neither"
-            reason = f"must be a safetensors file or a whole file of torch.save, but {said}"
+            cause = first_line(error, 120)
+            if not any(map(str.isalpha, cause)):  # a KeyError of the unpickler holds the number of a byte alone
+                cause = "it can be read as neither"
+            reason = f"must be a safetensors file or a whole file of torch.save, but {cause}"
         raise InputError(f"{path} {reason}") from error
 
 

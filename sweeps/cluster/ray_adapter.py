@@ -140,16 +140,16 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
             return True
 
         def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
-            most = 0 if force_all else self._most()
+            limit = 0 if force_all else self._most()
             for workers in self._cached_objects.values():
-                while workers and self._num_cached_objects > most:
+                while workers and self._num_cached_objects > limit:
                     self._num_cached_objects -= 1
                     yield workers.pop(0)
 
     def reuse_unless_starting(tune: Any, trial: RayTrial) -> bool:
-        own = tune._trial_to_actor.get(trial)
+        worker = tune._trial_to_actor.get(trial)
         # A worker that only waits for resources would wait for those of the free one
-        is_starting = own is not None and tune._actor_manager.is_actor_started(own)
+        is_starting = worker is not None and tune._actor_manager.is_actor_started(worker)
         if is_starting and trial not in tune._resetting_trials and count() > 0:
             return False  # the next trial takes the free worker; at the end it may be the only one
         return bool(reuse(tune, trial))

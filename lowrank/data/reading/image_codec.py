@@ -122,8 +122,8 @@ def _unreadable(origin: str, error: BaseException, size: int) -> BrokenImageErro
     if isinstance(error, UnidentifiedImageError):  # Pillow's own text has the address of an object
         return BrokenImageError(f"{origin}: must be a readable image, but its bytes are of no format that Pillow reads")
     if isinstance(error, Image.DecompressionBombError):
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return BrokenImageError(f"{origin}: must have at most {most:,} pixels, for Pillow opens no larger image")
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return BrokenImageError(f"{origin}: must have at most {limit:,} pixels, for Pillow opens no larger image")
     return BrokenImageError(f"{origin}: must be a readable image, but {one_line(error) or type(error).__name__}")
 
 

@@ -87,8 +87,8 @@ class _File:
 
     def _find_column(self, chosen: str | None, names: tuple[str, ...]) -> str | None:
         """The column that is chosen, else the first of the usual names, in any case; None where there is none."""
-        wanted = (chosen,) if chosen is not None else names
-        candidates = [(name, column) for name in wanted for column in self.schema.names]
+        choices = (chosen,) if chosen is not None else names
+        candidates = [(name, column) for name in choices for column in self.schema.names]
         exact = next((column for name, column in candidates if column == name), None)
         if exact is not None or chosen is not None:
             return exact
