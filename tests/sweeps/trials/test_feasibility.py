@@ -51,13 +51,13 @@ def test_a_budget_whose_steps_are_all_too_slow_is_refused_with_what_was_measured
 
 def test_one_fast_method_is_enough(resolver, measured):
     mixed = resolver(["tensor_train", "tucker"], {"choice": [20_000, 50_000]})
-    assert reachable_strata(mixed.space, mixed) == (mixed.strata, [])
+    assert reachable_strata(mixed.space, mixed) == (mixed.strata, {})
     assert infeasible_lines(mixed.space, mixed) == []  # each network of the space would have to be measured
 
 
 def test_below_a_range_of_sizes_a_smaller_network_may_be_fast_enough(resolver, measured):
     ranged = resolver(["tensor_train"], {"int": [20_000, 50_000]})
-    assert reachable_strata(ranged.space, ranged) == (ranged.strata, [])
+    assert reachable_strata(ranged.space, ranged) == (ranged.strata, {})
     assert 1 <= len(measured) <= len(ranged.strata)  # one look at each is enough, none at a network that was measured
 
 
@@ -78,7 +78,7 @@ def test_the_reason_is_that_of_the_smallest_network(content, digits):
     ):
         reachable_strata(space, Resolver(space, digits))
     larger = parse_space("small", {**content, **sections, "budget": {"params": size}})
-    assert reachable_strata(larger, Resolver(larger, digits))[1] == []
+    assert reachable_strata(larger, Resolver(larger, digits))[1] == {}
 
 
 def test_measuring_ends_after_a_while(resolver, measured, monkeypatch):
