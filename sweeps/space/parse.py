@@ -28,7 +28,14 @@ from sweeps.space.settings import (
     SearchSettings,
     StartSettings,
 )
-from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
+from sweeps.space.shorthand import (
+    apply_data_overrides,
+    expand_shorthand,
+    has_field,
+    is_data_override,
+    set_field,
+    set_start_weights,
+)
 from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 from sweeps.utils import YamlError, load_yaml
 
@@ -82,8 +89,10 @@ def apply_overrides(content: dict[str, object], overrides: Sequence[str]) -> Non
     Raises:
         InputError: an override has another form, or leads through a field that is no section.
     """
+    lost: list[str] = []
     for override in overrides:
-        set_field(content, *_parse_override(override))
+        lost += set_field(content, *_parse_override(override))
+    _report_lost(content, lost)
 
 
 def resolve_content(
@@ -102,21 +111,40 @@ def resolve_content(
     Raises:
         InputError: a change has another form, or leads through a field that is no section.
     """
+    lost: list[str] = []
     for key, value in changes:
-        set_field(content, key, value)
+        lost += set_field(content, key, value)
     weights = options[1].get(START_WEIGHTS)
     further = {key: value for key, value in options[1].items() if key != START_WEIGHTS}
     updates = [*map(_parse_override, options[0]), *further.items()]
     for key, value in updates:
-        if key in ("data", "data.name"):  # first, because it decides which part of `by_data` holds
-            set_field(content, key, value)
-    content = apply_data_overrides(content)
+        if key in ("data", "data.name") or is_data_override(key):  # first: they decide what `by_data` sets
+            lost += set_field(content, key, value)
+    content, lost_by_data = apply_data_overrides(content)
+    lost += lost_by_data
     for key, value in updates:
-        set_field(content, key, value)
+        if not is_data_override(key):
+            lost += set_field(content, key, value)
+    _report_lost(content, lost)
     _leave_out_width(content, dict(updates))
     if weights is not None:
         set_start_weights(content, weights)
     return content
+
+
+def _report_lost(content: Mapping[str, Any], lost: Sequence[str]) -> None:
+    """Say which fields a section that was set as a whole has left out, unless they were set again."""
+    by_section: dict[str, list[str]] = {}
+    for dotted in dict.fromkeys(lost):
+        if not has_field(content, dotted):
+            section, _, field = dotted.rpartition(".")
+            by_section.setdefault(section, []).append(field)
+    for section, fields in by_section.items():
+        print(
+            f"`{shorten(section, 100)}` is set as a whole, so these fields of it no longer hold: "
+            f"{shorten(', '.join(fields), 200)}; one field alone is set by `{shorten(section, 100)}.FIELD`",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def _leave_out_width(content: dict[str, object], typed: Mapping[str, Any]) -> None:

@@ -186,6 +186,13 @@ def test_a_changed_space_file_is_valid_or_gives_one_clear_line(where, value, dat
     assert len(said) < 500
 
 
+@pytest.mark.parametrize("data", [None, "cifar10"])
+def test_a_shipped_space_leaves_no_field_out_by_replacing_a_section(data, capsys):
+    for name in available_spaces():
+        spaces_of(name, data=data)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_changed_files_cover_every_section():
     sections = {place[0] for _, place in PLACES if len(place) > 1}
     assert {"teacher", "budget", "studies", "by_data", "train", "method", "search", "start"} <= sections
