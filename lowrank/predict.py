@@ -1,13 +1,18 @@
-"""Classify image files: `python -m lowrank.predict MODEL FILE ...` prints class and probability for each.
+"""Classify images: `python -m lowrank.predict MODEL PATH ...` prints class and probability for each.
 
-MODEL is a folder of a study's `models/`, or one safetensors file of an export. Images are prepared as the model itself
-says: cropped, resized and normalised.
+MODEL is a folder of a study's `models/`, or one safetensors file of an export; a PATH is an image or a folder of them.
+Images are prepared as the model itself says: cropped, resized and normalised.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +20,13 @@ from lowrank.errors import InputError
 from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from lowrank.serving import ImageClassifier
+
+BATCH = 32  # images that the network gets at once
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,12 +36,17 @@ def make_parser() -> argparse.ArgumentParser:
         The parser; its `--help` needs no torch.
     """
     parser = OneLineParser(
-        prog="python -m lowrank.predict", description="Classify image files by a trained network.",
+        prog="python -m lowrank.predict", description="Classify images by a trained network.",
         epilog="Exit codes: 0 done, 1 a file could not be read (it is named, the others are classified), 2 bad input.",
     )  # fmt: skip
     parser.add_argument("model", type=Path, metavar="MODEL", help="STUDY/models/TRIAL, or a .safetensors of an export")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="an image")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder: all images in it and below"
+    )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="so many classes of each, the likeliest first")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--csv", action="store_true", help="print a table: file, rank, class, probability (0 to 1)")
+    table.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names in the order of the outputs")
     parser.add_argument(
         "--network", metavar="NAME", help="your own code of it, path/to/file.py:function as it lies now"
@@ -39,43 +55,150 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def classify(classifier: ImageClassifier, path: Path, top: int) -> list[tuple[str, float]]:
-    """Classify one image file.
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one file.
+
+    Attributes:
+        path: the file.
+        classes: names and probabilities (0 to 1) of the likeliest classes, the likeliest first. A class without a name
+            has its number.
+        error: why there are no classes; None where there are.
+    """
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def classify(classifier: ImageClassifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+    """Classify image files, BATCH at a time.
 
     Args:
         classifier: the model.
-        path: the image.
-        top: how many classes to return.
+        paths: the images.
+        top: how many classes to return of each.
 
-    Returns:
-        Names and probabilities (0 to 1) of the likeliest classes, the likeliest first. A class without a name has its
-        number.
-
-    Raises:
-        InputError: the file is no readable image, or of another size where the model says no resizing.
+    Yields:
+        A prediction for each file, in their order; with an error for one that is no readable image, or of another size
+        where the model says no resizing.
     """
     import numpy as np
     import torch
+
+    names = classifier.preprocessing.classes or tuple(map(str, range(classifier.classes)))
+    for start in range(0, len(paths), BATCH):
+        batch = paths[start : start + BATCH]
+        images = [_read_pixels(classifier, path) for path in batch]
+        pixels = [image for image in images if not isinstance(image, str)]
+        rows: list[tuple[Tensor, Tensor]] = []
+        if pixels:
+            logits = torch.from_numpy(classifier.predict(np.stack(pixels)))
+            rows = list(zip(*logits.softmax(1).topk(min(top, logits.shape[1])), strict=True))
+        for path, image in zip(batch, images, strict=True):
+            if isinstance(image, str):
+                yield Prediction(path, error=image)
+                continue
+            values, indices = rows.pop(0)
+            classes = zip((names[index] for index in indices.tolist()), values.tolist(), strict=True)
+            yield Prediction(path, tuple(classes))
+
+
+def _read_pixels(classifier: ImageClassifier, path: Path) -> NDArray[np.uint8] | str:
+    """Read one image as the network gets it, uint8 (C, H, W); what is wrong with a file that is none."""
+    import numpy as np
 
     from lowrank.data import Resize, decode_image, pillow_warnings_ignored
 
     preprocessing, shape = classifier.preprocessing, classifier.image_shape
     size = preprocessing.image_size
     how = (preprocessing.crop, preprocessing.interpolation, preprocessing.resize)
-    resize = None if size is None else Resize(size, *how)
     try:
         with pillow_warnings_ignored():
-            pixels = decode_image(path.read_bytes(), str(path), shape, resize)
+            pixels = decode_image(path.read_bytes(), str(path), shape, None if size is None else Resize(size, *how))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    logits = classifier.predict(np.ascontiguousarray(pixels.transpose(2, 0, 1))[None])
-    probabilities, classes = torch.from_numpy(logits)[0].softmax(0).topk(min(top, logits.shape[1]))
-    names = preprocessing.classes or tuple(map(str, range(logits.shape[1])))
-    return [(names[index], value) for index, value in zip(classes.tolist(), probabilities.tolist(), strict=True)]
+        return f"{path} cannot be read: {error.strerror}"
+    except InputError as error:
+        return str(error)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def list_files(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
+    """List the images of a command: its files, and all images below its folders.
+
+    What is passed over in a folder is said on standard error.
+
+    Args:
+        paths: files and folders.
+
+    Returns:
+        The files, those of a folder by path; and an error for each folder without images, or that cannot be read.
+    """
+    from lowrank.data import find_images
+
+    files: list[Path] = []
+    failures: list[Prediction] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            images, notes = find_images(path)
+        except InputError as error:
+            failures.append(Prediction(path, error=str(error)))
+            continue
+        for note in notes:
+            print(f"{path}: {note}", file=sys.stderr)
+        if not images:
+            failures.append(Prediction(path, error=f"{path}: the folder must hold images, but has none"))
+        files += images
+    return files, failures
+
+
+def print_lines(predictions: Iterable[Prediction]) -> None:
+    """Print a line for each file, as soon as it is classified.
+
+    Args:
+        predictions: of the files.
+    """
+    for prediction in predictions:
+        if prediction.error is None:
+            classes = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
+            print(" ".join(f"{prediction.path}: {classes}".splitlines()), flush=True)
+
+
+def print_csv(predictions: Iterable[Prediction]) -> None:
+    """Print a table with a row for each file and class.
+
+    Args:
+        predictions: of the files.
+    """
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("file", "rank", "class", "probability"))
+    for prediction in predictions:
+        for rank, (name, probability) in enumerate(prediction.classes, 1):
+            writer.writerow((prediction.path, rank, name, f"{probability:.6f}"))
+
+
+def print_json(predictions: Iterable[Prediction]) -> None:
+    """Print one object, with an entry for each file; `error` is null where there are classes.
+
+    Args:
+        predictions: of the files.
+    """
+    entries = [
+        {
+            "file": str(prediction.path),
+            "classes": [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes],
+            "error": prediction.error,
+        }
+        for prediction in predictions
+    ]
+    print(json.dumps({"predictions": entries}, indent=2))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classify the files and print a line for each.
+    """Classify the files and print what they show.
 
     Args:
         options: as `make_parser` reads them.
@@ -101,15 +224,22 @@ def run(options: argparse.Namespace) -> int:
         if len(names) != outputs:
             raise InputError(f"--class-names must have {outputs} names, one for each output, but got {len(names)}")
         classifier.preprocessing = classifier.preprocessing.model_copy(update={"classes": names})
-    failed = False
-    for path in options.files:
-        try:
-            likeliest = classify(classifier, path, options.top)
-        except InputError as error:
-            failed = bool(report_error(ExitCode.FAILED, f"error: {error}"))
-            continue
-        print(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in likeliest))
-    return ExitCode.FAILED if failed else ExitCode.DONE
+    files, failures = list_files(options.paths)
+    unread = 0
+
+    def predictions() -> Iterator[Prediction]:
+        nonlocal unread
+        for prediction in chain(failures, classify(classifier, files, options.top)):
+            if prediction.error is not None:
+                unread += 1
+                report_error(ExitCode.FAILED, f"error: {prediction.error}")
+            yield prediction
+
+    (print_json if options.json else print_csv if options.csv else print_lines)(predictions())
+    if any(path.is_dir() for path in options.paths):
+        count = len(files) + len(failures) - unread
+        print(f"{count:,} images classified" + f", {unread:,} could not be" * (unread > 0), file=sys.stderr)
+    return ExitCode.FAILED if unread else ExitCode.DONE
 
 
 def main(arguments: list[str] | None = None) -> int:

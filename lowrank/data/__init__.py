@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         decode_image as decode_image,
         pillow_warnings_ignored as pillow_warnings_ignored,
     )
+    from lowrank.data.reading.image_folder import find_images as find_images
     from lowrank.data.reading.synthetic import DataOutline as DataOutline, synthetic_data as synthetic_data
     from lowrank.data.settings import (
         AugmentationSettings as AugmentationSettings,
@@ -62,6 +63,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "process_shard": "ProcessShard UNSHARDED",
         "reading.builtin": "BUILTIN_SETS BuiltinSet",
         "reading.image_codec": "Resize decode_image pillow_warnings_ignored",
+        "reading.image_folder": "find_images",
         "reading.synthetic": "DataOutline synthetic_data",
         "settings": (
             "AugmentationSettings DataSettings Interpolation ResizeMode absolute_data_name check_data_folder "

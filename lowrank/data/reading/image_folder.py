@@ -19,6 +19,7 @@ from lowrank.utils import one_line
 
 _NAMED = 3  # files that a message names
 _NO_CLASS = {"unknown", "unlabeled", "unlabelled"}
+ADDED_BY_MACOS = (".DS_Store", "__MACOSX")  # beside the files whose names start with ._
 HIDDEN = "files whose name, or that of a folder above them, starts with a dot"
 
 
@@ -232,7 +233,7 @@ def is_hidden(name: str) -> bool:
     Returns:
         True for names that start with a dot, and for the folder that macOS adds to zip archives.
     """
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in ADDED_BY_MACOS
 
 
 def hidden_files(root: Path) -> list[str]:
@@ -246,14 +247,50 @@ def hidden_files(root: Path) -> list[str]:
     """
     paths = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(inner for inner in folders if inner != "__MACOSX")
+        folders[:] = sorted(inner for inner in folders if inner not in ADDED_BY_MACOS)
         relative = Path(folder).relative_to(root)
         below = any(map(is_hidden, relative.parts))
         paths += [
             (relative / file).as_posix() for file in sorted(files)
-            if (below or is_hidden(file)) and file != ".DS_Store" and not file.startswith("._")
+            if (below or is_hidden(file)) and file not in ADDED_BY_MACOS and not file.startswith("._")
         ]  # fmt: skip
     return paths
+
+
+def find_images(root: Path) -> tuple[list[Path], list[str]]:
+    """Find all images below a folder, whatever its layout.
+
+    Args:
+        root: the folder; folders that links lead to count, each once.
+
+    Returns:
+        The files with a suffix of images, by path; and sentences on what is passed over.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+    images: list[Path] = []
+    unused, others, hidden, seen, pending = Unused(), [], [], set(), [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            identity = os.stat(folder)[1:3]  # inode and device
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        if identity in seen:  # a link leads back here
+            continue
+        seen.add(identity)
+        for path in entries:
+            if is_hidden(path.name):
+                hidden += [path] if path.name not in ADDED_BY_MACOS and not path.name.startswith("._") else []
+            elif path.is_dir():
+                pending.append(path)
+            else:
+                (images if _is_image(path) else others).append(path)
+    unused.add("files that are no images by their names", _names(sorted(others), root))
+    unused.add("files and folders whose names start with a dot", _names(sorted(hidden), root))
+    return sorted(images), unused.notes()
 
 
 def _is_image(path: Path) -> bool:

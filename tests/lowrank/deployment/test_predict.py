@@ -1,6 +1,9 @@
-"""Image files are classified as the model itself says that images are prepared."""
+"""Image files and folders are classified as the model itself says that images are prepared."""
 
 from __future__ import annotations
+
+import csv
+import json
 
 import numpy as np
 import pytest
@@ -62,6 +65,69 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_classified(model, t
     assert printed.out.startswith(f"{good}: ")
     assert f"error: {bad}: must be a readable image" in printed.err
     assert f"error: {tmp_path / 'absent.png'} cannot be read: No such file or directory" in printed.err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images, one of them in a folder below, and files that are none."""
+    root = tmp_path / "photos"
+    (root / "more").mkdir(parents=True)
+    (root / "__MACOSX").mkdir()
+    for index, name in enumerate(("b.png", "a.PNG", "more/c, d.png")):
+        Image.fromarray(np.full((8, 8), 80 * index, np.uint8)).save(root / name)
+    for name in ("notes.txt", ".hidden.png", ".DS_Store", "__MACOSX/x.png"):
+        (root / name).write_bytes(b"no image")
+    (root / "more" / "back").symlink_to(root)  # a folder within itself is read once
+    return root
+
+
+def test_all_images_of_folders_are_classified_as_if_each_were_named(model, folder, monkeypatch, capsys):
+    monkeypatch.setattr("lowrank.predict.BATCH", 2)
+    files = [str(folder / name) for name in ("a.PNG", "b.png", "more/c, d.png")]
+    for path in files:
+        assert main([str(model), path]) == 0
+    alone = capsys.readouterr()
+    assert alone.err == ""
+    assert main([str(model), str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == alone.out
+    assert printed.err.splitlines() == [
+        f"{folder}: not used: files that are no images by their names: 1 (notes.txt)",
+        f"{folder}: not used: files and folders whose names start with a dot: 1 (.hidden.png)",
+        "3 images classified",
+    ]
+    (folder / "more" / "back").unlink()
+    assert main([str(model), files[1], str(folder / "more"), "--top", "2"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [files[1], files[2]]
+
+
+def test_a_table_and_json_have_a_row_for_each_class(model, folder, capsys):
+    (folder / "b.png").write_bytes(b"no image")
+    assert main([str(model), str(folder), "--top", "2", "--csv"]) == 1
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["file"], row["rank"]) for row in table] == [
+        (str(folder / name), rank) for name in ("a.PNG", "more/c, d.png") for rank in "12"
+    ]
+    pixels = np.full((8, 8), 80, np.uint8)
+    assert [int(row["class"]) for row in table[:2]] == [number for number, _ in likeliest(model, pixels)[:2]]
+    assert float(table[0]["probability"]) == pytest.approx(likeliest(model, pixels)[0][1] / 100, abs=1e-5)
+    assert main([str(model), str(folder), "--top", "2", "--json"]) == 1
+    printed = capsys.readouterr()
+    first, broken, last = json.loads(printed.out)["predictions"]
+    assert [entry["class"] for entry in first["classes"]] == [row["class"] for row in table[:2]]
+    assert (last["file"], last["error"]) == (str(folder / "more/c, d.png"), None)
+    assert (broken["file"], broken["classes"]) == (str(folder / "b.png"), [])
+    assert "must be a readable image" in broken["error"]
+    assert "2 images classified, 1 could not be" in printed.err
+
+
+def test_a_folder_without_images_is_named_and_the_others_are_classified(model, folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (folder / "more" / "back").unlink()
+    assert main([str(model), str(tmp_path / "empty"), str(folder / "more")]) == 1
+    printed = capsys.readouterr()
+    assert f"error: {tmp_path / 'empty'}: the folder must hold images, but has none" in printed.err
+    assert printed.out.startswith(str(folder / "more"))
 
 
 def test_what_is_wrong_with_the_command_is_one_line(model, tmp_path, capsys):
