@@ -15,7 +15,9 @@ from ray.tune.stopper import Stopper
 
 from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
+from sweeps.execution.trainable import LOST
 from sweeps.execution.trial_config import TrialConfig, trial_config
+from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.records import TERMINAL, VAL_ERROR, EventFields, FullDiskError, Role, Status, Trial, is_study_disk_full
 from sweeps.resources import Share, TrialResources
 from sweeps.search import ProposalPrefetcher, Search
@@ -158,6 +160,8 @@ class Recorder(_NoState, Callback):
             self._wrong_images[trial_id] = result.get("wrong_images", "") if recorded else ""
         if result.get("removed"):
             self._removed[trial_id] = result["removed"]
+        if LOST in result:
+            self._repeat_or_fail(trial_id, WorkerLostError(result[LOST]))
         if "outcome" in result:
             self._finish_or_postpone(trial_id, Status(result["outcome"]), result["reason"])
         self._config.on_change()
@@ -221,6 +225,10 @@ class Recorder(_NoState, Callback):
             raise FullDiskError(self._search.journal.path)
         trial_id = trial_config(trial.config).trial_id
         self._end_attempt(trial)
+        self._repeat_or_fail(trial_id, error)
+
+    def _repeat_or_fail(self, trial_id: str, error: object) -> None:
+        """Launch a trial again after a failed attempt, with a notice of why, or record that it has failed."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:MAX_REASON]
         if self._retries.may_retry(trial_id, error):
             if not self._search.record.trials[trial_id].ended:

@@ -103,13 +103,17 @@ class HeartbeatWatch:
         self._paths, self._patience, self._clock = paths, patience, clock
         self._seen = [(self._touched(path), clock()) for path in paths]
 
-    def silent(self) -> int | None:
+    def silent(self, patience: float | None = None) -> int | None:
         """Look at the files.
+
+        Args:
+            patience: seconds; None for those of the watch.
 
         Returns:
             The index of the first process that says that it hangs, else of that which has been silent for longest, if
             longer than `patience`; None if none has.
         """
+        patience = self._patience if patience is None else patience
         for index, path in enumerate(self._paths):
             if hang_path(path).exists():
                 return index
@@ -119,7 +123,7 @@ class HeartbeatWatch:
             if touched is None or touched != self._seen[index][0]:
                 self._seen[index] = touched, now
         since = [seen for _, seen in self._seen]
-        return since.index(min(since)) if since and now - min(since) > self._patience else None
+        return since.index(min(since)) if since and now - min(since) > patience else None
 
     @staticmethod
     def _touched(path: Path) -> int | None:

@@ -2,7 +2,7 @@
 
 The trial's own process trains nothing: it starts the group's processes, commands them and watches them. If one is lost
 or hangs, or fails while the others wait for it, all of them are ended; they also end with the trial's process. The next
-trial of the same worker uses them again.
+trial of the same worker uses them again, or those that have taken their place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions
 
 IDLE_SECONDS = 600.0  # in which the processes of a group hardly use processor time, after which it is given up
-POLL_SECONDS = 5.0  # between two looks at it, at most
+POLL_SECONDS = 2.0  # between two looks at it, at most
+# Without a sign of life of a process, after which others are started: they import and connect while it is waited for
+SUSPICION_SECONDS = 10.0
 VISIBLE_CARDS = "CUDA_VISIBLE_DEVICES"
 END_SECONDS = 10.0  # for a killed process to end
 GRACE_SECONDS = 2.0  # in which the end of one process shows after another has reported an error that it caused
@@ -39,6 +41,8 @@ GRACE_SECONDS = 2.0  # in which the end of one process shows after another has r
 
 class ProcessGroup:
     """Several processes that train a trial together; a trainer for whoever uses it (see `Trainer`)."""
+
+    _next: ProcessGroup | None = None  # started since one of the processes gives no sign of life
 
     def __init__(self, count: int, device: str, threads: int):
         """Start the processes.
@@ -80,6 +84,15 @@ class ProcessGroup:
     def alive(self) -> bool:
         """Whether all processes run, so that the group can train another trial."""
         return bool(self._processes) and all(process.poll() is None for process in self._processes)
+
+    def successor(self) -> ProcessGroup:
+        """Return the group that takes the place of this one, whose processes have ended: started already, or now."""
+        following, self._next = self._next, None
+        if following is not None and following.alive:
+            return following
+        if following is not None:  # such as where a card has no memory for both
+            following.close()
+        return ProcessGroup(self.count, self.device, self.threads)
 
     def build(
         self, specification: TrialSpec, data_dir: str | None, cache: CacheOptions,
@@ -153,7 +166,16 @@ class ProcessGroup:
         return dict(self._call(self._pipes[:1], "weights")[0])
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and those that were to take their place."""
+        self._drop_next()
+        self._end_processes()
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+
+    def _end_processes(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -198,6 +220,8 @@ class ProcessGroup:
                 readable = wait([pipe for pipe in pipes if pipe not in answers], seconds)
                 if not readable and (silent := heartbeats.silent()) is not None:
                     raise self._close_after_silence(silent, command)
+                if not readable and self._next is None and heartbeats.silent(SUSPICION_SECONDS) is not None:
+                    self._next = ProcessGroup(self.count, self.device, self.threads)
                 if not readable and watch.is_idle():
                     raise self._close_after_hang(command)
                 for pipe in (pipe for pipe in pipes if pipe in readable):
@@ -210,13 +234,14 @@ class ProcessGroup:
         except (EOFError, OSError) as error:
             raise self._close_after_loss() from error
         except BaseException:  # an interrupt too: the processes would go on with a command that nobody waits for
-            self.close()
+            self._end_processes()
             raise
+        self._drop_next()  # the silent process was only slow
         return [answers[pipe] for pipe in pipes]
 
     def _close_after_hang(self, command: str) -> WorkerLostError:
         """End all processes; returns the error that says what was waited for."""
-        self.close()
+        self._end_processes()
         return WorkerLostError(
             f"the {self.count} processes of the trial did nothing for {IDLE_SECONDS:.0f} s while they were to "
             f"{command}; it goes on in new ones"
@@ -224,7 +249,7 @@ class ProcessGroup:
 
     def _close_after_silence(self, index: int, command: str) -> WorkerLostError:
         """End all processes; returns the error that says which one hangs."""
-        self.close()
+        self._end_processes()
         return WorkerLostError(
             f"process {index} of {self.count} of the trial hangs: no step or sign of life for {HANG_SECONDS:.0f} s "
             f"while it was to {command}; the trial goes on in new ones"
@@ -261,5 +286,5 @@ class ProcessGroup:
         losses = [
             f"process {index} of {self.count} (exit code {code})" for index, code in exit_codes if code is not None
         ]
-        self.close()
+        self._end_processes()
         return WorkerLostError(f"the trial lost {', '.join(losses) or 'a process'}; it goes on in new ones")

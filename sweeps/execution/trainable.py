@@ -53,6 +53,7 @@ from sweeps.resources import set_mps_environment
 from sweeps.teachers import make_teacher
 from sweeps.trials import load_trial_data, make_student, make_trainer, variational_settings, without_teacher
 
+LOST = "lost"  # key of a result: why the processes that trained the trial cannot go on
 MAX_CHECKPOINTS = 2  # of a trial, so that a damaged newest one costs little
 
 
@@ -107,6 +108,8 @@ class TrialTrainable(tune.Trainable):
             limit_memory(gpus)
             self.attempt["card_mb"] = torch.cuda.get_device_properties(0).total_memory / 1e6
         self._check_device()
+        if processes > 1:
+            self._start_process_group()  # its processes import and connect while this one loads the data
         self.data = load_trial_data(trial.specification, trial.data_dir)
         self.trainer = self._make_trainer()
         self.epochs = trial.specification.train.epochs
@@ -148,10 +151,8 @@ class TrialTrainable(tune.Trainable):
 
     def _make_trainer(self) -> Trainer | ProcessGroup:
         specification, cache = self.trial.specification, self.trial.cache
-        if self.trial.processes > 1:
-            if variational_settings(specification) is not None:
-                raise InputError("bayesian is trained by one process, but `processes_per_trial` asks for several")
-            return self._make_process_group()
+        if self.process_group is not None:
+            return self._build_process_group(self.process_group)
 
         def find_teacher(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, cache, self.notices.append)
@@ -161,14 +162,20 @@ class TrialTrainable(tune.Trainable):
             decoding_cores=self.trial.decoding_cores,
         )  # fmt: skip
 
-    def _make_process_group(self) -> ProcessGroup:
-        """The process group of the last trial if it still runs, else a new one."""
-        if self.process_group is None or not self.process_group.alive:
+    def _start_process_group(self) -> None:
+        """Use the processes of the last trial if they still run, else start new ones."""
+        if variational_settings(self.trial.specification) is not None:
+            raise InputError("bayesian is trained by one process, but `processes_per_trial` asks for several")
+        if self.process_group is None:
             self.process_group = ProcessGroup(self.trial.processes, self.device, self.threads)
+        elif not self.process_group.alive:
+            self.process_group = self.process_group.successor()
+
+    def _build_process_group(self, process_group: ProcessGroup) -> ProcessGroup:
         trial = self.trial
         cores = None if trial.decoding_cores is None else trial.decoding_cores // trial.processes
-        self.process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append, cores)
-        return self.process_group
+        process_group.build(trial.specification, trial.data_dir, trial.cache, self.notices.append, cores)
+        return process_group
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in the same process.
@@ -191,7 +198,8 @@ class TrialTrainable(tune.Trainable):
         """Train one epoch.
 
         Returns:
-            The result for Tune and `Recorder`: metrics, notices and, when the trial has ended, its outcome.
+            The result for Tune and `Recorder`: metrics, notices and, when the trial has ended, its outcome. Where the
+            processes that train it are lost, why: this one is sound, and takes the next attempt without a new start.
 
         Raises:
             WorkerLostError: this process cannot be used any more.
@@ -214,6 +222,10 @@ class TrialTrainable(tune.Trainable):
                     self._remove_groups()
                 if self._trained() or self.trial.may_stop:  # else no record will need them
                     self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
+        except WorkerLostError as error:
+            if self.process_group is None:
+                raise
+            return {"trial": self.trial.trial_id, "notices": self._take_notices(), "done": True, LOST: str(error)}
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:

@@ -128,6 +128,20 @@ def test_an_attempt_that_is_repeated_leaves_a_notice_of_why(search, execution):
     assert (record.status, record.reason) == (Status.FAILED, reason)
 
 
+def test_a_trial_whose_processes_are_lost_is_launched_again(search, execution):
+    """It comes as a result, since the worker is sound: Tune would end that of a trial that fails."""
+    recorder, trial = Recorder(search, SimpleNamespace(), execution()), search.next()
+    result = {"trial": trial.trial_id, "notices": ["plain steps"], "lost": "process 1 of 2 hangs"}
+    for _ in range(3):
+        recorder.on_trial_result(0, [], None, result)  # type: ignore[arg-type]
+        assert search.next() == trial
+    recorder.on_trial_result(0, [], None, result)  # type: ignore[arg-type]
+    record = search.record.trials[trial.trial_id]
+    assert record.notices == ["plain steps", "an attempt has failed and is repeated: process 1 of 2 hangs"]
+    assert (record.status, record.reason) == (Status.FAILED, "process 1 of 2 hangs")
+    assert record.attempts == []
+
+
 def test_an_error_without_words_is_recorded_by_its_type(search, execution):
     recorder, trial = Recorder(search, SimpleNamespace(), execution()), search.next()
     for _ in range(2):
