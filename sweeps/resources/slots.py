@@ -87,7 +87,7 @@ class ResourcePlanner:
         self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, modes: SharingModes,
         measure_on_cards: MeasureTrialOnCards,
     ) -> TrialResources:  # fmt: skip
-        """Decide what each trial holds; measured if the space says `auto`, or asks for several cards a trial.
+        """Decide what each trial holds; measured if the space says `auto`.
 
         Prints what was measured.
 
@@ -133,8 +133,11 @@ class ResourcePlanner:
     def _spread(
         self, share: Share, resolver: Resolver, data_dir: Path | None, measure_on_cards: MeasureTrialOnCards
     ) -> tuple[Share, Spreading | None]:  # fmt: skip
-        """Give each trial several cards if that is worth it: as asked or, by `auto`, where each can have several."""
-        cards = self._spare_cards(share, resolver) if self.measured else int(share.gpus)
+        """Give each trial several cards if `auto` is asked for, each can have several, and that is worth it.
+
+        A number that the user has chosen is not measured: that would take longer than a short study.
+        """
+        cards = self._spare_cards(share, resolver) if self.measured else 1
         if cards < 2:
             return share, None
         settings = self._space.resources

@@ -145,8 +145,21 @@ def speeds(**by_count: float) -> Callable[..., MeasureCards]:
     return measure_on_cards
 
 
-def test_a_trial_has_the_cards_it_asks_for_where_they_are_faster_than_one(planner, resolver, capsys):
+def test_a_trial_has_the_cards_it_asks_for_and_nothing_is_measured(planner, resolver, capsys):
     planned = planner(FOUR_CARDS, gpus_per_trial=2)
+    resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure_nothing)
+    assert (resources.share, resources.spreading) == (Share(1, 2, 2, 2), None)
+    assert capsys.readouterr().out == ""
+
+
+def one_trial_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    packing = choose_count(lambda count: Throughput(count, 100.0), Limit(1, "1"), None, None)
+    monkeypatch.setattr(slots, "choose_packing", lambda *_: packing)
+
+
+def test_auto_gives_a_trial_several_cards_where_they_are_faster_than_one(planner, resolver, monkeypatch, capsys):
+    one_trial_a_card(monkeypatch)
+    planned = planner(FOUR_CARDS, 2, gpus_per_trial="auto")
     resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, speeds(on_1=100.0, on_2=160.0))
     assert resources.share == Share(1, 2, 2, 2)
     assert resources.as_event()["spreading"] == {"cards": 2, "tried": 2, "one": 100.0, "several": 160.0}
@@ -155,10 +168,11 @@ def test_a_trial_has_the_cards_it_asks_for_where_they_are_faster_than_one(planne
     )
 
 
-def test_a_trial_that_would_be_slower_on_several_cards_gets_one(planner, resolver, capsys):
-    planned = planner(FOUR_CARDS, gpus_per_trial=2)
+def test_auto_gives_a_trial_one_card_where_several_would_be_slower(planner, resolver, monkeypatch, capsys):
+    one_trial_a_card(monkeypatch)
+    planned = planner(FOUR_CARDS, 2, gpus_per_trial="auto")
     resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, speeds(on_1=100.0, on_2=90.0))
-    assert resources.share == Share(1, 1, 4)
+    assert resources.share == Share(1, 1, 2)
     assert capsys.readouterr().out.splitlines()[-1] == (
         "each trial gets one card, not 2: 2 cards train 90 images/s, one card trains 100"
     )
@@ -170,8 +184,7 @@ def test_a_trial_that_does_not_fit_on_one_card_gets_several():
 
 @pytest.mark.parametrize(("trials", "cards"), [(1, 4), (2, 2), (3, 1), (24, 1)])
 def test_auto_spreads_trials_over_the_cards_that_would_have_none(planner, resolver, monkeypatch, trials, cards):
-    packing = choose_count(lambda count: Throughput(count, 100.0), Limit(1, "1"), None, None)
-    monkeypatch.setattr(slots, "choose_packing", lambda *_: packing)
+    one_trial_a_card(monkeypatch)
     planned = planner(FOUR_CARDS, trials, gpus_per_trial="auto")
     measure = measure_nothing if cards == 1 else speeds(on_1=100.0, on_2=180.0, on_4=300.0)
     resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure)
