@@ -1,9 +1,12 @@
 """`python -m benchmarks.path`: through how many of our modules three things go.
 
-A module counts if a function of it had a frame on the stack. Bodies of modules and classes, which run when something is
-imported, do not count, nor does `lowrank.utils.lazy_exports`, which imports.
+A module counts if a function that somebody wrote in it had a frame on the stack. What runs while a module is imported
+does not count: bodies of modules and classes, what they call, and `lowrank.utils.lazy_exports`. Nor do functions that
+have no lines to step through: the methods that `dataclass` writes.
 
-* `trial`: one trial of one epoch, from `read_space` to its row in MLflow, in one process without Ray.
+* `trial`: one trial of one epoch, from `read_space` to its row in MLflow, in one process without Ray. What comes after
+  the row at the end of a study (tables, summary, best models) does not belong to it. The modules that only open the
+  study, once for all of its trials, are counted a second time by themselves.
 * `teacher`: from a space's teacher to the first target that its student reads from the cache.
 * `export`: from a folder of `models/` to a classifier that answers, and to its files in other forms.
 
@@ -18,7 +21,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,31 +29,62 @@ import torch
 
 OUR_PACKAGES = ("lowrank", "sweeps", "analysis")
 IMPORTING = "lowrank.utils.lazy_exports"
+GENERATED = "<string>"  # the file of what `dataclass` writes
+OPENING = "opening the study"
 NETWORK = ("lowrank.networks.", "lowrank.layers.", "lowrank.kernels.", "lowrank.compression.")
 SETTINGS = ["network.width=0.25", "train.epochs=1", "data.train_images=200", "references=[]", "search.trials=1"]
 
 
-@contextmanager
-def recorded_modules() -> Iterator[set[str]]:
-    """Collect the names of our modules of which a function is called in the block, in whatever thread."""
-    names: set[str] = set()
+class ModuleRecorder:
+    """The names of our modules of which a function is called, in whatever thread, by step of the way.
 
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # no body of a module or class
+    Attributes:
+        modules: by name of the step.
+        step: that is taken now.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, set[str]] = {}
+        self.step = ""
+        self._importing = threading.local()
+
+    def profile(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Take what the interpreter calls at each call and return; see `sys.setprofile`."""
+        if event not in ("call", "return"):
+            return
+        code = frame.f_code
+        if code.co_name == "<module>":
+            depth = getattr(self._importing, "depth", 0)
+            self._importing.depth = depth + (1 if event == "call" else -1)
+        elif event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename != GENERATED:
             name = str(frame.f_globals.get("__name__", ""))
-            if name.partition(".")[0] in OUR_PACKAGES and name != IMPORTING:
-                names.add(name)
+            is_ours = name.partition(".")[0] in OUR_PACKAGES and name != IMPORTING
+            if is_ours and not getattr(self._importing, "depth", 0):
+                self.modules.setdefault(self.step, set()).add(name)
 
-    threading.setprofile(profile)
-    sys.setprofile(profile)
+
+def record_modules(way: Callable[[], Iterator[str]]) -> dict[str, set[str]]:
+    """Take a way.
+
+    Args:
+        way: yields the name of each of its steps before it takes it.
+
+    Returns:
+        By step, the names of our modules of which a function was called.
+    """
+    recorder = ModuleRecorder()
+    threading.setprofile(recorder.profile)
+    sys.setprofile(recorder.profile)
     try:
-        yield names
+        for step in way():
+            recorder.step = step
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]  # which ends it
+    return recorder.modules
 
 
-def run_trial(folder: Path) -> Callable[[], None]:
+def run_trial(folder: Path) -> Callable[[], Iterator[str]]:
     """Prepare one trial; the function takes it from its space to MLflow."""
     from ray.tune.schedulers import FIFOScheduler
 
@@ -63,11 +96,14 @@ def run_trial(folder: Path) -> Callable[[], None]:
     from sweeps.resources.slots import TrialResources
     from sweeps.search import ProposalPrefetcher, Search, make_proposer
     from sweeps.space import read_space
-    from sweeps.tracking.follower import Follower, catch_up
+    from sweeps.tracking.follower import Follower
     from sweeps.tracking.uri import default_tracking_uri
     from sweeps.trials import Resolver
 
-    def way() -> None:
+    uri = default_tracking_uri(folder)
+
+    def way() -> Iterator[str]:
+        yield OPENING
         space = read_space("tt_dims", SETTINGS)
         resolver = Resolver(space, load_data(space.data))
         journal, record = Journal(folder / "journal.jsonl"), StudyRecord()
@@ -79,6 +115,7 @@ def run_trial(folder: Path) -> Callable[[], None]:
             max_concurrent=None, seconds=None, on_change=lambda: None,
         )  # fmt: skip
         recorder = Recorder(search, FIFOScheduler(), config)
+        yield "the trial"
         with ProposalPrefetcher(search, depth=1) as prefetcher:
             searcher, suggested = TuneSearcher(search, config, prefetcher, None), None
             while suggested is None:  # none is ready yet: Tune asks again too
@@ -89,15 +126,15 @@ def run_trial(folder: Path) -> Callable[[], None]:
                 result = worker.step()
                 recorder.on_trial_result(0, [], None, result)  # type: ignore[arg-type]  # it looks at the result alone
                 done = bool(result.get("done"))
-        journal.append(Event.CLOSED, sync=True, reason="finished")
         journal.close()
-        problem = catch_up(Follower(folder, default_tracking_uri(folder)))
-        assert problem is None, (folder / "tracking.log").read_text()
+        follower = Follower(folder, uri)
+        follower.read()
+        assert follower.carry(now=True), follower.error
 
     return way
 
 
-def read_teacher(folder: Path) -> Callable[[], None]:
+def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
     """Prepare a trial with a teacher; the function takes its setting to the first target from the cache."""
     from lowrank.data import DataSettings, load_data
     from sweeps.space import parse_space
@@ -125,7 +162,8 @@ def read_teacher(folder: Path) -> Callable[[], None]:
 
     target(Resolver(space, data, resolve_teacher(space, data, folder)))  # fills the cache
 
-    def way() -> None:
+    def way() -> Iterator[str]:
+        yield "the target"
         specification = trained.specification
         teacher = make_teacher(specification, data, student, "cpu", options)
         assert teacher is not None
@@ -136,7 +174,7 @@ def read_teacher(folder: Path) -> Callable[[], None]:
     return way
 
 
-def load_exported(folder: Path) -> Callable[[], None]:
+def load_exported(folder: Path) -> Callable[[], Iterator[str]]:
     """Prepare a folder of `models/`; the function reads it, writes its forms and compares them."""
     from lowrank.data import load_data
     from lowrank.deployment.formats import export_formats
@@ -153,7 +191,8 @@ def load_exported(folder: Path) -> Callable[[], None]:
         folder / "model", student.eval(), data, trial.specification.model(data.image_shape, len(data.classes))
     )
 
-    def way() -> None:
+    def way() -> Iterator[str]:
+        yield "the files"
         path = folder / "model" / MODEL_FILE
         network, specification = load_model(path), read_specification(path)
         images = torch.randn(2, *specification.image_shape)
@@ -169,22 +208,29 @@ def load_exported(folder: Path) -> Callable[[], None]:
 WAYS = {"trial": (run_trial, 25), "teacher": (read_teacher, 10), "export": (load_exported, 8)}
 
 
+def measure(name: str) -> dict[str, set[str]]:
+    """Take a way once; returns its modules by step."""
+    prepare, _ = WAYS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        return record_modules(prepare(Path(folder)))
+
+
 def main() -> int:
     """Take each way once and print its modules."""
-    for name, (prepare, goal) in WAYS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            way = prepare(Path(folder))
-            with recorded_modules() as modules:
-                way()
+    for name, (_, goal) in WAYS.items():
+        steps = measure(name)
+        modules = set().union(*steps.values())
         kinds = {
             "of sweeps and analysis": sorted(module for module in modules if not module.startswith("lowrank.")),
             "of the network itself": sorted(module for module in modules if module.startswith(NETWORK)),
         }
         kinds["the rest of lowrank"] = sorted(modules.difference(*kinds.values()))
         counts = ", ".join(f"{len(members)} {kind}" for kind, members in kinds.items())
-        print(f"{name}: {len(modules)} modules: {counts} (goal: {goal})")
+        later = set().union(*(members for step, members in steps.items() if step != OPENING))
+        opening = f"; {len(modules - later)} of them only open the study" if OPENING in steps else ""
+        print(f"{name}: {len(modules)} modules: {counts}{opening} (goal: {goal})")
         for module in (module for members in kinds.values() for module in members):
-            print(f"  {module}")
+            print(f"  {module}{'' if module in later else ' (opening)'}")
     return 0
 
 
