@@ -140,7 +140,7 @@ def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
     from sweeps.space import parse_space
     from sweeps.teachers.cache_options import CacheOptions
     from sweeps.teachers.worker import make_teacher
-    from sweeps.trials import Resolver, make_student, resolve_teacher
+    from sweeps.trials import Resolver, resolve_teacher
     from tests.support.teachers import write_teacher
 
     data = load_data(DataSettings(train_images=200))
@@ -155,8 +155,7 @@ def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
 
     def target(resolver: Resolver) -> None:
         specification = resolver.resolve({}).specification
-        student, _ = make_student(specification, data)
-        teacher = make_teacher(specification, data, student, "cpu", options)
+        teacher = make_teacher(specification, data, "cpu", options)
         assert type(teacher).__name__ == "CachedTeacher"
         teacher.signals(data.train.images[:4], torch.arange(4), 0)
 
@@ -165,12 +164,11 @@ def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
     def way() -> Iterator[str]:
         yield "the target"
         specification = trained.specification
-        teacher = make_teacher(specification, data, student, "cpu", options)
+        teacher = make_teacher(specification, data, "cpu", options)
         assert teacher is not None
         teacher.signals(data.train.images[:4], torch.arange(4), 0)
 
     trained = Resolver(space, data, resolve_teacher(space, data, folder)).resolve({})
-    student, _ = make_student(trained.specification, data)
     return way
 
 

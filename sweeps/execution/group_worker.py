@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, Required, TypedDict
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from lowrank.data import ImageData
 from lowrank.distillation import Teacher
@@ -64,8 +64,8 @@ class GroupWorker:
         self.free_trainer()
         data = self.data = load_trial_data(specification, data_dir)
 
-        def find_teacher(student: nn.Module) -> Teacher | None:
-            return make_teacher(specification, data, student, self.device, cache, self.notices.append)
+        def find_teacher() -> Teacher | None:
+            return make_teacher(specification, data, self.device, cache, self.notices.append)
 
         group = self.group if self.group.count > 1 else None
         self._trainer = make_trainer(

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from ray import tune
-from torch import nn
 
 from lowrank.compression import Budget
 from lowrank.distillation import Teacher
@@ -154,8 +153,8 @@ class TrialTrainable(tune.Trainable):
         if self.process_group is not None:
             return self._build_process_group(self.process_group)
 
-        def find_teacher(student: nn.Module) -> Teacher | None:
-            return make_teacher(specification, self.data, student, self.device, cache, self.notices.append)
+        def find_teacher() -> Teacher | None:
+            return make_teacher(specification, self.data, self.device, cache, self.notices.append)
 
         return make_trainer(
             specification, self.data, self.device, find_teacher, notify=self.notices.append,

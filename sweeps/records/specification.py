@@ -131,7 +131,7 @@ class TeacherSection(_Section):
         weights: hash of its weights.
         taps: its modules whose feature maps are compared.
         student_taps: those of the student.
-        sizes: of the feature maps at the taps.
+        sizes: at which the feature maps of both are compared; in older records those of the teacher's maps.
         views: augmented views of each image; None for new ones in every epoch.
         network: of a file that does not say which network it is of.
     """

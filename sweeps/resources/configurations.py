@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import optuna
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank.data import ImageData
-from lowrank.distillation import Signals, Sizes, Teacher, common_sizes, tap_sizes
+from lowrank.distillation import Signals, Sizes, Teacher
 from lowrank.errors import InfeasibleError
 from lowrank.training import DataParallelGroup, MakeTrainer, Trainer
 from sweeps.records import Trial, TrialSpec
@@ -125,12 +125,9 @@ def trainer_maker(
         A function of the batch size, which is cut to the training split.
     """
 
-    def find_teacher(student: nn.Module) -> Teacher | None:
+    def find_teacher() -> Teacher | None:
         teacher = specification.teacher
-        if teacher is None:
-            return None
-        sizes = common_sizes(teacher.sizes, tap_sizes(student, teacher.student_taps, data.image_shape))
-        return SilentTeacher(len(data.classes), sizes)
+        return None if teacher is None else SilentTeacher(len(data.classes), teacher.sizes)
 
     def make(batch_size: int) -> Trainer:
         cut = specification.with_train(batch_size=min(batch_size, len(data.train)))

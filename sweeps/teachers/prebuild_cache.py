@@ -26,7 +26,7 @@ from sweeps.resources import Share
 from sweeps.search import Search
 from sweeps.space import SEARCHABLE_FIELD, TEACHER_SECTION, TEACHER_WEIGHTS, StudyConfig
 from sweeps.teachers.worker import CacheOptions, make_teacher
-from sweeps.trials import corner_points, load_trial_data, make_student
+from sweeps.trials import corner_points, load_trial_data
 from sweeps.utils import raise_if_interrupted
 
 POLL_SECONDS = 0.3
@@ -160,10 +160,9 @@ def _fill(
     torch.set_num_threads(max(1, int(share.cpus)))
     device = assigned_device(share.gpus)
     data = load_trial_data(specification, data_dir)
-    student, _ = make_student(specification.model_copy(update={"seed": 0}), data)
     notices: list[str] = []
     make_teacher(
-        specification, data, student, device, options, notices.append,
+        specification, data, device, options, notices.append,
         on_epoch_cached=lambda cache_epoch: progress.report.remote(cache_epoch + 1),
         on_progress=progress.report.remote,
     )  # fmt: skip

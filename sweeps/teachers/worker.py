@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lowrank.data import ImageData
 from lowrank.distillation import (
@@ -20,10 +19,8 @@ from lowrank.distillation import (
     Notify,
     Teacher,
     TeacherCache,
-    common_sizes,
     fill_cache,
     load_teacher,
-    tap_sizes,
 )
 from lowrank.training import Recipe, use_channels_last
 from sweeps.records import TeacherSection, TrialSpec
@@ -71,16 +68,14 @@ _LIVE = _LiveTeachers()
 
 
 def make_teacher(
-    specification: TrialSpec, data: ImageData, student: nn.Module, device: str, options: CacheOptions,
-    notify: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
-    on_progress: Callable[[], None] | None = None,
+    specification: TrialSpec, data: ImageData, device: str, options: CacheOptions, notify: Notify = print,
+    on_epoch_cached: Callable[[int], None] | None = None, on_progress: Callable[[], None] | None = None,
 ) -> Teacher | None:  # fmt: skip
     """Make the teacher that a specification's student asks, and fill its cache.
 
     Args:
         specification: of the trial.
         data: its data set.
-        student: the network, whose taps decide the sizes of attention maps.
         device: where it trains.
         options: where caches lie.
         notify: takes notices: what is built, and every fall back to the live teacher.
@@ -103,7 +98,7 @@ def make_teacher(
 
     if options.root is None:
         return live()
-    cache = open_cache(specification, data, student, options, autocast)
+    cache = open_cache(specification, data, options, autocast)
     source = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
     cache_epochs = specification.cache_epochs
     if not fill_cache(
@@ -115,15 +110,13 @@ def make_teacher(
 
 
 def open_cache(
-    specification: TrialSpec, data: ImageData, student: nn.Module, options: CacheOptions,
-    autocast: torch.dtype | None,
-) -> TeacherCache:  # fmt: skip
+    specification: TrialSpec, data: ImageData, options: CacheOptions, autocast: torch.dtype | None
+) -> TeacherCache:
     """Open the cache that a specification's student reads; nothing is written.
 
     Args:
         specification: of a trial with a teacher.
         data: its data set.
-        student: the network.
         options: where caches lie.
         autocast: the type in which the teacher runs; None for float32.
 
@@ -132,10 +125,9 @@ def open_cache(
     """
     section = specification.teacher
     assert section is not None
-    sizes = common_sizes(section.sizes, tap_sizes(student, section.student_taps, data.image_shape))
     key = CacheKey(
         weights=section.weights, data=data.fingerprint, views=specification.views, taps=section.taps,
-        layout=Layout(len(data.train), len(data.classes), sizes),
+        layout=Layout(len(data.train), len(data.classes), section.sizes),
         precision="float32" if autocast is None else str(autocast).removeprefix("torch."),
     )  # fmt: skip
     return TeacherCache(Path(str(options.root)), key, sources=_paths(options.sources))

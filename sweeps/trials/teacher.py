@@ -7,6 +7,7 @@ share their plain trials. Whether its outputs come live or from a cache does not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from lowrank.compression import network_to_count
@@ -16,6 +17,7 @@ from lowrank.distillation import (
     BuiltAs,
     Sizes,
     TeacherWeights,
+    common_sizes,
     default_taps,
     find_teacher,
     is_bare,
@@ -80,24 +82,43 @@ class ResolvedTeacher:
             The section `teacher`; None where the recipe does not use the teacher.
 
         Raises:
-            InputError: the student does not name the ends of its stages.
+            InputError: as of `match_student`.
         """
         if not recipe.needs_teacher:
             return None
         attends = recipe.attention_weight > 0
-        taps = self.settings.student_taps
-        if attends and not taps:
-            taps = default_student_taps(student, data.image_shape, len(data.classes))
+        student_taps, sizes = self.match_student(student, data) if attends else ((), ())
         section = TeacherSection(
             name=self.name, source=self.weights.reference, own_network=self.weights.trusted_network,
-            weights=self.weights.sha256, taps=self.taps if attends else (), student_taps=taps if attends else (),
-            sizes=self.sizes if attends else (),
+            weights=self.weights.sha256, taps=self.taps if attends else (), student_taps=student_taps, sizes=sizes,
             views=views if views is not None and views < recipe.epochs else None,
         )  # fmt: skip
         if not self.weights.bare:
             return section
         network = NetworkSettings(**self.weights.network.model_dump())  # all fields given, as in other sections
         return section.model_copy(update={"network": network})  # the file does not say which network it is of
+
+    def match_student(self, student: NetworkSettings, data: ImageData) -> tuple[tuple[str, ...], Sizes]:
+        """Match a student's taps with the teacher's.
+
+        Args:
+            student: the trial's network.
+            data: what both are trained on.
+
+        Returns:
+            The student's taps, and the size at which the maps of both are compared at each.
+
+        Raises:
+            InputError: the student does not name the ends of its stages, or has another number of taps.
+        """
+        taps, sizes = _student_taps(student, self.settings.student_taps, data.image_shape, len(data.classes))
+        if len(taps) != len(self.taps):
+            raise InputError(
+                f"attention is compared tap by tap, but the teacher {self.name} has {len(self.taps)} "
+                f"({', '.join(self.taps)}) and {student.name} has {len(taps)} ({', '.join(taps)}); give as many in "
+                "`teacher.taps` and `teacher.student_taps`"
+            )
+        return taps, common_sizes(self.sizes, sizes)
 
 
 def without_teacher(specification: TrialSpec) -> TrialSpec:
@@ -113,21 +134,14 @@ def without_teacher(specification: TrialSpec) -> TrialSpec:
     return untaught.with_train(**dict.fromkeys(TEACHER_WEIGHTS, 0.0))
 
 
-def default_student_taps(network: NetworkSettings, image_shape: ImageShape, classes: int) -> tuple[str, ...]:
-    """List the ends of a network's stages.
-
-    Args:
-        network: the student's network.
-        image_shape: channels, height and width.
-        classes: of the data set.
-
-    Returns:
-        Names of modules.
-
-    Raises:
-        InputError: the network does not name them.
-    """
-    return default_taps(network_to_count(network, image_shape, classes), image_shape)
+@lru_cache(maxsize=256)  # many trials have the same network
+def _student_taps(
+    student: NetworkSettings, names: tuple[str, ...], image_shape: ImageShape, classes: int
+) -> tuple[tuple[str, ...], Sizes]:
+    """The taps of a student, the ends of its stages where no names are given, and the sizes of their maps."""
+    network = network_to_count(student, image_shape, classes)
+    taps = names or default_taps(network, image_shape)
+    return taps, tap_sizes(network, taps, image_shape)
 
 
 def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:
@@ -218,7 +232,7 @@ def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> Res
     taps = settings.taps or default_taps(network, data.image_shape)
     teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
     for student in corner_networks(space):
-        _check_taps(teacher, student, data)
+        teacher.match_student(student, data)
     return teacher
 
 
@@ -238,15 +252,3 @@ def corner_networks(space: Space) -> list[NetworkSettings]:
         for value in domain.corners()
     ]
     return networks or [space.network]
-
-
-def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
-    network = network_to_count(student, data.image_shape, len(data.classes))
-    taps = teacher.settings.student_taps or default_taps(network, data.image_shape)
-    tap_sizes(network, taps, data.image_shape)
-    if len(taps) != len(teacher.taps):
-        raise InputError(
-            f"attention is compared tap by tap, but the teacher {teacher.name} has {len(teacher.taps)} "
-            f"({', '.join(teacher.taps)}) and {student.name} has {len(taps)} ({', '.join(taps)}); give as many in "
-            "`teacher.taps` and `teacher.student_taps`"
-        )

@@ -264,12 +264,14 @@ def test_a_worker_reads_the_cache_and_trains_as_with_the_live_teacher(
     types, losses = [], []
     for options in (NO_CACHE, CacheOptions(str(tmp_path)), CacheOptions(str(tmp_path))):
 
-        def find_teacher_of(student: torch.nn.Module, options: CacheOptions = options) -> Any:
-            teacher = make_teacher(distilled.specification, data, student, "cpu", options, notices.append)
+        def make_cached_teacher(options: CacheOptions = options) -> Any:
+            teacher = make_teacher(distilled.specification, data, "cpu", options, notices.append)
             types.append(type(teacher))
             return teacher
 
-        losses.append(make_trainer(distilled.specification, data, "cpu", find_teacher_of).train_epoch()["train_loss"])
+        losses.append(
+            make_trainer(distilled.specification, data, "cpu", make_cached_teacher).train_epoch()["train_loss"]
+        )
     assert types == [LiveTeacher, CachedTeacher, CachedTeacher]
     assert losses[1] == losses[2]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # three steps apart, no longer the same weights
@@ -278,11 +280,9 @@ def test_a_worker_reads_the_cache_and_trains_as_with_the_live_teacher(
 
 def test_the_cache_of_a_bfloat16_teacher_is_another(root: Path, tmp_path: Path, data: ImageData) -> None:
     _, distilled = points(resolver(root, data))
-    student = make_trainer(without_teacher(distilled.specification), data, "cpu").network
     options = CacheOptions(str(tmp_path))
     first, second = (
-        open_cache(distilled.specification, data, student, options, dtype).key.digest
-        for dtype in (None, torch.bfloat16)
+        open_cache(distilled.specification, data, options, dtype).key.digest for dtype in (None, torch.bfloat16)
     )
     assert first != second
 
