@@ -113,7 +113,7 @@ def _takes_another_gradient(source: Node) -> bool:
     operations = torch.ops.lowrank
     if source.target is operations.depthwise_backward.default:
         return len(source.args) == 3
-    if source.target is operations.norm_backward.default:
+    if source.target in (operations.norm_backward.default, operations.global_norm_backward.default):
         return FUSE_NORM_SUMS and len(source.args) == 9 and source.args[8] is False  # not where it was pooled
     return source.target is operations.norm_depthwise_backward.default and len(source.args) == 9
 

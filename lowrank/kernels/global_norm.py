@@ -192,7 +192,7 @@ def _(
 @torch.library.custom_op("lowrank::global_norm_backward", mutates_args=())
 def global_norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
-    pool: bool,
+    pool: bool, other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the gradients of `global_norm`.
 
@@ -206,6 +206,7 @@ def global_norm_backward(
         eps: added to the variance.
         relu: whether there was a ReLU.
         pool: whether there was a pooling.
+        other: another gradient of x, to be added to the first result; None for none, as where there was a pooling.
 
     Returns:
         That by x, of the sum of all processes' losses; those by weight and bias, of this process's loss, (2, C).
@@ -220,21 +221,22 @@ def global_norm_backward(
         parts = gather_parts(sums)
         grad_x = input_gradient(
             gradients, images, weight, bias, mean, variance, parts[0, 1], parts[0, 0], rows_of_all, eps, relu, pool,
-            parts=len(parts),
+            parts=len(parts), other=None if other is None else _as_images(other),
         )  # fmt: skip
     else:
         inverse, rows = torch.rsqrt(variance + eps), gradients.to(mean.dtype)
         normal = (images.to(mean.dtype) - mean[:, None, None]) * inverse[:, None, None]
         sums[0], sums[1] = (rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))
         of_weight, of_bias = gather_parts(sums).sum(0)[:, :, None, None] / rows_of_all
-        grad_x = ((weight * inverse)[:, None, None] * (rows - of_bias - normal * of_weight)).to(x.dtype)
+        grad_x = (weight * inverse)[:, None, None] * (rows - of_bias - normal * of_weight)
+        grad_x = (grad_x if other is None else grad_x + _as_images(other)).to(x.dtype)
     return _shaped(grad_x.contiguous(memory_format=torch.channels_last), x.shape), sums
 
 
 @global_norm_backward.register_fake
 def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
-    pool: bool,
+    pool: bool, other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _empty_result(x, False), torch.empty((2, x.shape[1]), dtype=weight.dtype, device=x.device)
 

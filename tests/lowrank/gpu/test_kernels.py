@@ -21,7 +21,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings
 from lowrank.data.augment import apply_augmentations, draw_augmentations, normaliser
 from lowrank.distillation import Taps, attention_loss
-from lowrank.kernels import fx_rewrite as rewriting
+from lowrank.kernels import fx_rewrite as rewriting, global_norm as norms_of_processes
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
@@ -50,6 +50,7 @@ from lowrank.kernels.batch_norm import (  # noqa: E402
 )
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
+from lowrank.kernels.global_norm import global_norm_backward  # noqa: E402
 from lowrank.kernels.mean_square import mean_square  # noqa: E402
 from lowrank.kernels.norm_depthwise import norm_depthwise, norm_depthwise_backward  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
@@ -168,13 +169,15 @@ def test_compiled_pre_activation_blocks_join_norms_and_sums(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_another_gradient_is_added_to_those_of_both_norms():
+def test_another_gradient_is_added_to_those_of_all_norms(monkeypatch):
+    use_kernels_over_processes(monkeypatch)
     x, gradient, other = (images(2, 16, 6, 5, centre=each).detach() for each in range(3))
     weight, bias, kernel = *torch.randn(2, 16, device=DEVICE), torch.randn(16, 1, 3, 3, device=DEVICE)
     _, mean, variance = norm(x, weight, bias, None, 1e-5, True, False)
     norms = (gradient, x, weight, bias, mean, variance)
     for apart, joined in (
         (norm_backward(*norms, 1e-5, True, False), norm_backward(*norms, 1e-5, True, False, other)),
+        (global_norm_backward(*norms, 1e-5, True, False), global_norm_backward(*norms, 1e-5, True, False, other)),
         (
             norm_depthwise_backward(*norms, kernel, 1e-5, True),
             norm_depthwise_backward(*norms, kernel, 1e-5, True, other),
@@ -183,6 +186,12 @@ def test_another_gradient_is_added_to_those_of_both_norms():
         torch.testing.assert_close(joined[0], apart[0] + other, rtol=1e-5, atol=1e-5)
         for ours, theirs in zip(joined[1:], apart[1:], strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def use_kernels_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted kernels take tensors of a CPU, where norms over processes do without kernels."""
+    if INTERPRETED:
+        monkeypatch.setattr(norms_of_processes, "_has_kernels", lambda x: True)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -204,6 +213,25 @@ def test_a_gradient_is_added_in_the_kernel_only_if_computed_before(before):
     adds = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
     assert len(adds) == (0 if before else 1)
     for ours, theirs in zip(torch.fx.GraphModule({}, graph)(*given), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_gradient_is_added_in_the_kernel_of_a_norm_of_several_processes_unless_it_is_pooled(pool, monkeypatch):
+    use_kernels_over_processes(monkeypatch)
+    gradient, x, other = (images(2, 16, *size).detach() for size in ((2, 2) if pool else (4, 4), (4, 4), (4, 4)))
+    weight, bias, mean, variance = torch.rand(4, 16, device=DEVICE)
+    values = (gradient, x, weight, bias, mean, variance, other)
+    graph = torch.fx.Graph()
+    *inputs, extra = (graph.placeholder(f"input{number}") for number in range(len(values)))
+    source = graph.call_function(torch.ops.lowrank.global_norm_backward.default, (*inputs, 1e-5, True, pool))
+    found = [graph.call_function(operator.getitem, (source, place)) for place in range(2)]
+    graph.output((graph.call_function(torch.ops.aten.add.Tensor, (found[0], extra)), found[1]))
+    found[0].meta["val"], extra.meta["val"] = x, other
+    wanted = torch.fx.GraphModule({}, graph)(*values)
+    FuseGradientSums()(graph)
+    assert len(graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)) == pool
+    for ours, theirs in zip(torch.fx.GraphModule({}, graph)(*values), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
