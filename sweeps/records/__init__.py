@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         JournalReader as JournalReader,
         StudyLostError as StudyLostError,
         damage_error as damage_error,
+        find_optuna_damage as find_optuna_damage,
         is_study_disk_full as is_study_disk_full,
         locked_journal as locked_journal,
         seal_line as seal_line,
@@ -79,7 +80,6 @@ if TYPE_CHECKING:
         STUDIES_FOLDER as STUDIES_FOLDER,
         StudyEvents as StudyEvents,
         StudyHistory as StudyHistory,
-        find_optuna_damage as find_optuna_damage,
         find_study as find_study,
         find_trial as find_trial,
         fold_journal as fold_journal,
@@ -190,12 +190,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "header": "HeaderData HeaderHardware HeaderNetwork HeaderStratum HeaderTeacher StudyHeader",
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
-            "BusyError FullDiskError Journal JournalReader StudyLostError damage_error is_study_disk_full "
-            "locked_journal seal_line study_lock truncate_torn_line"
+            "BusyError FullDiskError Journal JournalReader StudyLostError damage_error "
+            "find_optuna_damage is_study_disk_full locked_journal seal_line study_lock truncate_torn_line"
         ),
         "load": (
-            "STUDIES_FOLDER StudyEvents StudyHistory find_optuna_damage find_study find_trial fold_journal is_study "
-            "list_studies load_history load_study read_group read_rank_costs read_step_times"
+            "STUDIES_FOLDER StudyEvents StudyHistory find_study find_trial fold_journal is_study list_studies "
+            "load_history load_study read_group read_rank_costs read_step_times"
         ),
         "model": (
             "Handle SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "

@@ -240,6 +240,35 @@ def truncate_torn_line(path: Path) -> None:
             file.truncate(end)
 
 
+def find_optuna_damage(path: Path) -> str:
+    """Find a line of Optuna's journal that is no JSON object.
+
+    Optuna takes some of them for the end of its file.
+
+    Args:
+        path: of the journal.
+
+    Returns:
+        What is wrong with the first such line, which is named by number and byte; "" for nothing, or if there is no
+        journal. A last line that is not complete is no damage.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        return ""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.endswith(b"\n") and not isinstance(json.loads(line.decode()), dict):
+                    return f"line {number} at byte {start} is no JSON object"
+            except (ValueError, RecursionError) as error:
+                return f"line {number} at byte {start} is damaged: {error}"
+            start += len(line)
+    return ""
+
+
 def _line_start(file: BinaryIO, position: int) -> int:
     """The byte after the last line break before a position; 0 where there is none."""
     while position > 0:
