@@ -5,6 +5,7 @@ A process stays alive from row to row of the table.
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
 import time
@@ -45,7 +46,6 @@ from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
 from sweeps.cluster.devices import out_of_memory
-from sweeps.resources import mps
 
 SHARES = (0.1, 0.2)  # of the separable network's parameters: a trial's, and the next setting's
 EQUAL_STEPS = 50
@@ -267,7 +267,7 @@ class TooLargeError(Exception):
 
 
 def _serve(device: str, environment: Mapping[str, str], asked: Any, answers: Any) -> None:
-    mps.set_mps_environment(environment)
+    os.environ.update(environment)  # before this process first uses the card
     bench = Bench(device)
     while (command := asked.get()) is not None:
         name, case = command

@@ -48,7 +48,6 @@ from sweeps.records import (
     Status,
     encode_wrong_images,
 )
-from sweeps.resources import set_mps_environment
 from sweeps.teachers import make_teacher
 from sweeps.trials import load_trial_data, make_student, make_trainer, variational_settings, without_teacher
 
@@ -89,7 +88,7 @@ class TrialTrainable(tune.Trainable):
         trial, (cpus, gpus) = self.trial, assigned_resources(self)
         gpus = gpus if trial.card_share is None else trial.card_share
         processes, (sharing, environment) = trial.processes, trial.sharing
-        set_mps_environment(environment)
+        os.environ.update(environment)  # before this process first uses the card
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
         self.checkpoint_location = CheckpointLocation(trial.study_dir, trial.trial_id, trial.relay)

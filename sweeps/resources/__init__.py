@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from sweeps.resources.gradual_packing import GradualPacking as GradualPacking
     from sweeps.resources.memory_probe import probe_space as probe_space
-    from sweeps.resources.mps import PROCESSES as PROCESSES, set_mps_environment as set_mps_environment
+    from sweeps.resources.mps import PROCESSES as PROCESSES
     from sweeps.resources.packing_benchmark import ANSWER_SECONDS as ANSWER_SECONDS, POLL_SECONDS as POLL_SECONDS
     from sweeps.resources.shares import Cluster as Cluster, Share as Share, share_for as share_for
     from sweeps.resources.slots import ResourcePlanner as ResourcePlanner, TrialResources as TrialResources
@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "configurations": "LEARNING_RATE WARM_UP_STEPS trainer_maker",
         "gradual_packing": "GradualPacking",
         "memory_probe": "probe_space",
-        "mps": "PROCESSES set_mps_environment",
+        "mps": "PROCESSES",
         "packing_benchmark": "ANSWER_SECONDS POLL_SECONDS",
         "shares": "Cluster Share share_for",
         "slots": "ResourcePlanner TrialResources",

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -175,12 +175,3 @@ def sharing_modes(
         return
     with service:
         yield ({} if choice == MPS else modes) | {MPS: service.environment}
-
-
-def set_mps_environment(environment: Mapping[str, str] | None) -> None:
-    """Let this process use a service; to be called before it first uses the card.
-
-    Args:
-        environment: of the service; None or {} for no service.
-    """
-    os.environ.update(environment or {})

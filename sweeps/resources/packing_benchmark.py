@@ -6,6 +6,7 @@ the study's largest one says how much memory a trial may take. A teacher counts 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ from sweeps.resources.gpu_packing import (
     packing_lines,
 )
 from sweeps.resources.gradual_packing import GradualPacking
-from sweeps.resources.mps import MPS, PROCESSES, set_mps_environment
+from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.packing_records import PackingRecords
 from sweeps.resources.shares import Cluster
 from sweeps.space import Space
@@ -74,7 +75,7 @@ class _BenchmarkTrainer:
     """One of the trainers on a card, in a process of its own; where memory runs out it answers why."""
 
     def __init__(self, cpus: float, on_card: bool, environment: Mapping[str, str]):
-        set_mps_environment(environment)
+        os.environ.update(environment)  # before this process first uses the card
         torch.set_num_threads(max(1, int(cpus)))
         self._device = torch.device(assigned_device(float(on_card)))
         self._trainer: Trainer | None = None

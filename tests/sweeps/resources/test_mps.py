@@ -133,11 +133,3 @@ class TestSharingModes:
         with pytest.raises(KeyboardInterrupt):
             study()
         wait_until_daemon_ended(daemons[0])
-
-
-def test_a_client_gets_the_environment_of_its_service(monkeypatch):
-    monkeypatch.setenv(PIPES, "elsewhere")
-    mps.set_mps_environment(None)
-    assert os.environ[PIPES] == "elsewhere"
-    mps.set_mps_environment({PIPES: "here"})
-    assert os.environ[PIPES] == "here"
