@@ -23,8 +23,8 @@ from benchmarks.measurement import (
     median,
     show,
 )
+from lowrank.layers.base_layer import checkpoint_rebuild
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.batched_rebuild import checkpoint_rebuild
 from lowrank.layers.registry import make_method
 from lowrank.utils import OneLineParser
 

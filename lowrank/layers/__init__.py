@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from lowrank.layers.base_layer import (
         SeparableConv2d as SeparableConv2d,
         StructuredMap as StructuredMap,
+        checkpoint_rebuild as checkpoint_rebuild,
         relative_error as relative_error,
     )
     from lowrank.layers.base_method import ConvShape as ConvShape, Method as Method, Pair as Pair
-    from lowrank.layers.batched_rebuild import (
-        BatchedRebuild as BatchedRebuild,
-        checkpoint_rebuild as checkpoint_rebuild,
-    )
+    from lowrank.layers.batched_rebuild import BatchedRebuild as BatchedRebuild
     from lowrank.layers.bayesian.layers import (
         VariationalConv2d as VariationalConv2d,
         VariationalLayer as VariationalLayer,
@@ -81,9 +79,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "acdc.layer": "ACDC",
         "attention": "ProjectedAttention disable_fused_encoders project_attention",
-        "base_layer": "SeparableConv2d StructuredMap relative_error",
+        "base_layer": "SeparableConv2d StructuredMap checkpoint_rebuild relative_error",
         "base_method": "ConvShape Method Pair",
-        "batched_rebuild": "BatchedRebuild checkpoint_rebuild",
+        "batched_rebuild": "BatchedRebuild",
         "bayesian.layers": "VariationalConv2d VariationalLayer VariationalLinear WeightNoise posterior_parameters "
         "variational_layers",
         "bayesian.method": "Bayesian",

@@ -385,3 +385,26 @@ def relative_error(weight: Tensor, target: Tensor) -> float:
     """
     target = target.double()
     return ((weight.double() - target).norm() / target.norm().clamp_min(1e-30)).item()
+
+
+def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
+    """Set whether every structured map of a network checkpoints its rebuild.
+
+    For memory: a rebuild stores every intermediate product until the backward pass (for an ACDC of L layers, L matrices
+    of N x N). With a checkpoint neither they nor the weight are stored, only the layer's input. The convolution itself
+    does not run again, since the second run stops as soon as its inputs are there. A linear map keeps the weight.
+    Values and gradients stay the same to the bit. Maps that never build their weight are not changed by it.
+
+    Args:
+        network: changed in place.
+        on: whether they do.
+
+    Returns:
+        The network.
+
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+    """
+    for module in network.modules():
+        if isinstance(module, StructuredMap):
+            module.rebuild_checkpoint = on
+    return network

@@ -1,14 +1,9 @@
-"""When weights are rebuilt from factors: all of a network's together, or once more in the backward pass.
+"""Weights of a whole network that are rebuilt from factors together, for speed.
 
-Together, for speed: a rebuild is a chain of small products, which on a GPU cost more in kernel launches than in
-arithmetic. `BatchedRebuild` copies all factors of a network at once, computes the weights of equal layers as one stack,
-and sets them as the layers' external weights. While a CUDA graph is recorded, the stacks become parallel branches of
-it, and a layer waits only for its own stack.
-
-Once more, for memory: a rebuild stores every intermediate product until the backward pass (for an ACDC of L layers,
-L matrices of N x N). With `checkpoint_rebuild` neither they nor the weight are stored, only the layer's input. The
-convolution itself does not run again, since the second run stops as soon as its inputs are there. A linear map keeps
-the weight. Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+A rebuild is a chain of small products, which on a GPU cost more in kernel launches than in arithmetic.
+`BatchedRebuild` copies all factors of a network at once, computes the weights of equal layers as one stack, and sets
+them as the layers' external weights. While a CUDA graph is recorded, the stacks become parallel branches of it, and a
+layer waits only for its own stack.
 """
 
 from __future__ import annotations
@@ -19,26 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.factored import FactoredMap, PaddingTables, gather_factors, working_dtype
-
-
-def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
-    """Set whether every structured map of a network checkpoints its rebuild.
-
-    Values and gradients stay the same to the bit. Maps that never build their weight are not changed by it.
-
-    Args:
-        network: changed in place.
-        on: whether they do.
-
-    Returns:
-        The network.
-    """
-    for module in network.modules():
-        if isinstance(module, StructuredMap):
-            module.rebuild_checkpoint = on
-    return network
 
 
 class BatchedRebuild:

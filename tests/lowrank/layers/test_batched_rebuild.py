@@ -15,7 +15,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.layers import ConvShape, StructuredMap
-from lowrank.layers.batched_rebuild import checkpoint_rebuild
+from lowrank.layers.base_layer import checkpoint_rebuild
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings

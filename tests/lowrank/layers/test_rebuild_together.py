@@ -12,8 +12,8 @@ from lowrank.layers import ConvShape, FactoredMap
 from lowrank.layers.acdc.entries import diagonal_sums, halves_matrix, toeplitz_and_hankel
 from lowrank.layers.acdc.layer import cosine_matrix, cosine_multiplier
 from lowrank.layers.acdc.stack import excess_layers, layer_slots
-from lowrank.layers.base_layer import relative_error
-from lowrank.layers.batched_rebuild import BatchedRebuild, checkpoint_rebuild
+from lowrank.layers.base_layer import checkpoint_rebuild, relative_error
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.blocks import hashed
 from lowrank.layers.blocks.hashed import BankLookup, hash_table, reader_table, with_negatives
 from lowrank.layers.factored import PadAndCast, padding_tables
