@@ -165,7 +165,6 @@ def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
         yield "the target"
         specification = trained.specification
         teacher = make_teacher(specification, data, "cpu", options)
-        assert teacher is not None
         teacher.signals(data.train.images[:4], torch.arange(4), 0)
 
     trained = Resolver(space, data, resolve_teacher(space, data, folder)).resolve({})

@@ -64,7 +64,7 @@ class GroupWorker:
         self.free_trainer()
         data = self.data = load_trial_data(specification, data_dir)
 
-        def find_teacher() -> Teacher | None:
+        def find_teacher() -> Teacher:
             return make_teacher(specification, data, self.device, cache, self.notices.append)
 
         group = self.group if self.group.count > 1 else None

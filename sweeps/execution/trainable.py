@@ -152,7 +152,7 @@ class TrialTrainable(tune.Trainable):
         if self.process_group is not None:
             return self._build_process_group(self.process_group)
 
-        def find_teacher() -> Teacher | None:
+        def find_teacher() -> Teacher:
             return make_teacher(specification, self.data, self.device, cache, self.notices.append)
 
         return make_trainer(

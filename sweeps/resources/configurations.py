@@ -125,9 +125,9 @@ def trainer_maker(
         A function of the batch size, which is cut to the training split.
     """
 
-    def find_teacher() -> Teacher | None:
-        teacher = specification.teacher
-        return None if teacher is None else SilentTeacher(len(data.classes), teacher.sizes)
+    def find_teacher() -> Teacher:
+        assert specification.teacher is not None
+        return SilentTeacher(len(data.classes), specification.teacher.sizes)
 
     def make(batch_size: int) -> Trainer:
         cut = specification.with_train(batch_size=min(batch_size, len(data.train)))

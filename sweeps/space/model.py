@@ -88,6 +88,24 @@ class Space:
         _, method_domains = self.alternatives[alternative]
         return {**{f"method.{key}": domain for key, domain in method_domains.items()}, **self.domains}
 
+    def corner_networks(self) -> list[NetworkSettings]:
+        """List the networks at each end of the searched fields.
+
+        Returns:
+            One network for each end of each field, other fields as they are; the space's network where none is
+            searched.
+        """
+        from lowrank.networks import NetworkSettings  # imports torch, which `--list` does without
+
+        fields = [(name.partition(".")[2], domain) for name, domain in self.domains.items()
+                  if name.startswith("network.")]  # fmt: skip
+        networks = [
+            NetworkSettings(**{**self.network.model_dump(), key: value})
+            for key, domain in fields
+            for value in domain.corners()
+        ]
+        return networks or [self.network]
+
     def largest(self, field: str) -> float:
         """Find the largest value of a field of the recipe anywhere in the space.
 

@@ -70,11 +70,11 @@ _LIVE = _LiveTeachers()
 def make_teacher(
     specification: TrialSpec, data: ImageData, device: str, options: CacheOptions, notify: Notify = print,
     on_epoch_cached: Callable[[int], None] | None = None, on_progress: Callable[[], None] | None = None,
-) -> Teacher | None:  # fmt: skip
+) -> Teacher:  # fmt: skip
     """Make the teacher that a specification's student asks, and fill its cache.
 
     Args:
-        specification: of the trial.
+        specification: of a trial with a teacher.
         data: its data set.
         device: where it trains.
         options: where caches lie.
@@ -83,14 +83,13 @@ def make_teacher(
         on_progress: called while this process fills the cache, at most once a second.
 
     Returns:
-        The teacher; None if the specification has none.
+        The teacher.
 
     Raises:
         InputError: the teacher's weights are missing or have changed.
     """
     section, recipe = specification.teacher, specification.train
-    if section is None:
-        return None
+    assert section is not None
     autocast = teacher_dtype(recipe, device)
 
     def live() -> Teacher:

@@ -19,7 +19,7 @@ from sweeps.records import MethodSection, TrialSpec
 
 def make_trainer(
     specification: TrialSpec, data: ImageData, device: str,
-    find_teacher: Callable[[], Teacher | None] = lambda: None, group: DataParallelGroup | None = None,
+    find_teacher: Callable[[], Teacher] | None = None, group: DataParallelGroup | None = None,
     notify: Callable[[str], None] = warnings.warn, decoding_cores: int | None = None,
 ) -> Trainer:  # fmt: skip
     """Build the trainer of a specification, at its first epoch.
@@ -28,7 +28,7 @@ def make_trainer(
         specification: of the trial.
         data: the trial's data set.
         device: `cpu`, or a GPU such as `cuda`.
-        find_teacher: called when the student is built; gives its teacher, None where it has none.
+        find_teacher: makes the teacher of a specification that has one; called when the student is built.
         group: the processes that share each batch; None for this process alone.
         notify: called with each line for the user.
         decoding_cores: on which a streamed set is decoded by default; None for as many as this process has threads.
@@ -40,11 +40,12 @@ def make_trainer(
         InputError: the specification names what this code does not have.
     """
     network, decay_ratio = make_student(specification, data)
-    teacher = specification.teacher
+    section = specification.teacher
+    teacher = find_teacher() if section is not None and find_teacher is not None else None
     return Trainer(
         network, data, specification.train, augmentation=specification.views, order_seed=specification.seed,
-        decay_ratio=decay_ratio, device=device, teacher=find_teacher(),
-        taps=teacher.student_taps if teacher else (), cache_epochs=teacher.views if teacher else None, group=group,
+        decay_ratio=decay_ratio, device=device, teacher=teacher,
+        taps=section.student_taps if section else (), cache_epochs=section.views if section else None, group=group,
         notify=notify, variational=variational_settings(specification), decoders=DecoderPool(decoding_cores),
     )  # fmt: skip
 

@@ -9,7 +9,6 @@ from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
 from sweeps.space import REFERENCES, Space, Stratum, Value, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
-from sweeps.trials.teacher import corner_networks
 
 MEASURED_SECONDS = 5.0  # in which one of a stratum's networks must prove fast enough
 MAX_SHAPES = 200  # of each method that are solved at a stratum's largest budget
@@ -29,7 +28,7 @@ def check_replaceable(space: Space, resolver: Resolver) -> None:
     if names <= set(REFERENCES):
         return
     reasons = []
-    for network in corner_networks(space):
+    for network in space.corner_networks():
         reason = resolver.plan(network).nothing_replaced
         if not reason:
             return

@@ -56,7 +56,7 @@ from sweeps.space import (
 from sweeps.space.settings import BudgetSettings
 from sweeps.trials.rank_allocation import RankAllocator
 from sweeps.trials.step_timer import StepTimer
-from sweeps.trials.teacher import ResolvedTeacher, corner_networks
+from sweeps.trials.teacher import ResolvedTeacher
 from sweeps.trials.trained_network import builder_fingerprint, trained_epochs, weights_fingerprint
 
 _REMOVAL_LIMITS = ("budget.params", "budget.mult_adds", "budget.bytes")
@@ -98,7 +98,6 @@ class Resolver:
         self.size_strata = halving_strata(self.separable_params)
         dense_params = self.plan(self.plain_network).params(Dense())
         self.strata = make_strata(space, self.separable_params, dense_params)
-        self.step_timer = StepTimer(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
         self._folder: Path | None = None
         self._file_sizes: dict[NetworkSettings, FileSizeCalculator] = {}
         self._solutions: dict[tuple[Any, ...], SizedMethod] = {}
@@ -275,6 +274,15 @@ class Resolver:
         name = str(trial.point.get("method.name", specification.method.name))
         return self.rank_allocator.output_errors(name, sized)
 
+    @cached_property
+    def step_timer(self) -> StepTimer:
+        """Measures steps; made at its first use."""
+        batch = min(self.space.recipe({}).batch_size, len(self.data.train))
+        timer = StepTimer(self.image_shape, self.classes, batch)
+        if self._folder is not None:
+            timer.use_folder(self._folder)
+        return timer
+
     def use_folder(self, folder: Path) -> None:
         """Keep what is measured in a study's folder, and take over what that has.
 
@@ -282,9 +290,9 @@ class Resolver:
             folder: of the study; it may be missing yet.
         """
         self._folder = folder
-        self.step_timer.use_folder(folder)
-        if "rank_allocator" in self.__dict__:
-            self.rank_allocator.use_folder(folder)
+        for name in ("step_timer", "rank_allocator"):
+            if name in self.__dict__:
+                getattr(self, name).use_folder(folder)
 
     def close(self) -> None:
         """Free what measuring ranks needs; it is made again if more has to be measured."""
@@ -541,7 +549,7 @@ def _check_training_steps(space: Space, data: ImageData, recipes: Sequence[Recip
     """Check that the user's own networks can be trained, before the first trial starts."""
     if not any(recipe.epochs for recipe in recipes):
         return
-    for network in {network.name: network for network in corner_networks(space)}.values():
+    for network in {network.name: network for network in space.corner_networks()}.values():
         if is_own_code(network.name):
             with torch.random.fork_rng(devices=[]):
                 built = network_to_count(network, data.image_shape, len(data.classes))

@@ -231,24 +231,6 @@ def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> Res
     network = network_to_count(weights.network, data.image_shape, weights.classes)
     taps = settings.taps or default_taps(network, data.image_shape)
     teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
-    for student in corner_networks(space):
+    for student in space.corner_networks():
         teacher.match_student(student, data)
     return teacher
-
-
-def corner_networks(space: Space) -> list[NetworkSettings]:
-    """List the networks of a space at each end of its searched fields.
-
-    Args:
-        space: the space.
-
-    Returns:
-        One network for each end of each field, other fields as they are; the space's network where none is searched.
-    """
-    fields = [(name.partition(".")[2], domain) for name, domain in space.domains.items() if name.startswith("network.")]
-    networks = [
-        NetworkSettings(**{**space.network.model_dump(), key: value})
-        for key, domain in fields
-        for value in domain.corners()
-    ]
-    return networks or [space.network]
