@@ -176,7 +176,8 @@ def _epoch_seconds(epochs: Sequence[dict[str, float]]) -> dict[str, float]:
     def total(name: str) -> float:
         return math.fsum(epoch.get(name, 0.0) for epoch in epochs)
 
-    parts = {COMPILE: total("compile_seconds"), INPUT: total("input_seconds"), VALIDATION: total("eval_seconds")}
+    compiling = total("compile_seconds") + total("eval_compile_seconds")
+    parts = {COMPILE: compiling, INPUT: total("input_seconds"), VALIDATION: total("eval_seconds")}
     step = total("epoch_seconds") - math.fsum(parts.values())
     return {**parts, STEP: step, REPORTS: total("report_seconds")}
 

@@ -150,11 +150,9 @@ class EvalMeter:
             logits: float32 (B, K).
             labels: int64 (B,).
         """
-        self.count += len(labels)
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
         wrong = logits.argmax(1) != labels
-        self.wrong_images[self._position : self._position + len(labels)] = wrong
-        self._position += len(labels)
+        self.note_wrong(wrong)
         self.wrong += wrong.sum()
         self.images_of.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         self.wrong_of.scatter_add_(0, labels, wrong.double())
@@ -164,6 +162,38 @@ class EvalMeter:
         self.sums += predicted.sum(0)
         self.squares += predicted.square().sum(0)
 
+    def note_wrong(self, wrong: Tensor) -> None:
+        """Count the next images, and note which of them are wrong.
+
+        Args:
+            wrong: bool or uint8 (B,).
+        """
+        self.wrong_images[self._position : self._position + len(wrong)] = wrong
+        self._position += len(wrong)
+        self.count += len(wrong)
+
+    def take(self, other: EvalMeter) -> None:
+        """Add another meter's sums; its images must have been counted by `note_wrong`.
+
+        Args:
+            other: over the same classes.
+        """
+        for total, part in zip(self._sums, other._sums, strict=True):
+            total.add_(part)
+
+    def clear(self) -> None:
+        """Set all sums to zero, in the same memory."""
+        for total in self._sums:
+            total.zero_()
+
+    def rewind(self) -> None:
+        """Let the next images take the rows of the first ones; the sums stay."""
+        self._position = self.count = 0
+
+    @property
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self.loss, self.wrong, self.wrong5, self.sums, self.squares, self.images_of, self.wrong_of
+
     def sum_over_processes(self, group: DataParallelGroup) -> None:
         """Replace the sums over this process's images by those over all processes' images.
 
@@ -171,8 +201,7 @@ class EvalMeter:
             group: every process of it must call this.
         """
         count = torch.tensor([self.count], device=self.sums.device)
-        sums = (self.loss, self.wrong, self.wrong5, self.sums, self.squares, self.images_of, self.wrong_of)
-        group.sum_in_place(*sums, count, self.wrong_images)
+        group.sum_in_place(*self._sums, count, self.wrong_images)
         self.count = int(count.item())
 
     def read(self) -> dict[str, float]:
@@ -184,12 +213,16 @@ class EvalMeter:
             deviation, over images, of the predicted probability. It is 0 for a network with the same output for every
             image, sqrt(K - 1) / K for one that is always certain and predicts each of K classes equally often.
         """
-        variance = (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
-        metrics = {"loss": self.loss.item() / self.count, "error": 100 * self.wrong.item() / self.count}
-        present = self.images_of > 0
-        metrics["balanced_error"] = 100 * (self.wrong_of[present] / self.images_of[present]).mean().item()
+        scalars = torch.stack([self.loss, self.wrong, self.wrong5])
+        read = torch.cat([scalars, self.sums, self.squares, self.images_of, self.wrong_of]).cpu()  # the only wait
+        loss, wrong, wrong5 = read[:3].tolist()
+        sums, squares, images_of, wrong_of = read[3:].view(4, self.classes)
+        variance = (squares / self.count - (sums / self.count).square()).clamp_min(0)
+        metrics = {"loss": loss / self.count, "error": 100 * wrong / self.count}
+        present = images_of > 0
+        metrics["balanced_error"] = 100 * (wrong_of[present] / images_of[present]).mean().item()
         if self.classes > TOP5_ABOVE:
-            metrics["error_top5"] = 100 * self.wrong5.item() / self.count
+            metrics["error_top5"] = 100 * wrong5 / self.count
         return metrics | {"prediction_spread": variance.sqrt().mean().item()}
 
 

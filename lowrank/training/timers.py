@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 INPUT, COMPILE, EVALUATION = "input_seconds", "compile_seconds", "eval_seconds"
+EVALUATION_SET_UP = "eval_compile_seconds"  # not part of EVALUATION
 T = TypeVar("T")
 
 
@@ -28,6 +29,7 @@ class PhaseTimers:
         self._on_gpu = device.type == "cuda"
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._inner = 0.0  # seconds of the phases inside the present one
 
     def begin(self) -> None:
         """Start a new epoch."""
@@ -36,16 +38,22 @@ class PhaseTimers:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time inside `with`.
+        """Count the time inside `with`, without that of phases inside it.
 
         If the device works in the block, the block must end by waiting for it.
 
         Args:
             phase: the name under which `read` gives the time.
         """
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+        start, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        try:
+            yield
+        except BaseException:
+            self._inner = outer
+            raise
+        seconds = time.perf_counter() - start
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds - self._inner
+        self._inner = outer + seconds
 
     def input(self, batches: Iterator[T]) -> Iterator[T]:
         """Count the time that each batch takes to come.

@@ -34,6 +34,7 @@ from lowrank.errors import InputError
 from lowrank.layers import checkpoint_rebuild, variational_layers
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
 from lowrank.training.ema import ExponentialMovingAverage
+from lowrank.training.engine.captured_evaluation import CapturedEvaluation
 from lowrank.training.engine.cuda_graph import make_captured_epoch
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.engine.precision import LossScaler, use_channels_last, working_dtype
@@ -79,6 +80,7 @@ class Trainer:
         variational: the random numbers and the divergence of variational layers; None for a network without them.
         captured_epoch: replays the step as a CUDA graph; None where the recipe's engine records none. Set it to None to
             run the steps without the graph.
+        captured_evaluation: replays the batches of validation, where the steps are replayed; None elsewhere.
         wrong_images: uint8 (images,) by split, 1 where the network was wrong when the split was last evaluated; on the
             device, in the order of the split.
     """
@@ -151,6 +153,9 @@ class Trainer:
         self._monitor = DivergenceMonitor(self.step, self.batches, self.load_state, len(data.classes))
         self.timers = PhaseTimers(self.device)
         self.captured_epoch = make_captured_epoch(self.step, self.timers, notify)
+        self.captured_evaluation = None if self.captured_epoch is None else CapturedEvaluation(
+            self.step, self.timers, len(data.classes), notify
+        )  # fmt: skip
 
     @property
     def epoch(self) -> int:
@@ -314,6 +319,7 @@ class Trainer:
 
     def _diverged_in_evaluation(self, loss: float) -> DivergedError:
         """Evaluate again with hooks, to name the first layer whose output is not finite."""
+        self.captured_evaluation = None  # a replay calls no hooks
         with NonFiniteLocator(self.network) as locator:
             self.evaluate("val")
         layer, where = locator.first
@@ -348,19 +354,42 @@ class Trainer:
         with ExitStack() as stack:
             if self.step.ema is not None:
                 stack.enter_context(self.step.ema.swapped_in())
-            with self.step.autocast():
-                stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
             batches = eval_batches(
                 self.data, split, self.device, self._eval_batch, shard=self._shard, decoders=self.decoders
             )
-            for images, labels, *_ in batches:
-                with self.step.autocast():
-                    logits = self.network(images)
-                meter.add(logits.float(), labels)
+            first = next(batches, None)
+            if first is not None:  # None: fewer images than processes
+                batches = itertools.chain([first], batches)
+                captured = self._recorded_evaluation(first, count) if split == "val" else None
+                run = self._run_plain if captured is None else captured.run
+                run(batches, meter)
         if self.group is not None:
             meter.sum_over_processes(self.group)
         self.wrong_images[split] = meter.wrong_images
         return meter.read()
+
+    def _run_plain(self, batches: Iterator[Batch], meter: EvalMeter) -> None:
+        with ExitStack() as stack:
+            with self.step.autocast():
+                stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
+            for images, labels, *_ in batches:
+                with self.step.autocast():
+                    logits = self.network(images)
+                meter.add(logits.float(), labels)
+
+    def _recorded_evaluation(self, batch: Batch, images: int) -> CapturedEvaluation | None:
+        """Give what replays the batches of validation; None where they run as they are.
+
+        Args:
+            batch: the first one.
+            images: of the split.
+        """
+        if self.captured_epoch is None or self.captured_evaluation is None:
+            return None
+        batches = -(-len(self._shard.of_range(images)) // self._eval_batch)
+        remaining = max(0, self.recipe.epochs - self.epoch) * batches
+        is_ready = self.captured_evaluation.prepare(self.captured_epoch, batch, remaining)
+        return self.captured_evaluation if is_ready else None
 
     def weights(self) -> dict[str, Tensor]:
         """Collect what is kept of a finished run.
@@ -394,6 +423,8 @@ class Trainer:
         self.step.load_state(state)
         if self.captured_epoch is not None:
             self.captured_epoch.forget()  # the graph was recorded on tensors that are replaced now
+        if self.captured_evaluation is not None:
+            self.captured_evaluation.forget()
 
     def restart_average(self) -> None:
         """Start the moving average from the present weights.

@@ -42,14 +42,14 @@ EPOCH_METRICS = (
     "loss_kl", "kl_weight", "sparsity", "compression", FULL_ERROR,
     "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
     "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
-    "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
+    "input_seconds", "compile_seconds", "eval_seconds", "eval_compile_seconds", "report_seconds",
 )  # fmt: skip
 
 # The metrics of an epoch that describe the machine rather than the training
 MACHINE_METRICS = frozenset(
     {
         "images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb",
-        "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
+        "input_seconds", "compile_seconds", "eval_seconds", "eval_compile_seconds", "report_seconds",
     }
 )  # fmt: skip
 

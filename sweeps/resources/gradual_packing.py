@@ -104,7 +104,7 @@ class GradualPacking:
         if self._began is None:
             self._began = now if len(self._running) >= self.slots else None
             return
-        seconds = whole - metrics.get("compile_seconds", 0.0)
+        seconds = whole - metrics.get("compile_seconds", 0.0) - metrics.get("eval_compile_seconds", 0.0)
         if now - whole >= self._began and seconds > 0:
             self._speeds[trial_id].append(self._images / seconds)
         epochs = sum(map(len, self._speeds.values()))

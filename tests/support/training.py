@@ -45,9 +45,9 @@ def small_trainer(
     return Trainer(network, data, recipe, augmentation=augmentation, order_seed=0, **options)
 
 
-def tensor_train() -> Method:
-    """A tensor train of the small network with 4,500 parameters at most."""
-    return solve(network_plan(SMALL, (1, 8, 8), 10), TensorTrain(dims=3), Budget(params=4500))
+def tensor_train(params: int = 4500) -> Method:
+    """A tensor train of the small network with so many parameters at most."""
+    return solve(network_plan(SMALL, (1, 8, 8), 10), TensorTrain(dims=3), Budget(params=params))
 
 
 def small_teacher(device: str = "cpu") -> LiveTeacher:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,13 @@ from lowrank.training.objective import Loss
 from lowrank.utils import LockedError, hold_lock
 
 MAX_WAIT_SECONDS = 900.0  # for another process that compiles the same function: a large network takes minutes
-MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and loss
+MAX_COMPILED = 16  # compiled functions that a process keeps: for each network and batch size one by loss, one without
 COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each function that some process has compiled
 _KERNELS = Path(__file__).parents[2] / "kernels"
 
-_COMPILED: OrderedDict[object, CompiledForward] = OrderedDict()
+_COMPILED: OrderedDict[object, _CompiledTemplate] = OrderedDict()
 INTERNAL_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
+C = TypeVar("C", bound="_CompiledTemplate")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -73,34 +74,26 @@ class WeightInput(StructuredMap):
         raise NotImplementedError("the weight is an input")
 
 
-class CompiledForward:
-    """A template's forward pass with its loss, compiled when it first runs.
+class _CompiledTemplate:
+    """A function of a template and a batch, compiled when it first runs.
 
-    It holds no tensor of the network that it was made from.
-
-    Args:
-        template: from `make_template`.
-        loss: of the recipe.
-        taps: names of the modules whose attention maps the loss compares with a teacher's.
-        autocast: device type and format in which the network runs; None: float32.
-        processes: that share each batch; batch norms then take its statistics from all of them.
+    It holds no tensor of the network that the template was made from.
 
     Attributes:
+        template: runs with the tensors that a call passes.
         names: the template's parameters and buffers, in the order in which a call takes them.
     """
 
     def __init__(
-        self, template: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None,
-        processes: int = 1,
+        self, template: nn.Module, function: Callable[..., Any], key: tuple[object, ...],
+        autocast: tuple[str, torch.dtype] | None, processes: int = 1,
     ):  # fmt: skip
-        self.template, self._loss = template, loss
-        self._key = (type(template).__name__, loss, tuple(taps), autocast, processes)
+        self.template = template
+        self._key = (type(template).__name__, *key, autocast, processes)
         self.names = [name for name, _ in _tensors(template)]
-        self._taps = Taps(template, taps)
-        self._taps.__enter__()  # never left: nothing else uses the template
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
         backend = compile_graph if processes == 1 else partial(compile_graph, processes=processes)
-        self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=backend)
+        self._run = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
     def digest(self, images: Tensor) -> str:
         """Name what is compiled for batches like `images`.
@@ -119,11 +112,44 @@ class CompiledForward:
         parts = (torch.__version__, machine, tensors, images.shape, images.dtype, self._key, kernels)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
+    def _output(self, tensors: list[Tensor], images: Tensor) -> Any:
+        """Run the template with these tensors."""
+        with self._autocast():
+            return functional_call(self.template, dict(zip(self.names, tensors, strict=True)), (images,))
+
+    def _call(self, *arguments: Any) -> Any:
+        """Run the compiled function."""
+        limits = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, fail_on_recompile_limit_hit=True)
+        with limits, warnings.catch_warnings():
+            # Tracing reads `.grad` of the inputs; weights that were passed in are no leaves and have none
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            return self._run(*arguments)
+
+
+class CompiledForward(_CompiledTemplate):
+    """A template's forward pass with its loss, compiled when it first runs.
+
+    Args:
+        template: from `make_template`.
+        loss: of the recipe.
+        taps: names of the modules whose attention maps the loss compares with a teacher's.
+        autocast: device type and format in which the network runs; None: float32.
+        processes: that share each batch; batch norms then take its statistics from all of them.
+    """
+
+    def __init__(
+        self, template: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None,
+        processes: int = 1,
+    ):  # fmt: skip
+        super().__init__(template, self._losses, (loss, tuple(taps)), autocast, processes)
+        self._loss = loss
+        self._taps = Taps(template, taps)
+        self._taps.__enter__()  # never left: nothing else uses the template
+
     def _losses(
         self, tensors: list[Tensor], images: Tensor, labels: Tensor, signal_tensors: list[Tensor]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        with self._autocast():
-            output = functional_call(self.template, dict(zip(self.names, tensors, strict=True)), (images,))
+        output = self._output(tensors, images)
         signals = Signals(signal_tensors[0], tuple(signal_tensors[1:])) if signal_tensors else None
         return self._loss(output, labels, signals, self._taps.take())
 
@@ -141,11 +167,35 @@ class CompiledForward:
         Returns:
             Logits (B, K), the loss to minimise, and its parts: see Loss.__call__.
         """
-        limits = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, fail_on_recompile_limit_hit=True)
-        with limits, warnings.catch_warnings():
-            # Tracing reads `.grad` of the inputs; weights that were passed in are no leaves and have none
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            return self._run(tensors, images, labels, [] if signals is None else signals.tensors)
+        result: tuple[Tensor, Tensor, tuple[Tensor, ...]] = self._call(
+            tensors, images, labels, [] if signals is None else signals.tensors
+        )
+        return result
+
+
+class CompiledLogits(_CompiledTemplate):
+    """A template's forward pass without a loss, for a network that is evaluated.
+
+    Args:
+        template: from `make_template`, of a network in evaluation mode.
+        autocast: device type and format in which the network runs; None: float32.
+    """
+
+    def __init__(self, template: nn.Module, autocast: tuple[str, torch.dtype] | None):
+        super().__init__(template, self._output, ("evaluation",), autocast)
+
+    def __call__(self, tensors: list[Tensor], images: Tensor) -> Tensor:
+        """Run the forward pass.
+
+        Args:
+            tensors: the template's parameters and buffers, in the order of `names`.
+            images: (B, C, H, W).
+
+        Returns:
+            Logits (B, K).
+        """
+        logits: Tensor = self._call(tensors, images)
+        return logits
 
 
 class PassWeights(torch.autograd.Function):
@@ -187,21 +237,10 @@ class CompiledObjective:
         Raises:
             NotCompilableError: this machine cannot compile, or a module of the network has hooks.
         """
-        obstacle = compile_obstacle(next(network.parameters()).device)
-        if obstacle is not None:
-            raise NotCompilableError(obstacle)
+        _check_compilable(network)
         self._rebuild = BatchedRebuild(network, include_all=True)
         self.compiled = compiled_forward_of(network, self._rebuild, loss, taps, autocast, processes)
-        tensors = dict(_tensors(network))
-        indices = {id(module): index for index, module in enumerate(self._rebuild.maps)}
-        rebuilt = {
-            f"{name}.input_weight": indices[id(module)]
-            for name, module in network.named_modules()
-            if id(module) in indices
-        }
-        self._sources: list[Tensor | int] = [
-            rebuilt[name] if name in rebuilt else tensors[name] for name in self.compiled.names
-        ]
+        self._inputs = _TemplateInputs(network, self._rebuild, self.compiled.names)
 
     def __call__(
         self, images: Tensor, labels: Tensor, signals: Signals | None,
@@ -221,8 +260,76 @@ class CompiledObjective:
         with autocast():
             weights = self._rebuild.weights()
         passed = PassWeights.apply(*weights) if weights else ()
-        tensors = [passed[source] if isinstance(source, int) else source for source in self._sources]
-        return self.compiled(tensors, images, labels, signals)
+        return self.compiled(self._inputs.with_weights(passed), images, labels, signals)
+
+
+class CompiledNetwork:
+    """The compiled form of one network in evaluation mode.
+
+    Attributes:
+        rebuild: gives the weights that a call takes.
+        compiled: the function that networks with equal templates share.
+    """
+
+    def __init__(self, network: nn.Module, autocast: tuple[str, torch.dtype] | None):
+        """Find or make the compiled function; nothing is compiled before the first call.
+
+        Args:
+            network: on its device, in evaluation mode.
+            autocast: device type and format in which the network runs; None: float32.
+
+        Raises:
+            NotCompilableError: this machine cannot compile, or a module of the network has hooks.
+        """
+        _check_compilable(network)
+        self.rebuild = BatchedRebuild(network, include_all=True)
+        template = make_template(network, self.rebuild)
+        key = ("evaluation", autocast, next(network.parameters()).device)
+        self.compiled = _shared(template, key, lambda: CompiledLogits(template, autocast))
+        self._inputs = _TemplateInputs(network, self.rebuild, self.compiled.names)
+
+    def __call__(self, weights: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Run the forward pass.
+
+        Args:
+            weights: of the maps of `rebuild`, each of its `weight_shape`.
+            images: (B, C, H, W).
+
+        Returns:
+            Logits (B, K).
+        """
+        return self.compiled(self._inputs.with_weights(weights), images)
+
+
+class _TemplateInputs:
+    """Says which tensors a template of a network takes.
+
+    Args:
+        network: its parameters and buffers are inputs, but for the factors of rebuilt maps.
+        rebuild: of the maps whose weight is an input.
+        names: the template's parameters and buffers.
+    """
+
+    def __init__(self, network: nn.Module, rebuild: BatchedRebuild, names: Sequence[str]):
+        tensors = dict(_tensors(network))
+        indices = {id(module): index for index, module in enumerate(rebuild.maps)}
+        rebuilt = {
+            f"{name}.input_weight": indices[id(module)]
+            for name, module in network.named_modules()
+            if id(module) in indices
+        }
+        self._sources: list[Tensor | int] = [rebuilt[name] if name in rebuilt else tensors[name] for name in names]
+
+    def with_weights(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """List the inputs, with these weights for the rebuilt maps."""
+        return [weights[source] if isinstance(source, int) else source for source in self._sources]
+
+
+def _check_compilable(network: nn.Module) -> None:
+    """Raise NotCompilableError where this machine cannot compile."""
+    obstacle = compile_obstacle(next(network.parameters()).device)
+    if obstacle is not None:
+        raise NotCompilableError(obstacle)
 
 
 def compiled_forward_of(
@@ -246,16 +353,22 @@ def compiled_forward_of(
         NotCompilableError: a module of the network has hooks.
     """
     template = make_template(network, rebuild)
+    key = (loss, tuple(taps), autocast, processes, next(network.parameters()).device)
+    return _shared(template, key, lambda: CompiledForward(template, loss, taps, autocast, processes))
+
+
+def _shared(template: nn.Module, key: tuple[object, ...], make: Callable[[], C]) -> C:
+    """Make the compiled function of a template, or find that of an equal template and key."""
     described = describe(template)
     if described is None:
-        return CompiledForward(template, loss, taps, autocast, processes)
-    key = (described, loss, tuple(taps), autocast, processes, next(network.parameters()).device)
-    if key not in _COMPILED:
-        _COMPILED[key] = CompiledForward(template, loss, taps, autocast, processes)
-    _COMPILED.move_to_end(key)
+        return make()
+    whole = (described, *key)
+    if whole not in _COMPILED:
+        _COMPILED[whole] = make()
+    _COMPILED.move_to_end(whole)
     while len(_COMPILED) > MAX_COMPILED:
         _COMPILED.popitem(last=False)
-    return _COMPILED[key]
+    return cast(C, _COMPILED[whole])
 
 
 def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
@@ -348,18 +461,22 @@ def _is_function(value: Any) -> bool:
 
 
 @contextmanager
-def compile_once(digest: str, notify: Callable[[str], None] = warnings.warn) -> Iterator[None]:
+def compile_once(
+    digest: str, notify: Callable[[str], None] = warnings.warn, *, wait: bool = True
+) -> Iterator[None]:  # fmt: skip
     """Let one process of this machine at a time compile a function inside `with`.
 
     The first process compiles, the others then find its code on disk. A function that has been compiled before is not
     locked: all processes read its code side by side.
 
     Args:
-        digest: from CompiledForward.digest.
-        notify: is called with a line when another process compiles it.
+        digest: of the compiled function.
+        notify: is called with a line when another process compiles it, and this one waits.
+        wait: whether to wait for another process.
 
     Raises:
         NotCompilableError: another process has compiled it for longer than `MAX_WAIT_SECONDS`.
+        LockedError: without `wait`, another process compiles it.
         OSError: the compiler's cache cannot be written.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # imports the compiler, which most runs do not need
@@ -374,10 +491,12 @@ def compile_once(digest: str, notify: Callable[[str], None] = warnings.warn) -> 
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(hold_lock(
-                path, timeout=MAX_WAIT_SECONDS,
+                path, timeout=MAX_WAIT_SECONDS if wait else 0,
                 on_wait=lambda: notify("another process compiles the same network; waiting for it"),
             ))  # fmt: skip
         except LockedError as error:
+            if not wait:
+                raise
             raise NotCompilableError(
                 f"the process that compiles the same network has held {path} for {MAX_WAIT_SECONDS:.0f} s"
             ) from error

@@ -48,7 +48,6 @@ from lowrank.training.engine.recording import (
     changed_attribute,
     recording_obstacle,
 )
-from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.objective import Forward
@@ -118,6 +117,7 @@ class CapturedEpoch:
 
     Attributes:
         compiled: whether the forward pass and the loss are compiled, or will be at the first batch.
+        recorder: records the step; None where it runs without, or cannot be recorded.
         replay: repeats the recorded step; None where none is recorded.
     """
 
@@ -134,7 +134,7 @@ class CapturedEpoch:
             compiled: compile the forward pass and the loss, if that is possible.
             notify: is called with a warning if it is not, or if the step cannot be recorded.
         """
-        self._train_step, self._timers, self._recorder, self._notify = train_step, timers, recorder, notify
+        self._train_step, self._timers, self.recorder, self._notify = train_step, timers, recorder, notify
         self.compiled = compiled
         self.replay: Run | None = None
         self._forward: Forward = train_step.objective
@@ -218,14 +218,14 @@ class CapturedEpoch:
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
-        if self._recorder is not None or self.compiled:
+        if self.recorder is not None or self.compiled:
             self._watch(images, labels, signals)
         self._make_momentum()
         if self.compiled:
             self._compile()
-        if self._recorder is not None:
+        if self.recorder is not None:
             self._attributes = attributes(self._train_step.network)
-            self._record(self._recorder)
+            self._record(self.recorder)
 
     def _watch(self, images: Tensor, labels: Tensor, signals: BatchSignals | None) -> None:
         """Look for what a recorded step would freeze; where there is something, neither record nor compile.
@@ -245,33 +245,19 @@ class CapturedEpoch:
             train_step.optimizer.zero_grad(set_to_none=True)
 
         obstacle: str | None = None
-        with self._undone(), suspended_exchange(), _usual_kernels():
+        with self._train_step.undone(), suspended_exchange(), usual_kernels():
             try:
-                obstacle = recording_obstacle(train_step.network, run, self._recorder)
+                obstacle = recording_obstacle(train_step.network, run, self.recorder)
             except RuntimeError as error:
-                if _must_end(error):
+                if must_end(error):
                     raise
                 # So few images do not suit this network; what is wrong with all of them the step itself will raise
         group = train_step.group
         if group is not None and not group.all_agree(obstacle is None, train_step.device):
             obstacle = obstacle or "another process cannot record them"
         if obstacle is not None:
-            self._recorder, self.compiled = None, False
+            self.recorder, self.compiled = None, False
             self._warn_once(f"training steps run one by one, and so are slower: {obstacle}")
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Undo what steps inside `with` do to weights, momentum and the random generators."""
-        device = self._train_step.device
-        copies = [(tensor, tensor.clone()) for tensor in self._train_step.live_tensors()]
-        random = random_state(device)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, before in copies:
-                    tensor.copy_(before)
-            set_random_state(random, device)
 
     def _compile(self) -> None:
         """Compile the forward pass and the loss; if that is not possible, warn and go on without."""
@@ -285,12 +271,12 @@ class CapturedEpoch:
             self._forward = forward
             digest = forward.compiled.digest(self._images)
             # While one process compiles the others wait for the lock, so it must not wait for them
-            alone, undone = suspended_exchange(), self._undone()
+            alone, undone = suspended_exchange(), self._train_step.undone()
             with compile_once(digest, self._notify), watch_compiler(), alone, undone, keep_float32_products():
                 self._run_step()
             self._forward = self._guarded(forward)
         except Exception as error:  # compilers raise anything; an error of the network comes again without them
-            if _must_end(error):
+            if must_end(error):
                 raise
             self._give_up_compiling(error)
         if train_step.group is not None and not train_step.group.all_agree(self.compiled, train_step.device):
@@ -320,15 +306,11 @@ class CapturedEpoch:
 
     def _give_up_compiling(self, error: Exception) -> None:
         self.compiled = False
-        cause = getattr(error, "inner_exception", error)
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        reason = compiler_reason(error)
         self._warn_once(f"training is not compiled, and so is slower: {reason}", reason)
 
     def _warn_once(self, message: str, key: str | None = None) -> None:
-        """Give a warning that this process has not given yet."""
-        if (key or message) not in _WARNED:
-            _WARNED.add(key or message)
-            self._notify(message)
+        warn_once(self._notify, message, key)
 
     def _make_momentum(self) -> None:
         """Start the momentum of SGD from zeros; AdamW has its slots from the start.
@@ -354,7 +336,7 @@ class CapturedEpoch:
 
         def run_plain() -> None:
             for _ in range(WARM_UP_STEPS):
-                with self._undone():
+                with self._train_step.undone():
                     self._run_step()
                     self._compare(outcomes, differences)
 
@@ -362,7 +344,7 @@ class CapturedEpoch:
         if not self._agree(None if not differences else f"the same step run twice differs: {differences[0]}"):
             return
         replay, reason = None, None
-        with self._undone():
+        with self._train_step.undone():
             try:
                 replay = recorder.record(self._run_step)
             except RuntimeError as error:
@@ -371,7 +353,7 @@ class CapturedEpoch:
                 reason = first_line(error)
         if not self._agree(reason) or replay is None:
             return
-        with self._undone():
+        with self._train_step.undone():
             replay()
             self._compare(outcomes, differences)
         different = f"a replayed step differs from the same step run plain: {differences[0]}" if differences else None
@@ -395,7 +377,7 @@ class CapturedEpoch:
             differences.append(difference)
 
     def _give_up_recording(self, reason: str) -> None:
-        self.replay = self._recorder = None
+        self.replay = self.recorder = None
         self._warn_once(f"training steps are not recorded, and so are slower: {reason}", reason)
 
     def _run_step(self) -> None:
@@ -407,13 +389,46 @@ class CapturedEpoch:
         train_step.apply_gradients()
 
 
-def _must_end(error: Exception) -> bool:
-    """Say whether training cannot go on after an error: memory ran out, or the device is lost."""
+def warn_once(notify: Callable[[str], None], message: str, key: str | None = None) -> None:
+    """Give a warning that this process has not given yet.
+
+    Args:
+        notify: is called with the message.
+        message: the warning.
+        key: what decides whether it was given; None for the message.
+    """
+    if (key or message) not in _WARNED:
+        _WARNED.add(key or message)
+        notify(message)
+
+
+def compiler_reason(error: Exception) -> str:
+    """Name why something is not compiled.
+
+    Args:
+        error: that the compiler raised.
+
+    Returns:
+        The first line of its cause.
+    """
+    cause = getattr(error, "inner_exception", error)
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+
+
+def must_end(error: Exception) -> bool:
+    """Say whether training cannot go on after an error.
+
+    Args:
+        error: of a recording or a compiler.
+
+    Returns:
+        Whether memory ran out, or the device is lost.
+    """
     return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
 
 
 @contextmanager
-def _usual_kernels() -> Iterator[None]:
+def usual_kernels() -> Iterator[None]:
     """Let cuDNN try no kernels inside `with`: batches of this size do not come again."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False

@@ -7,7 +7,8 @@ and know no trainer.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lowrank.layers import StructuredMap
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
+from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.metrics import GradientMeter, TrainMeter
 from lowrank.training.objective import Forward, Objective
 from lowrank.training.optimizer import set_lr
@@ -268,6 +270,19 @@ class TrainStep:
             for name in module._non_persistent_buffers_set if (buffer := module._buffers[name]) is not None
         ]  # fmt: skip
         return [*self.network.state_dict().values(), *unsaved, *(slot for slot in slots if isinstance(slot, Tensor))]
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Undo what steps inside `with` do to weights, momentum and the random generators."""
+        copies = [(tensor, tensor.clone()) for tensor in self.live_tensors()]
+        random = random_state(self.device)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in copies:
+                    tensor.copy_(before)
+            set_random_state(random, self.device)
 
 
 def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

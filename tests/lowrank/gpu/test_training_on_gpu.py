@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lowrank.distillation import CachedTeacher
 from lowrank.networks import darts
 from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.training import trainer as trainer_module
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine import cuda_graph
+from lowrank.training.engine import captured_evaluation, cuda_graph
 from lowrank.training.engine.device_memory import free_memory
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer
@@ -214,6 +215,54 @@ def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeyp
         run.train_steps()
         assert run.captured_epoch is not None
         assert run.captured_epoch.replay is not None, name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", ["captured", "compiled"])
+def test_replayed_validation_has_the_numbers_of_the_plain_loop(engine, precision, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr(trainer_module, "MIN_EVAL_BATCH", 48)  # four batches of the 200 images, and one of eight
+    monkeypatch.setattr(captured_evaluation, "LONG_EVALUATION_BATCHES", 0)
+    for network in (None, make_network(NetworkSettings(name="wrn_10_1"), small_data().image_shape, 10)):
+        options = {"method": tensor_train()} if network is None else {"network": network}
+        run = small_trainer(
+            small_recipe(engine=engine, precision=precision, ema_decay=0.9), device="cuda", notify=pytest.fail,
+            **options,
+        )  # fmt: skip
+        first, second = run.train_epoch(), run.train_epoch()
+        assert first["eval_compile_seconds"] > 0
+        assert "eval_compile_seconds" not in second
+        assert run.captured_evaluation is not None
+        assert run.captured_evaluation.replay is not None
+        assert run.captured_evaluation.compiled == (engine == "compiled")
+        replayed, wrong = run.evaluate("val"), run.wrong_images["val"]
+        run.captured_evaluation = None
+        plain, plain_wrong = run.evaluate("val"), run.wrong_images["val"]
+        tolerance = 2e-3 if precision == "float32" else 2e-2
+        assert replayed["loss"] == pytest.approx(plain["loss"], rel=tolerance)
+        assert replayed["prediction_spread"] == pytest.approx(plain["prediction_spread"], rel=5 * tolerance)
+        assert len(wrong) == 200
+        assert (wrong != plain_wrong).sum() <= 4  # images whose two likeliest classes are as good as equal
+
+
+def test_validation_waits_for_the_gpu_once(monkeypatch):
+    monkeypatch.setattr(trainer_module, "MIN_EVAL_BATCH", 48)
+    run = small_trainer(small_recipe(engine="captured"), method=tensor_train(), device="cuda")
+    run.train_epoch()
+    waits: list[str] = []
+    copies = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (waits.append("read"), allowed(copies, tensor))[1])
+
+    def allowed(read, tensor):
+        torch.cuda.set_sync_debug_mode("default")
+        return read(tensor)
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.evaluate("val")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert waits == ["read"]
 
 
 def test_memory_comes_back_after_each_of_several_recorded_trainings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lowrank.training import timers
-from lowrank.training.timers import COMPILE, INPUT, PhaseTimers
+from lowrank.training.timers import COMPILE, EVALUATION, EVALUATION_SET_UP, INPUT, PhaseTimers
 
 
 class Clock:
@@ -48,3 +48,19 @@ def test_a_failed_block_is_not_counted(monkeypatch):
     except ValueError:
         pass
     assert clocks.read() == {INPUT: 0.0}
+
+
+def test_a_phase_inside_another_is_counted_once(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timers, "time", clock)
+    clocks = PhaseTimers(torch.device("cpu"))
+    clocks.begin()
+    for _ in range(2):
+        with clocks.timed(EVALUATION):
+            clock.now += 1.0
+            with clocks.timed(EVALUATION_SET_UP):
+                clock.now += 10.0
+                with clocks.timed(COMPILE):
+                    clock.now += 100.0
+            clock.now += 2.0
+    assert clocks.read() == {INPUT: 0.0, EVALUATION: 6.0, EVALUATION_SET_UP: 20.0, COMPILE: 200.0}

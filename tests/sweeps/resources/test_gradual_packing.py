@@ -83,10 +83,10 @@ def test_the_time_of_compiling_does_not_count():
     card = Card({1: 1, 2: 2, 4: 4, 8: 8})
     growing = card.growing
     card.now = 100.0
-    growing.add_epoch("a", {"epoch_seconds": 100.0, "compile_seconds": 98.0})
+    growing.add_epoch("a", {"epoch_seconds": 100.0, "compile_seconds": 90.0, "eval_compile_seconds": 8.0})
     for _ in range(2):
         card.now += 4.0
-        growing.add_epoch("a", {"epoch_seconds": 4.0, "compile_seconds": 2.0})
+        growing.add_epoch("a", {"epoch_seconds": 4.0, "compile_seconds": 1.5, "eval_compile_seconds": 0.5})
     assert growing.slots == 2
     assert [row.images_per_second for row in growing._measurements] == [500.0]
 
