@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed as dist, nn
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings, Batch, ProcessShard, default_augmentation
 from lowrank.errors import InputError
+from lowrank.kernels import use_gather_memory
 from lowrank.networks.base import DropPath
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import compiled_forward, data_parallel
 from lowrank.training.engine.compiled_forward import COMPILED_FOLDER, CompiledObjective
 from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm, GradientBuckets
+from lowrank.training.engine.symmetric_memory import SymmetricMemory
 from lowrank.training.trainer import Trainer
 from tests.support.process_group import run_in_group
 from tests.support.training import (
@@ -192,13 +194,32 @@ def disagreement(group: DataParallelGroup) -> tuple[bool, list[str]]:
     return run.captured_epoch.compiled, notices
 
 
+def train_through_memory(group: DataParallelGroup) -> tuple[dict[str, Any], int]:
+    """What `train` gives where a table of both processes is summed, and how many sums there were."""
+    sums: list[torch.Size] = []
+
+    def add(table: torch.Tensor, total: torch.Tensor) -> None:
+        sums.append(table.shape)
+        dist.all_reduce(total.copy_(table))
+
+    use_gather_memory(SymmetricMemory(torch.empty(4096), group.index, group.count, add))
+    choose, DataParallelGroup.choose_exchange = DataParallelGroup.choose_exchange, lambda *arguments: None  # type: ignore
+    try:
+        return train(group, ["tensor_train"]), len(sums)
+    finally:
+        DataParallelGroup.choose_exchange = choose  # type: ignore[method-assign]
+        use_gather_memory(None)
+
+
 Outcome = tuple[Any, ...]
 
 
 def train_and_diverge(group: DataParallelGroup | None) -> Outcome:
     long_runs = {double: losses_of_50_steps(group, double) for double in (False, True)}
     outcome = train(group, [*RUNS, "dropping"]), divergence_message(group), long_runs
-    return outcome if group is None else (*outcome, averaged_gradients(group), disagreement(group))
+    if group is None:
+        return outcome
+    return (*outcome, train_through_memory(group), averaged_gradients(group), disagreement(group))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +250,14 @@ def test_the_processes_have_the_same_weights_to_the_bit(runs):
     for name in first:
         for key, tensor in first[name][2].items():
             assert torch.equal(tensor, second[name][2][key]), (name, key)
+
+
+def test_statistics_through_shared_memory_give_the_same_bits(runs):
+    for outcome, _, _, (through_memory, sums), *_ in runs[1]:
+        (losses, _, state), (expected, _, expected_state) = through_memory["tensor_train"], outcome["tensor_train"]
+        assert losses == expected
+        assert all(torch.equal(tensor, expected_state[key]) for key, tensor in state.items())
+        assert sums == 4 * 2 * 8  # steps, directions, batch norms
 
 
 def test_the_losses_of_50_steps_differ_by_rounding_alone(runs):
