@@ -10,6 +10,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,16 @@ def cached_answers(
 
 
 class Bench:
-    """One process of the benchmark: its trainer stays from row to row."""
+    """One process of the benchmark: its trainer stays from row to row.
 
-    def __init__(self, device: str) -> None:
+    Args:
+        device: "cpu" or "cuda".
+        lock: held by who measures the device; steps that can wait do so for it. None: nobody else uses the device.
+    """
+
+    def __init__(self, device: str, lock: Any = None) -> None:
         torch.set_num_threads(1)
-        self.device = device
+        self.device, self._lock = device, nullcontext() if lock is None else lock
         self.trainer: Trainer | OwnLoop | None = None
         self.data: dict[tuple[int | None, int], ImageData] = {}
 
@@ -218,8 +224,9 @@ class Bench:
         self.trainer.train_steps(limit=2)
         self._wait()
         seconds = time.perf_counter() - start
-        self.trainer.train_steps()
-        self._wait()
+        with self._lock:
+            self.trainer.train_steps()
+            self._wait()
         if self.device == "cuda":
             torch.cuda.empty_cache()  # what was only needed to begin: others share the card
         return seconds
@@ -233,7 +240,8 @@ class Bench:
 
     def train(self, case: Case) -> tuple[float, float]:
         """Images a second, and MB (1e6 bytes) held on the card."""
-        assert self.trainer is not None
+        if self.trainer is None:
+            raise RuntimeError("nothing is prepared, or what was prepared has failed")
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < case.seconds:
             self.trainer.train_steps()
@@ -247,7 +255,11 @@ class Bench:
         """Bytes that a step must move for each image, and bytes that the device copies in a second."""
         data = self._images(case)
         width = 2 if self.device == "cuda" else 4  # bfloat16 on a card
-        return step_bytes(make_student(case, data), data.image_shape, width), copy_bandwidth(self.device)
+        student = make_student(case, data)
+        taps = default_taps(student, data.image_shape) if case.taught else ()
+        moved = step_bytes(student, data.image_shape, width, taps)
+        with self._lock:
+            return moved, copy_bandwidth(self.device)
 
     def losses(self, case: Case) -> list[float]:
         """The first losses of a seeded run."""
@@ -266,9 +278,9 @@ class TooLargeError(Exception):
     """So many do not fit on the device together."""
 
 
-def _serve(device: str, environment: Mapping[str, str], asked: Any, answers: Any) -> None:
-    os.environ.update(environment)  # before this process first uses the card
-    bench = Bench(device)
+def _serve(device: str, environment: Mapping[str, str], lock: Any, asked: Any, answers: Any) -> None:
+    os.environ.update(environment)  # before this process first uses the card, or imports the compiler
+    bench = Bench(device, lock)
     while (command := asked.get()) is not None:
         name, case = command
         try:
@@ -279,14 +291,24 @@ def _serve(device: str, environment: Mapping[str, str], asked: Any, answers: Any
 
 
 class Processes:
-    """The processes, each with a queue of commands and one of answers; all is over at `until` (time.monotonic)."""
+    """The processes, each with a queue of commands and one of answers; all is over at `until` (time.monotonic).
 
-    def __init__(self, device: str, count: int, until: float, environment: Mapping[str, str] | None = None):
+    Args:
+        device: "cpu" or "cuda".
+        count: of processes.
+        until: when all is over.
+        environment: variables that they have besides this process's.
+        lock: see Bench.
+    """
+
+    def __init__(
+        self, device: str, count: int, until: float, environment: Mapping[str, str] | None = None, lock: Any = None
+    ):  # fmt: skip
         context = mp.get_context("spawn")
         self.until = until
         self._queues = [(context.Queue(), context.Queue()) for _ in range(count)]
         self._workers = [
-            context.Process(target=_serve, args=(device, environment or {}, *pair), daemon=True)
+            context.Process(target=_serve, args=(device, environment or {}, lock, *pair), daemon=True)
             for pair in self._queues
         ]  # fmt: skip
         for worker in self._workers:

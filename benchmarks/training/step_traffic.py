@@ -6,14 +6,16 @@ Counted for each image, X being a layer's input and Y its output, in values:
                                              being what the pool leaves
   a linear map                               as a convolution
   a layer norm                               X + Y forward; X, Y's gradient, X's gradient backward
-and nothing else: no weights, no optimizer, no images, no rebuild, no addition of its own, no attention. So a step whose
-layers are kernels of their own cannot be faster than bytes over bandwidth; one that fuses a norm into its convolutions
-might.
+  a tap's attention map                      Y forward; backward its gradient can be added where the next layer reads Y
+and nothing else: no weights, no optimizer, no images, no rebuild, no addition of its own, no attention of transformers,
+no answers of a teacher (less than a thousandth). So a step whose layers are kernels of their own cannot be faster than
+bytes over bandwidth; one that fuses a norm into its convolutions might.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +29,15 @@ LINEAR = (StructuredMap, nn.Conv2d, nn.Linear)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def step_bytes(network: nn.Module, image_shape: tuple[int, ...], width: int) -> int:
-    """Bytes that a step moves for each image, activations being of `width` bytes a value."""
+def step_bytes(network: nn.Module, image_shape: tuple[int, ...], width: int, taps: Sequence[str] = ()) -> int:
+    """Bytes that a step moves for each image, activations being of `width` bytes a value.
+
+    `taps` are names of modules whose attention maps the loss compares with a teacher's.
+    """
     values, first = [0], [True]
+
+    def count_tap(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values[0] += output.numel()
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, y = inputs[0].numel(), output.numel()
@@ -45,6 +53,7 @@ def step_bytes(network: nn.Module, image_shape: tuple[int, ...], width: int) -> 
 
     kinds = (*LINEAR, nn.BatchNorm2d, nn.LayerNorm, *_POOLS)
     handles = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, kinds)]
+    handles += [network.get_submodule(name).register_forward_hook(count_tap) for name in taps]
     was = network.training
     with torch.no_grad():
         network.eval()(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
