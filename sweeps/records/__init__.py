@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         front_trials as front_trials,
         group_by_point as group_by_point,
         mean_error as mean_error,
+        model_trials as model_trials,
         non_dominated_points as non_dominated_points,
         point_key as point_key,
         searched_points as searched_points,
@@ -185,7 +186,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "events": "Event EventFields Role Status TERMINAL TestLook",
         "fronts": (
             "best_trials competing_points completed_trials decidable_difference front front_first_seeds front_settings "
-            "front_trials group_by_point mean_error non_dominated_points point_key searched_points"
+            "front_trials group_by_point mean_error model_trials non_dominated_points point_key searched_points"
         ),
         "header": "HeaderData HeaderHardware HeaderNetwork HeaderStratum HeaderTeacher StudyHeader",
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",

@@ -216,7 +216,7 @@ def _later_settings(
 
 
 def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Choose the first seed of each point of the front, which is kept as a model.
+    """Choose the first seed of each point of the front, which is registered as a model.
 
     Args:
         trials: of a study.
@@ -225,6 +225,20 @@ def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
         One trial a point, smallest first.
     """
     return [seeds[0] for seeds in front(trials)]
+
+
+def model_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials whose networks are written as models: the first seed of each point of the front and reference.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        The completed trials, those of the front first.
+    """
+    trials = list(trials)
+    references = [seeds[0] for seeds in group_by_point(trials) if seeds[0].role is Role.REFERENCE]
+    return front_first_seeds(trials) + references
 
 
 def front_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -25,7 +25,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
 FRONT_PICTURE = "front.png"
 SUMMARY_TABLE = "summary.csv"
 REPORT_FOLDER = "report"
-MODELS_FOLDER = "models"  # models of the front, one folder a trial
+MODELS_FOLDER = "models"  # models of the front and the references, one folder a trial
 
 INFEASIBLE_PREFIX = "infeasible-"  # of the id of a point that was never launched; its values follow
 TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial of the study; its id follows

@@ -18,6 +18,7 @@ from lowrank.utils import ExitCode, commit, module_command, module_environment, 
 from sweeps.records import (
     JOURNAL_FILE,
     MLFLOW_FILE,
+    MODELS_FOLDER,
     TERMINAL,
     Event,
     EventFields,
@@ -437,6 +438,9 @@ def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tra
         command = resume_command(config.folder, config.storage) + permission_options(space)
         print(f"{cause}; nothing is lost. Go on with: {command}")
         return
+    models = config.folder / MODELS_FOLDER
+    if models.is_dir():
+        print(f"networks of the front and the references, one folder a trial: {relative_path(models)}")
     report = shlex.join(["python", "-m", "analysis", "report", "--study", relative_path(config.folder)])
     print(f"a page with pictures and tables: {report}")
     if not config.tracking_uri:

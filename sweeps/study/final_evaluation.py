@@ -1,4 +1,4 @@
-"""What follows a search: the front's trials are evaluated on the test split, and its points are written as models."""
+"""What follows a search: the front and the references are evaluated on the test split and written as models."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sweeps.records import (
     StudyRecord,
     TrialRecord,
     encode_wrong_images,
-    front_first_seeds,
     front_trials,
+    model_trials,
     resume_command,
 )
 from sweeps.search import Search
@@ -29,7 +29,7 @@ from sweeps.trials import make_trainer, without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool = True) -> list[str]:
-    """Evaluate the front and the references on the test split, and write a model of each point of the front.
+    """Evaluate the front and the references on the test split, and write a model of each.
 
     A trial that has a test error already is not evaluated again. A trial whose weights cannot be used, or for which
     there is not enough memory, is skipped; a line and a notice of the trial say why. Once images cannot be read, no
@@ -46,10 +46,10 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
     """
     images_hang = lacks_memory = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    front_ids = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
+    model_ids = {trial.trial_id for trial in model_trials(search.record.trials.values())}
     for trial in front_trials(search.record.trials.values()):
         model_folder = folder / MODELS_FOLDER / trial.trial_id
-        needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
+        needs_model = trial.trial_id in model_ids and not (model_folder / MODEL_FILE).exists()
         # Another study of the series may have evaluated the same trial
         wants_test = look and trial.test_error is None and not images_hang
         sibling = search.siblings.tested(trial) if wants_test else None

@@ -42,6 +42,7 @@ from sweeps.records import (
     front_first_seeds,
     identify,
     load_study,
+    model_trials,
     results_to_table,
 )
 from tests.support import studies
@@ -219,9 +220,10 @@ class TestResume:
         assert count_events(resumed, Event.EPOCH)[UNFINISHED] == EPOCHS
 
     def test_the_broken_trial_stays_out_of_the_front(self, resumed):
-        front = {trial.trial_id for trial in front_first_seeds(load_study(resumed).trials.values())}
-        assert BROKEN not in front
-        assert {path.parent.name for path in resumed.glob(f"{MODELS_FOLDER}/*/model.safetensors")} == front
+        trials = load_study(resumed).trials.values()
+        assert BROKEN not in {trial.trial_id for trial in front_first_seeds(trials)}
+        models = {trial.trial_id for trial in model_trials(trials)}
+        assert {path.parent.name for path in resumed.glob(f"{MODELS_FOLDER}/*/model.safetensors")} == models
 
     def test_mlflow_goes_on_in_the_same_runs(self, stored, resumed):
         query = "select t.value, r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'trial_id'"

@@ -3,7 +3,7 @@
 import pytest
 
 from sweeps.records.events import Role, Status
-from sweeps.records.fronts import competing_points, decidable_difference, front, front_settings
+from sweeps.records.fronts import competing_points, decidable_difference, front, front_settings, model_trials
 from sweeps.records.model import StudyRecord, TrialRecord
 from tests.support.specifications import make_specification
 
@@ -64,3 +64,12 @@ def test_more_images_and_seeds_decide_smaller_differences():
     assert 2.5 < one < 3.3
     assert decidable_difference(2000, 3, 4.0) == pytest.approx(0.845, abs=0.001)  # 2.486 sqrt(0.2 / sqrt(3))
     assert decidable_difference(10**9, 3, 4.0, seed_deviation=0.5) > 0.5
+
+
+def test_the_first_seed_of_each_point_of_the_front_and_of_each_reference_is_written_as_a_model():
+    trials = [record("a", 0, 4.0), record("b", 0, 9.0, 200), *(record("dense", seed, 3.0, 500) for seed in (0, 1))]
+    for trial in trials[2:]:
+        trial.role = Role.REFERENCE
+    trials += [record("thin", 0, 5.0, 50, Status.DIVERGED)]
+    trials[-1].role = Role.REFERENCE
+    assert [trial.trial_id for trial in model_trials(trials)] == ["a0", "dense0"]

@@ -157,11 +157,11 @@ def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsy
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
 
 
-def only_trial(search: FakeSearch, folder: Path) -> tuple[ImageData, TrialRecord, Path]:
+def only_trial(search: FakeSearch, folder: Path, role: Role = Role.SEARCH) -> tuple[ImageData, TrialRecord, Path]:
     """Leave one completed trial in the record, with weights; returns the images, the trial and its weights' file."""
     data = load_data(DataSettings(name="digits", train_images=200))
     completed = [trial for trial in search.record.trials.values() if trial.status is Status.COMPLETED]
-    trial = next(trial for trial in completed if trial.role is Role.SEARCH)  # references are no models
+    trial = next(trial for trial in completed if trial.role is role)
     trial.specification = make_specification(network={"name": "resnet9", "width": 0.125})
     search.record.trials = {trial.trial_id: trial}
     path = weights_path(folder, trial.trial_id)
@@ -190,8 +190,11 @@ def test_weights_of_the_front_that_cannot_be_used_are_called_what_they_are(searc
     assert [text for text in trial.notices if message in text and text.startswith("not evaluated on the test split")]
 
 
-def test_a_trial_of_the_front_is_tested_and_written_as_a_model_that_needs_no_study(search, tmp_path):
-    data, trial, path = only_trial(search, tmp_path)
+@pytest.mark.parametrize("role", [Role.SEARCH, Role.REFERENCE])
+def test_a_network_of_the_front_or_a_reference_is_tested_and_written_as_a_model_that_needs_no_study(
+    search, tmp_path, role
+):
+    data, trial, path = only_trial(search, tmp_path, role)
     assert evaluate_front(search, tmp_path, data) == []
     trainer = restore_trainer(trial, path, data, "cpu")
     assert trial.test_error == trainer.evaluate("test")["error"]
