@@ -228,13 +228,13 @@ def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def model_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Choose the trials whose networks are written as models: the first seed of each point of the front and reference.
+    """Choose the trials whose networks are written as models.
 
     Args:
         trials: of a study.
 
     Returns:
-        The completed trials, those of the front first.
+        The first seed of each point of the front, then of each reference.
     """
     trials = list(trials)
     references = [seeds[0] for seeds in group_by_point(trials) if seeds[0].role is Role.REFERENCE]
