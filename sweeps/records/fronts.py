@@ -216,7 +216,7 @@ def _later_settings(
 
 
 def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Choose the first seed of each point of the front, which is registered as a model.
+    """Choose the first seed of each point of the front, to be registered as a model.
 
     Args:
         trials: of a study.
