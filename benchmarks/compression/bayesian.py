@@ -2,15 +2,18 @@
 
     python -m benchmarks.compression.bayesian --data digits --network mlp --methods dense normal_jeffreys
 
-`dense` is the same network, trained by the same recipe without variational layers. With `--kd-weight` or with
-`--finetune-teacher dense` it is trained first for each seed, and imitated; with `--teachers N` the mean of N such
-networks is, of which the others have seeds of their own. Of several values of `--finetune`,
-`--finetune-lr` and `--finetune-kd-weight` each combination is tried from the same posterior. Nothing is asserted.
+`dense` is the same network, trained by the same recipe without variational layers. With `--start dense`, `--kd-weight`
+or `--finetune-teacher dense` it is trained first for each seed, and begun at or imitated; with `--teachers N` the mean
+of N such networks is imitated, of which the others have seeds of their own. `--dense-shift`, `--dense-flip`,
+`--dense-label-smoothing` and `--dense-ema-decay` are of the dense networks alone. Of several values of `--finetune`,
+`--finetune-lr` and `--finetune-kd-weight` each combination is tried from the same posterior. With `--cache` trained
+networks are kept, and commands that differ in budgets or in the fine-tuning alone share them. Nothing is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -29,6 +32,7 @@ from benchmarks.measurement import environment
 from lowrank.compression import Budget, VariationalSettings, make_variational, network_plan
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
 from lowrank.distillation import LiveTeacher, Signals, Teacher
+from lowrank.io import load_tensors, save_tensors
 from lowrank.layers import Bayesian, Dense
 from lowrank.networks import NetworkSettings, copy_network, make_network
 from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior, mixed_precision_error
@@ -63,8 +67,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--flip", action="store_true", help="augmentation: mirror left to right")
     parser.add_argument("--cutout", type=int, default=0, help="augmentation: side of the square in pixels")
     parser.add_argument("--dense-epochs", type=int, help="of the dense network, if not --epochs")
+    parser.add_argument("--dense-shift", type=int, help="of the dense network, if not --shift")
+    parser.add_argument("--dense-flip", action="store_true", help="also without --flip")
+    parser.add_argument("--dense-label-smoothing", type=float, help="if not --label-smoothing")
+    parser.add_argument("--dense-ema-decay", type=float, help="if not --ema-decay")
     parser.add_argument("--kd-weight", type=float, default=0.0, help="distillation of the posterior's training")
     parser.add_argument("--kd-temperature", type=float, default=4.0)
+    parser.add_argument(
+        "--start", choices=("scratch", DENSE), default="scratch", help="weights that posteriors begin at"
+    )
     parser.add_argument("--teachers", type=int, default=1, help="dense networks that are imitated together")
     parser.add_argument("--finetune", type=int, nargs="+", default=[0], help="epochs after the removal")
     parser.add_argument("--finetune-lr", type=float, nargs="+", default=[1e-3])
@@ -75,6 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.15, 0.1, 0.05])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=math.inf, help="end each training after so many seconds")
+    parser.add_argument("--validation-only", action="store_true", help="leave the test images alone")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep trained networks there, and use those")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all records, also those of each epoch")
     return parser
 
@@ -89,17 +102,17 @@ def main() -> None:
         "options": {name: str(value) for name, value in vars(options).items()}, "environment": environment(),
         "runs": [],
     }  # fmt: skip
-    is_taught = options.kd_weight > 0 or options.finetune_teacher == DENSE
-    methods = [DENSE, *(method for method in options.methods if method != DENSE)] if is_taught else options.methods
+    needs_dense = options.kd_weight > 0 or DENSE in (options.finetune_teacher, options.start)
+    methods = [DENSE, *(method for method in options.methods if method != DENSE)] if needs_dense else options.methods
     for seed in options.seeds:
-        teacher: Teacher | None = None
+        networks: list[nn.Module] = []
         for method in methods:
-            record, trainer = run(options, data, seed, method, teacher)
+            record, trainer = run(options, data, seed, method, networks)
             records["runs"].append(record)
-            if method == DENSE and is_taught:
+            if method == DENSE and needs_dense:
                 others = [OTHER_TEACHERS * number + seed for number in range(1, options.teachers)]
-                trained = [trainer, *(run(options, data, other, DENSE, None)[1] for other in others)]
-                teacher = MeanTeacher([plain_network(one) for one in trained], options.kd_temperature)
+                trained = [trainer, *(run(options, data, other, DENSE)[1] for other in others)]
+                networks = [plain_network(one) for one in trained]
             if options.json:
                 options.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print_means(records["runs"])
@@ -132,29 +145,30 @@ def plain_network(trainer: Trainer) -> nn.Module:
 
 
 def run(
-    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: Teacher | None
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, dense: Sequence[nn.Module] = ()
 ) -> tuple[dict[str, Any], Trainer]:
-    """Train one network; give its epochs, its times and its front, and its trainer."""
-    trainer = make_trainer(options, data, seed, name, teacher)
-    record: dict[str, Any] = {"seed": seed, "method": name, "epochs": [], "front": [], "finite": True}
-    start, cpu = time.perf_counter(), time.process_time()
-    while trainer.epoch < trainer.recipe.epochs and time.perf_counter() - start < options.seconds:
-        try:
-            metrics = trainer.train_epoch()
-        except DivergedError as error:
-            print(f"{name}, seed {seed}: {error}", flush=True)
-            return record | {"finite": False, "reason": str(error)}, trainer
-        record["epochs"].append(metrics)
-        shown = " ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
-        print(f"{name} seed {seed} epoch {trainer.epoch}: {shown} {metrics['epoch_seconds']:.2f} s", flush=True)
-    record |= {
-        "trained_epochs": trainer.epoch, "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu, "val_error": record["epochs"][-1]["val_error"],
-        "test_error": trainer.evaluate("test")["error"],
-    }  # fmt: skip
+    """Train one network; give its epochs, its times and its front, and its trainer.
+
+    `dense` are the trained dense networks where they are imitated or begun at, that of this seed first.
+    """
+    teacher = MeanTeacher(dense, options.kd_temperature) if dense else None
+    start = dense[0] if dense and options.start == DENSE else None
+    trainer = make_trainer(options, data, seed, name, teacher, start)
+    path = None if options.cache is None else options.cache / f"{training_key(options, trainer, name)}.safetensors"
+    if path is not None and path.is_file():
+        state, metadata = load_tensors(path, trainer.device)
+        trainer.load_state(state)
+        record: dict[str, Any] = json.loads(metadata["record"])
+    else:
+        record = train(options, trainer, name)
+        if path is not None and record["finite"]:
+            save_tensors(path, trainer.weights(), {"record": json.dumps(record)})
+    if not record["finite"]:
+        return record, trainer
+    record |= test_error(options, trainer)
     print(
-        f"{name} seed {seed}: {trainer.epoch} epochs in {record['seconds']:.1f} s ({record['cpu_seconds']:.1f} CPU s), "
-        f"validation error {record['val_error']:.2f} %, test error {record['test_error']:.2f} %", flush=True,
+        f"{name} seed {seed}: {record['trained_epochs']} epochs in {record['seconds']:.1f} s "
+        f"({record['cpu_seconds']:.1f} CPU s), {describe_errors(record)}", flush=True,
     )  # fmt: skip
     if name != DENSE:
         finetunings = itertools.product(options.finetune, options.finetune_lr, options.finetune_kd_weight)
@@ -165,32 +179,95 @@ def run(
     return record, trainer
 
 
+def train(options: argparse.Namespace, trainer: Trainer, name: str) -> dict[str, Any]:
+    """Train to the end, or for the seconds that the options allow; give epochs, times and errors."""
+    seed = trainer.order_seed
+    record: dict[str, Any] = {"seed": seed, "method": name, "epochs": [], "front": [], "finite": True}
+    start, cpu = time.perf_counter(), time.process_time()
+    while trainer.epoch < trainer.recipe.epochs and time.perf_counter() - start < options.seconds:
+        try:
+            metrics = trainer.train_epoch()
+        except DivergedError as error:
+            print(f"{name}, seed {seed}: {error}", flush=True)
+            return record | {"finite": False, "reason": str(error)}
+        record["epochs"].append(metrics)
+        shown = " ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+        print(f"{name} seed {seed} epoch {trainer.epoch}: {shown} {metrics['epoch_seconds']:.2f} s", flush=True)
+    return record | {
+        "trained_epochs": trainer.epoch, "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu, "val_error": record["epochs"][-1]["val_error"],
+    }  # fmt: skip
+
+
+def test_error(options: argparse.Namespace, trainer: Trainer) -> dict[str, float]:
+    """Evaluate on the test images; nothing where the options leave them alone, because a choice is still to be made."""
+    return {} if options.validation_only else {"test_error": trainer.evaluate("test")["error"]}
+
+
+def describe_errors(record: Mapping[str, Any]) -> str:
+    """Write the errors of a network for a line."""
+    kinds = {"val_error": "validation", "mixed_val_error": "mixed precision", "test_error": "test"}
+    return ", ".join(f"{kind} error {record[name]:.2f} %" for name, kind in kinds.items() if name in record)
+
+
+def training_key(options: argparse.Namespace, trainer: Trainer, name: str) -> str:
+    """Name a training by all that its numbers depend on.
+
+    Fields of the fine-tuning are not among it, and those of dense networks only where they are imitated.
+    """
+    content: dict[str, Any] = {
+        "name": name, "seed": trainer.order_seed, "seconds": options.seconds, "device": options.device,
+        "data": trainer.data.fingerprint, "network": network_settings(options).model_dump(mode="json"),
+        "recipe": trainer.recipe.identity(), "augmentation": trainer.augmentation.model_dump(),
+    }  # fmt: skip
+    if trainer.variational is not None:
+        method = trainer.variational.settings.method.model_dump()
+        content["method"] = {field: value for field, value in method.items() if not field.startswith("finetune")}
+        if trainer.recipe.kd_weight > 0 or options.start == DENSE:
+            dense = make_trainer(options, trainer.data, trainer.order_seed, DENSE)
+            content["dense"] = [options.start, options.teachers, training_key(options, dense, DENSE)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{name}_{trainer.order_seed}_{digest}"
+
+
 def make_trainer(
-    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: Teacher | None = None
-) -> Trainer:
-    """Make the trainer of one network at its first epoch."""
+    options: argparse.Namespace, data: ImageData, seed: int, name: str, teacher: Teacher | None = None,
+    start: nn.Module | None = None,
+) -> Trainer:  # fmt: skip
+    """Make the trainer of one network at its first epoch, with random weights or those of `start`."""
     settings, variational = network_settings(options), name != DENSE
     method = Bayesian(
         prior=name if variational else PRIORS[0], warmup_epochs=options.warmup_epochs, kl_weight=options.kl_weight,
         max_std=options.max_std,
     )  # fmt: skip
-    epochs = options.epochs if variational else options.dense_epochs or options.epochs
     recipe = Recipe(
-        epochs=epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,
+        epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,
         weight_decay=options.weight_decay, decay="plain", factor_lr=options.posterior_lr if variational else 1.0,
         ema_decay=options.ema_decay, label_smoothing=options.label_smoothing,
         kd_weight=options.kd_weight if variational else 0.0, kd_temperature=options.kd_temperature,
     )  # fmt: skip
+    augmentation = AugmentationSettings(shift=options.shift, flip=options.flip, cutout=options.cutout)
+    if not variational:
+        recipe = recipe.model_copy(update=dense_options(options, "epochs", "label_smoothing", "ema_decay"))
+        changes = dense_options(options, "shift") | {"flip": options.flip or options.dense_flip}
+        augmentation = augmentation.model_copy(update=changes)
     torch.manual_seed(seed)
     network = make_network(settings, data.image_shape, len(data.classes))
+    if start is not None:
+        network.load_state_dict(start.state_dict())
     if variational:
         make_variational(network, method)
     return Trainer(
-        network, data, recipe, order_seed=seed, device=options.device,
-        augmentation=AugmentationSettings(shift=options.shift, flip=options.flip, cutout=options.cutout),
+        network, data, recipe, order_seed=seed, device=options.device, augmentation=augmentation,
         variational=VariationalSettings(method=method, network=settings) if variational else None,
         teacher=teacher if variational else None,
     )  # fmt: skip
+
+
+def dense_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Select the values that dense networks have for themselves."""
+    values = {name: getattr(options, f"dense_{name}") for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def network_settings(options: argparse.Namespace) -> NetworkSettings:
@@ -216,7 +293,7 @@ def front_point(
     point = {
         "budget": share, **finetuning, **removed.record(), "share": removed.counts["params"] / dense,
         "mult_adds_share": removed.counts["mult_adds"] / plan.mult_adds(Dense()),
-        "val_error": plain.evaluate("val")["error"], "test_error": plain.evaluate("test")["error"],
+        "val_error": plain.evaluate("val")["error"], **test_error(options, plain),
         "mixed_val_error": mixed_precision_error(plain, removed.widths), "seconds": time.perf_counter() - start,
     }  # fmt: skip
     left = removed.settings
@@ -224,8 +301,7 @@ def front_point(
         f"  {share:.0%} of {dense:,}, {describe(finetuning)}: {removed.counts['params']:,} parameters "
         f"({point['share']:.1%}), {point['mult_adds_share']:.1%} of the mult-adds, {removed.counts['bytes']:,} bytes, "
         f"{removed.counts['mixed_bytes']:,} in mixed precision ({dense * 4 / removed.counts['mixed_bytes']:.0f} times "
-        f"fewer); validation error {point['val_error']:.2f} %, mixed {point['mixed_val_error']:.2f} %, test error "
-        f"{point['test_error']:.2f} %; threshold {removed.threshold:.2f}; "
+        f"fewer); {describe_errors(point)}; threshold {removed.threshold:.2f}; "
         f"{left.channels or (left.inputs, *left.hidden)}; {point['seconds']:.1f} s", flush=True,
     )  # fmt: skip
     return point
@@ -239,19 +315,20 @@ def describe(finetuning: Mapping[str, Any]) -> str:
 
 def print_means(runs: list[dict[str, Any]]) -> None:
     """Print the mean validation and test errors over the seeds, with their standard deviations."""
-    rows: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[Mapping[str, float]]] = {}
     for record in runs:
         if record["finite"]:
-            rows.setdefault(record["method"], []).append((record["val_error"], record["test_error"]))
+            rows.setdefault(record["method"], []).append(record)
             for point in record["front"]:
                 name = f"{record['method']}, {point['budget']:.0%} of the parameters, {describe(point)}"
-                rows.setdefault(name, []).append((point["val_error"], point["test_error"]))
-    for name, errors in rows.items():
+                rows.setdefault(name, []).append(point)
+    for name, networks in rows.items():
         words = []
-        for kind, values in zip(("validation", "test"), zip(*errors, strict=True), strict=True):
+        for kind, field in (("validation", "val_error"), ("test", "test_error")):
+            values = [network[field] for network in networks if field in network]
             spread = f" +- {stdev(values):.2f}" if len(values) > 1 else ""
-            words.append(f"{kind} error {mean(values):.2f}{spread} %")
-        print(f"{name}: {', '.join(words)} ({len(errors)} seeds)")
+            words += [f"{kind} error {mean(values):.2f}{spread} %"] if values else []
+        print(f"{name}: {', '.join(words)} ({len(networks)} seeds)")
     diverged = [record for record in runs if not record["finite"]]
     print(f"{len(runs) - len(diverged)} of {len(runs)} trainings had finite losses in all epochs")
 
