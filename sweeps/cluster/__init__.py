@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         find_accelerator as find_accelerator,
         find_offers as find_offers,
     )
+    from sweeps.cluster.card_places import CardPlaces as CardPlaces, cards_are_free as cards_are_free
     from sweeps.cluster.cluster_file import (
         CLUSTER_FILE as CLUSTER_FILE,
         affordable_offers as affordable_offers,
@@ -62,6 +63,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "aws_prices": "ACCELERATORS Client Region find_accelerator find_offers",
+        "card_places": "CardPlaces cards_are_free",
         "cluster_file": "CLUSTER_FILE affordable_offers read_cluster_file write_cluster_file",
         "devices": "assigned_device device_lost limit_memory out_of_memory",
         "head_watchdog": "HeadWatchdog",

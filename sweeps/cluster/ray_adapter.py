@@ -107,7 +107,7 @@ def allow_pending_trials(count: int) -> None:
 
 
 @contextmanager
-def keep_workers(count: Callable[[], int]) -> Iterator[None]:
+def keep_workers(count: Callable[[], int], may_keep: Callable[[RayTrial], bool] = lambda _: True) -> Iterator[None]:
     """Have Tune keep free workers, and those that start, inside `with`.
 
     By itself Tune keeps as many as trials wait for a worker of their own, and one where none waits: of trials that end
@@ -116,6 +116,7 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
 
     Args:
         count: returns how many may be kept now; 0 once no more trials come.
+        may_keep: returns whether the worker of a trial that has ended may be kept.
 
     Yields:
         None.
@@ -124,7 +125,7 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
 
     original = tune_controller._ObjectCache
     controller = tune_controller.TuneController
-    reuse = controller._maybe_reuse_cached_actor
+    reuse, keep = controller._maybe_reuse_cached_actor, controller._maybe_cache_trial_actor
 
     class WorkerCache(original):  # type: ignore[misc,valid-type]
         """Keeps up to `count` workers, whatever they hold; more if more trials wait for one."""
@@ -154,13 +155,18 @@ def keep_workers(count: Callable[[], int]) -> Iterator[None]:
             return False  # the next trial takes the free worker; at the end it may be the only one
         return bool(reuse(tune, trial))
 
+    def keep_unless_surplus(tune: Any, trial: RayTrial) -> bool:
+        return may_keep(trial) and bool(keep(tune, trial))
+
     tune_controller._ObjectCache = WorkerCache  # type: ignore[misc]
     controller._maybe_reuse_cached_actor = reuse_unless_starting  # type: ignore[method-assign,assignment]
+    controller._maybe_cache_trial_actor = keep_unless_surplus  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         tune_controller._ObjectCache = original  # type: ignore[misc]
         controller._maybe_reuse_cached_actor = reuse  # type: ignore[method-assign]
+        controller._maybe_cache_trial_actor = keep  # type: ignore[method-assign]
 
 
 @contextmanager

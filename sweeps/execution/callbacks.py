@@ -75,10 +75,11 @@ class TuneSearcher(_NoState, Searcher):
         return self._trial_config(trial).to_tune()
 
     def _next(self) -> Trial | None:
-        resources = self._config.resources
-        slots = resources.share.concurrent if resources.growing is None else resources.growing.slots
+        resources, running = self._config.resources, self._search.count_running()
         # A trial that waits in Tune has a worker of its own started, which ends when another trial leaves it one
-        if self._search.count_running() >= slots:
+        if running >= resources.share.concurrent:
+            return None
+        if resources.growing is not None and not resources.growing.may_launch(running):
             return None
         if self._prefetcher is None:
             return self._search.pop_postponed()
@@ -141,7 +142,7 @@ class Recorder(_NoState, Callback):
         if result.get("attempt"):
             self._search.write_attempt(trial_id, result["attempt"])
             if self._growing is not None:
-                self._growing.set_card(result["attempt"])
+                self._growing.begin(trial_id, result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
                 self._write_if_new(trial_id, epoch, metrics)
         if result.get("initial") and not self._search.record.trials[trial_id].initial:

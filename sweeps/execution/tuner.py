@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from sweeps.cluster import (
+    CardPlaces,
     HeadWatchdog,
     allow_pending_trials,
     head_address,
@@ -25,6 +28,9 @@ from sweeps.execution.trial_config import trial_config
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status, resume_command
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.utils import monotonic_time, raise_if_interrupted
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as RayTrial
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 
@@ -115,8 +121,16 @@ def _run_phase(
         over = search.is_exhausted() if prefetcher is not None else not search.postponed
         return 0 if over else slots
 
+    growing = config.resources.growing
+
+    def may_keep(trial: RayTrial) -> bool:
+        return growing is None or not growing.is_surplus(trial_config(trial.config).trial_id)
+
     watchdog = HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit)
-    with watchdog, keep_workers(count_kept):
+    with watchdog, keep_workers(count_kept, may_keep), ExitStack() as stack:
+        if growing is not None and growing.cards > 1:
+            places = stack.enter_context(CardPlaces(growing.cards, growing.max_slots))
+            growing.on_growth, growing.on_surplus = places.open, places.close_one
         tuner.fit()
 
 

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lowrank.errors import HungError
 from lowrank.training import MakeTrainer, Trainer, free_memory, measure_step
 from lowrank.utils import first_line
-from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
+from sweeps.cluster import assigned_device, card_types, cards_are_free, limit_memory, out_of_memory
 from sweeps.records import FIT_FOLDER, FITS, Event, EventFields, Journal, StudyRecord, Trial, TrialSpec, apply_event
 from sweeps.resources.configurations import (
     LEARNING_RATE,
@@ -292,9 +292,9 @@ def choose_packing(
 ) -> Packing | GradualPacking:  # fmt: skip
     """Choose how the trials of a study share cards: as recorded for such cards, else measured and recorded.
 
-    The record may be this study's, or an earlier one's with trials of the same cost. A single card is measured by the
-    study's own trials, which share it by MPS where that is allowed. Several cards are measured now, because Ray fills
-    one card after the other with small shares.
+    The record may be this study's, or an earlier one's with trials of the same cost. Without one the study's own trials
+    find it, which share cards by MPS where that is allowed. It is measured now where cards are of several types, in
+    use, or yet to start.
 
     Args:
         space: the study's space.
@@ -336,7 +336,11 @@ def choose_packing(
         print(*packing_lines(packing, details["card"], measured_by=EARLIER_STUDY), sep="\n", flush=True)
         write(packing, details)
         return packing
-    if cluster.gpus == 1 and limit.trials >= COUNTS[1]:
+    if limit.trials < COUNTS[1]:
+        packing = Packing(1, (), f"{COUNTS[1]} are too many: {limit.reason}", next(iter(modes)))
+        print(*packing_lines(packing, ", ".join(types) or "card"), sep="\n", flush=True)
+        return packing
+    if cluster.gpus == 1 or (len(types) == 1 and cards_are_free(cluster.gpus)):
 
         def keep(packing: Packing, details: EventFields) -> None:
             details = {**details, "card": ", ".join(types) or "card"}
@@ -344,7 +348,10 @@ def choose_packing(
             write(packing, {**details, "slots": packing.per_card})
 
         sharing = MPS if MPS in modes else next(iter(modes))  # a process cannot change its mode
-        return GradualPacking(limit, len(resolver.data.train), sharing, keep)
+        return GradualPacking(
+            limit, len(resolver.data.train), sharing, keep, cards=int(cluster.gpus),
+            epochs=typical.specification.train.epochs,
+        )  # fmt: skip
     images = trials * typical.specification.train.epochs * len(resolver.data.train) / max(1.0, cluster.gpus)
     packing, details = measure_packing(
         space, resolver, limit, journal.path.parent, data_dir, modes, MeasuringTime(images)

@@ -31,7 +31,7 @@ class TrialResources:
     one), `sharing` the name of the sharing mode and the environment that it needs, `spreading` what was measured before
     a trial was given several cards. `cores_per_trial` are those of the cluster for each trial that runs at once: more
     than a trial asks for where cards, or the trials that there are, allow fewer at once than cores would. `growing`
-    says how many of them share the card as long as that is not decided; then `share` is the smallest that is tried.
+    says how many of them share a card as long as that is not decided; then `share` is the smallest that is tried.
     """
 
     share: Share
@@ -117,15 +117,16 @@ class ResourcePlanner:
         return TrialResources(share, larger, (mode, modes[mode]), spreading, cores)
 
     def _growing(self, packing: GradualPacking, modes: SharingModes) -> TrialResources:
-        """Let trials share the one card, more and more of them; one that lacks memory gets all of it at the end."""
+        """Let trials share cards, more and more of them; one that lacks memory gets a whole one at the end."""
         gpus = 1 / packing.max_slots
         share = share_for(self._space.resources, self._cluster, self._trials, self._require_gpus, gpus)
+        where = "the card" if packing.cards == 1 else f"each of {packing.cards} cards"
         print(
-            f"gpus_per_trial auto: one trial on the card, then up to {share.concurrent}, as long as all train more "
+            f"gpus_per_trial auto: one trial on {where}, then up to {packing.max_slots}, as long as all train more "
             "together",
             flush=True,
         )
-        larger = Share(share.cpus, 1.0, 1)
+        larger = Share(share.cpus, 1.0, packing.cards)
         cores = int(self._cluster.cpus / share.concurrent)
         mode = packing.sharing
         return TrialResources(share, larger, (mode, modes[mode]), cores_per_trial=cores, growing=packing)

@@ -185,6 +185,21 @@ def test_a_free_worker_is_not_given_to_a_trial_whose_own_is_starting_while_other
     assert controller._maybe_reuse_cached_actor is before
 
 
+def test_the_worker_of_a_trial_that_leaves_a_full_card_is_not_kept(monkeypatch):
+    kept: list[str] = []
+    controller = tune_controller.TuneController
+    monkeypatch.setattr(controller, "_maybe_cache_trial_actor", lambda tune, trial: kept.append(trial) or True)
+    before = controller._maybe_cache_trial_actor
+    with ray_adapter.keep_workers(lambda: 2, lambda trial: trial != "surplus"):
+        assert controller._maybe_cache_trial_actor(None, "a")
+        assert not controller._maybe_cache_trial_actor(None, "surplus")
+    assert kept == ["a"]
+    assert controller._maybe_cache_trial_actor is before
+    source = inspect.getsource(controller.stop_trial)  # the callback comes first, which says whether it is surplus
+    assert source.index("_callbacks.on_trial_complete(") < source.index("_schedule_graceful_trial_stop(")
+    assert "not exception and self._maybe_cache_trial_actor(trial)" in inspect.getsource(controller)
+
+
 def test_the_controller_still_has_what_keeps_a_starting_worker():
     source = inspect.getsource(tune_controller.TuneController)
     assert source.count("self._maybe_reuse_cached_actor(") == 4

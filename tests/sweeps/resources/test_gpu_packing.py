@@ -102,6 +102,12 @@ def test_the_choice_is_printed():
     assert lines[-1] == "8 trials a card (Card X): with 8 the total no longer grows"
 
 
+@pytest.fixture(autouse=True)
+def cards_in_use(monkeypatch) -> None:
+    """Somebody uses the cards: the study's own trials cannot be spread over them, so it measures."""
+    monkeypatch.setattr(packing_benchmark, "cards_are_free", lambda cards: False)
+
+
 @pytest.fixture
 def journal(tmp_path):
     opened = Journal(tmp_path / "journal.jsonl")

@@ -20,6 +20,7 @@ from sweeps.space.parse import parse_space
 
 NO_CARDS = Cluster(cpus=4, gpus=0, max_cpus=4, max_gpus=0)
 CARDS = Cluster(cpus=32, gpus=2, max_cpus=16, max_gpus=1)
+FOUR_CARDS = Cluster(cpus=32, gpus=4, max_cpus=32, max_gpus=4)
 Planners = Callable[..., ResourcePlanner]
 
 
@@ -116,6 +117,34 @@ def test_on_one_card_auto_begins_with_one_trial_and_allows_more(planner, resolve
     assert resources.sharing == (MPS, {"PIPE": "here"})  # kernels of all trials run at once
 
 
+def test_on_several_free_cards_auto_begins_with_one_trial_on_each(planner, resolver, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing_benchmark, "card_types", lambda: ["X"])
+    monkeypatch.setattr(packing_benchmark, "cards_are_free", lambda cards: cards == 4)
+    (tmp_path / "a").mkdir()
+    with closing(Journal(tmp_path / "a" / "journal.jsonl")) as journal:
+        resources = planner(FOUR_CARDS, gpus_per_trial="auto").resolve(
+            resolver, journal, StudyRecord(), None, {PROCESSES: {}}, measure_nothing
+        )
+    assert (resources.share, resources.larger) == (Share(1, 0.25, 16), Share(1, 1, 4))
+    growing = resources.growing
+    assert growing is not None
+    assert (growing.slots, growing.max_slots, growing.cards) == (1, 4, 4)
+    assert [growing.may_launch(running) for running in (3, 4)] == [True, False]
+    assert capsys.readouterr().out == (
+        "gpus_per_trial auto: one trial on each of 4 cards, then up to 4, as long as all train more together\n"
+    )
+
+
+def test_nothing_is_measured_where_only_one_trial_a_card_can_be(planner, resolver, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing_benchmark, "card_types", lambda: ["X"])
+    with closing(Journal(tmp_path / "journal.jsonl")) as journal:
+        resources = planner(FOUR_CARDS, gpus_per_trial="auto", cpus_per_trial=8).resolve(
+            resolver, journal, StudyRecord(), None, {PROCESSES: {}}, measure_nothing
+        )
+    assert (resources.share, resources.growing) == (Share(8, 1, 4), None)
+    assert capsys.readouterr().out == "1 trial a card (X): 2 are too many: 32 CPUs for 4 cards, 8 a trial\n"
+
+
 @pytest.mark.parametrize(
     ("cluster", "resources", "lines"),
     [
@@ -131,9 +160,6 @@ def test_the_service_is_only_asked_for_where_trials_share_a_card(planner, capsys
     with planner(cluster, address="head:6379", **resources).sharing_modes() as modes:
         assert modes == {PROCESSES: {}}
     assert capsys.readouterr().out.count("no multi-process service (it is started on this machine alone") == lines
-
-
-FOUR_CARDS = Cluster(cpus=32, gpus=4, max_cpus=32, max_gpus=4)
 
 
 def speeds(**by_count: float) -> Callable[..., MeasureCards]:
