@@ -45,7 +45,10 @@ def reserve(share: float) -> Any:
 
 
 class CardPlaces:
-    """Gives each of several cards the same number of places; a context manager, after which all places are free."""
+    """Gives each of several cards the same number of places for trials.
+
+    A context manager, after which all places are free.
+    """
 
     def __init__(self, cards: int, most: int):
         """Prepare; nothing is held before `with`.
