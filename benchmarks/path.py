@@ -32,7 +32,10 @@ IMPORTING = "lowrank.utils.lazy_exports"
 GENERATED = "<string>"  # the file of what `dataclass` writes
 OPENING = "opening the study"
 NETWORK = ("lowrank.networks.", "lowrank.layers.", "lowrank.kernels.", "lowrank.compression.")
-SETTINGS = ["network.width=0.25", "train.epochs=1", "data.train_images=200", "references=[]", "search.trials=1"]
+SETTINGS = [  # of a trial that can be built as it is first proposed
+    "network.width=0.25", "train.epochs=1", "data.train_images=200", "references=[]", "search.trials=1",
+    "method.name=tensor_train", "budget.params=0.5",
+]  # fmt: skip
 
 
 class ModuleRecorder:
@@ -48,19 +51,27 @@ class ModuleRecorder:
         self.step = ""
         self._importing = threading.local()
 
-    def profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Take what the interpreter calls at each call and return; see `sys.setprofile`."""
-        if event not in ("call", "return"):
-            return
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
+        """Take each call of a function; see `sys.settrace`."""
         code = frame.f_code
         if code.co_name == "<module>":
-            depth = getattr(self._importing, "depth", 0)
-            self._importing.depth = depth + (1 if event == "call" else -1)
-        elif event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename != GENERATED:
+            self._importing.depth = self._depth() + 1
+            frame.f_trace_lines = False  # its end is all that matters
+            return self._trace_import
+        if code.co_flags & inspect.CO_OPTIMIZED and code.co_filename != GENERATED:
             name = str(frame.f_globals.get("__name__", ""))
-            is_ours = name.partition(".")[0] in OUR_PACKAGES and name != IMPORTING
-            if is_ours and not getattr(self._importing, "depth", 0):
+            if name.partition(".")[0] in OUR_PACKAGES and name != IMPORTING and not self._depth():
                 self.modules.setdefault(self.step, set()).add(name)
+        return None
+
+    def _trace_import(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
+        if event == "return":
+            self._importing.depth -= 1
+        return self._trace_import
+
+    def _depth(self) -> int:
+        """How many modules this thread imports now, one within the other."""
+        return int(getattr(self._importing, "depth", 0))
 
 
 def record_modules(way: Callable[[], Iterator[str]]) -> dict[str, set[str]]:
@@ -73,14 +84,14 @@ def record_modules(way: Callable[[], Iterator[str]]) -> dict[str, set[str]]:
         By step, the names of our modules of which a function was called.
     """
     recorder = ModuleRecorder()
-    threading.setprofile(recorder.profile)
-    sys.setprofile(recorder.profile)
+    threading.settrace(recorder.trace)
+    sys.settrace(recorder.trace)
     try:
         for step in way():
             recorder.step = step
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # which ends it
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]  # which ends it
     return recorder.modules
 
 
@@ -108,6 +119,9 @@ def run_trial(folder: Path) -> Callable[[], Iterator[str]]:
         resolver = Resolver(space, load_data(space.data))
         journal, record = Journal(folder / "journal.jsonl"), StudyRecord()
         journal.append(Event.STUDY, sync=True, name="path")
+        follower = Follower(folder, uri)
+        follower.read()
+        assert follower.carry(now=True), follower.error
         search = Search(space, resolver, make_proposer(space, folder, resolver.points), journal, record)
         share = Share(cpus=1.0, gpus=0.0, concurrent=1)
         config = ExecutionConfig(
@@ -127,7 +141,6 @@ def run_trial(folder: Path) -> Callable[[], Iterator[str]]:
                 recorder.on_trial_result(0, [], None, result)  # type: ignore[arg-type]  # it looks at the result alone
                 done = bool(result.get("done"))
         journal.close()
-        follower = Follower(folder, uri)
         follower.read()
         assert follower.carry(now=True), follower.error
 
