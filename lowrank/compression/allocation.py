@@ -106,11 +106,6 @@ class Allocation:
 SizedMethod = Method | Allocation  # one method for all sites of a network, or one for each group
 
 
-def method_at(sized: SizedMethod, site: str) -> Method:
-    """Return the method of one layer; `site` is the layer's name."""
-    return sized if isinstance(sized, Method) else sized.by_site[site]
-
-
 def make_groups(sites: Sequence[_Named], grouping: Grouping) -> tuple[Group, ...]:
     """Group sites, in the order in which they run.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.compression.allocation import SizedMethod, method_at
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import factor_parameters
 from lowrank.compression.trace import meta_weights
@@ -124,9 +124,9 @@ class FileSizeCalculator:
         if isinstance(sized, Dense):
             return FileSize(safetensors_size(self._dense), 0)
         entries, factors = dict(self._outside), 0
-        for site in self.plan.substituted:
+        for site, method in self.plan.methods_by_site(sized):
             layer_entries, layer_factors = self._layer(
-                method_at(sized, site.name), site.shape, site.linear, self._dense[f"{site.name}.weight"][0]
+                method, site.shape, site.linear, self._dense[f"{site.name}.weight"][0]
             )
             for layer_name in self._names[site.name]:
                 entries.update({f"{layer_name}.{name}": entry for name, entry in layer_entries.items()})

@@ -225,6 +225,18 @@ class NetworkPlan:
         else:
             yield from ((sized, shape, times) for shape, times in self.shapes)
 
+    def methods_by_site(self, sized: SizedMethod) -> Iterator[tuple[Site, Method]]:
+        """Yield each substituted site with the method that stands in it.
+
+        Args:
+            sized: the method, or the allocation.
+
+        Yields:
+            In the order of the sites.
+        """
+        for site in self.substituted:
+            yield site, sized.by_site[site.name] if isinstance(sized, Allocation) else sized
+
     def with_convention(self, convention: Convention) -> NetworkPlan:
         """Return the same plan under another counting convention."""
         return replace(self, convention=convention)

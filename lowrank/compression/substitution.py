@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lowrank.compression.allocation import SizedMethod, method_at
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.inspection.builder_weights import (
     BuilderWeights,
     find_builder_weights,
@@ -114,8 +114,7 @@ def replace_sites(network: nn.Module, plan: NetworkPlan, sized: SizedMethod, *, 
         keep_dense: leave a layer with its weights where the method leaves it dense, instead of drawing it anew.
     """
     replacements = {}
-    for site in plan.substituted:
-        method = method_at(sized, site.name)
+    for site, method in plan.methods_by_site(sized):
         if not (keep_dense and _leaves_dense(method, site.shape)):
             replacements[id(network.get_submodule(site.name))] = _build_layer(network, site, method)
     for parent in list(network.modules()):
