@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.counting_conventions import StudyExtras
-from lowrank.compression.inspection.network_pass import NetworkPass
+from lowrank.compression.inspection.network_pass import NetworkPass, check_logits
 from lowrank.compression.inspection.plain_layers import GIVES_CLASSES, ModuleUses, check_patterns, reason_by_name
 from lowrank.compression.plan import LINEAR, NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers import ConvShape, Dense, Pair
-from lowrank.networks import ImageShape, NetworkSettings, check_logits, for_counting, is_own_code, make_network
+from lowrank.networks import ImageShape, NetworkSettings, for_counting, is_own_code, make_network
 
 # Modules that use the weights of the linear maps inside them directly: counted as a whole and not substituted.
 _ATTENTION = (nn.MultiheadAttention,)

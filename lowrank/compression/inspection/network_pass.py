@@ -17,10 +17,12 @@ from lowrank.compression.inspection.plain_layers import PLAIN
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Pair
-from lowrank.networks import WholeAvgPool2d, check_logits
+from lowrank.networks import WholeAvgPool2d
 from lowrank.utils import first_line, keep_modes
 
 ImageSize = tuple[int, int, int]
+PROBABILITY_TOLERANCE = 1e-4
+"""How far from 1 a sum of probabilities may be."""
 
 
 class NetworkPass:
@@ -211,6 +213,49 @@ def check_unchanged(image: Tensor, name: str) -> None:
             f"{name} changes the images that it is given, in place, which would change the data: let `forward` begin "
             "with x = x.clone()"
         )
+
+
+def check_logits(output: Any, classes: int | None, name: str) -> None:
+    """Check that an output for one image is logits, one for each class.
+
+    Args:
+        output: of the network, for one image.
+        classes: number of classes; None for any.
+        name: of the network, for messages.
+
+    Raises:
+        InputError: it is no tensor (1, classes) of floating-point numbers, or these are probabilities.
+    """
+    if isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2 and output.shape[0] == 1:
+        if classes in (None, output.shape[1]):
+            _check_not_probabilities(output, name)
+            return
+        raise InputError(f"{name} must give one output for each of {classes} classes, but gives {output.shape[1]}")
+    raise InputError(
+        f"{name} must be a classifier, which returns logits (1, {classes or 'K'}) for one image, but returned "
+        f"{_describe(output)}"
+    )
+
+
+def _check_not_probabilities(output: Tensor, name: str) -> None:
+    if output.is_meta or output.shape[1] < 2:
+        return
+    if float(output.min()) >= 0 and abs(float(output.sum()) - 1) < PROBABILITY_TOLERANCE:
+        raise InputError(
+            f"{name} must return logits, but its outputs are probabilities (none is negative, their sum is 1): leave "
+            "the softmax out of `forward`, because training and predictions take it themselves"
+        )
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a dictionary of {', '.join(map(str, output)) or 'nothing'}"
+    if isinstance(output, tuple | list):
+        parts = ", ".join(_describe(part) for part in output[:3])
+        return f"a {type(output).__name__} of {len(output)}: {parts}"
+    return f"a {type(output).__name__}"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lowrank.compression.file_size import measure_file_size
 from lowrank.compression.init_from_dense import init_from_network
 from lowrank.compression.inspection.builder_weights import find_builder_weights, keeps_own_weights
-from lowrank.compression.inspection.network_pass import unfused_attention
+from lowrank.compression.inspection.network_pass import check_logits, unfused_attention
 from lowrank.compression.inspection.plain_layers import register_equivalent
 from lowrank.compression.merging import merge
 from lowrank.compression.plan import ATTENTION
@@ -375,3 +376,18 @@ def test_operators_of_torchvision_that_cannot_be_loaded_are_one_line() -> None:
     message = r"^the network cannot take images of \(1, 12, 12\): Couldn't load custom C\+\+ ops\. [^\n]*$"
     with pytest.raises(InputError, match=message):
         trace_plan(network, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (torch.zeros(1, 4), "must give one output for each of 3 classes, but gives 4"),
+        (torch.zeros(1, 3, dtype=torch.int64), r"but returned int64 \(1, 3\)"),
+        ({"features": torch.zeros(1)}, "but returned a dictionary of features"),
+        ((torch.zeros(1, 3), torch.zeros(2)), r"but returned a tuple of 2: float32 \(1, 3\), float32 \(2,\)"),
+        (SimpleNamespace(x=1), "but returned a SimpleNamespace"),
+    ],
+)
+def test_an_output_that_is_no_logits_is_described(output, words):
+    with pytest.raises(InputError, match=words):
+        check_logits(output, 3, "own:make")

@@ -1,15 +1,12 @@
-"""Networks of the user's own code whose sizes only an image fixes, and outputs that are no logits."""
+"""Networks of the user's own code whose sizes only an image fixes."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-import torch
 from torch import Tensor, nn
 
 from lowrank.errors import InputError
-from lowrank.networks.own_networks import check_logits, prepare_network
+from lowrank.networks.own_networks import prepare_network
 
 
 class Unused(nn.Module):
@@ -42,18 +39,3 @@ def test_lazy_layers_get_the_sizes_of_the_images():
 def test_what_cannot_be_trained_is_one_line(network, message):
     with pytest.raises(InputError, match=message):
         prepare_network(network, "own:make", (1, 4, 4))
-
-
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [
-        (torch.zeros(1, 4), "must give one output for each of 3 classes, but gives 4"),
-        (torch.zeros(1, 3, dtype=torch.int64), r"but returned int64 \(1, 3\)"),
-        ({"features": torch.zeros(1)}, "but returned a dictionary of features"),
-        ((torch.zeros(1, 3), torch.zeros(2)), r"but returned a tuple of 2: float32 \(1, 3\), float32 \(2,\)"),
-        (SimpleNamespace(x=1), "but returned a SimpleNamespace"),
-    ],
-)
-def test_an_output_that_is_no_logits_is_described(output, words):
-    with pytest.raises(InputError, match=words):
-        check_logits(output, 3, "own:make")
