@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lowrank.compression import (
     NetworkPlan,
     SizedMethod,
-    SizedStudent,
     build_chains,
     build_sized_student,
     count_mult_adds,
@@ -154,26 +153,8 @@ class ModelSpecification(BaseModel):
         settings = without_weights(self.network)
         if self.layers:
             return self._with_layers(make_network(settings, self.image_shape, self.classes))
-        return self.model_copy(update={"network": settings}).student().network
-
-    def student(self, seed: int = 0) -> SizedStudent:
-        """Build the model as a training starts with it, not with `layers`.
-
-        Args:
-            seed: of the initial weights; trained weights that the network's settings name stay where no layer is
-                replaced.
-
-        Returns:
-            The network with its plan and its sized method.
-
-        Raises:
-            InputError: the settings are wrong, or the method does not fit some layer.
-        """
-        assert not self.layers
-        return build_sized_student(
-            self.network, self.method.model_dump(), self.image_shape, self.classes, allocation=self.allocation,
-            seed=seed,
-        )  # fmt: skip
+        method = self.method.model_dump()
+        return build_sized_student(settings, method, self.image_shape, self.classes, allocation=self.allocation).network
 
     def _with_layers(self, network: nn.Module) -> nn.Module:
         """Put the factors of a compressed network, untrained, into the layers of the dense one, in place."""

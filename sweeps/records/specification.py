@@ -73,6 +73,14 @@ class AllocationSection(_Section):
     by: str
     methods: dict[str, MethodSection]
 
+    def settings(self) -> dict[str, object]:
+        """Return the grouping and the settings of all groups, as `NetworkPlan.sized` takes them.
+
+        Returns:
+            Plain data, as JSON holds it.
+        """
+        return {"by": self.by, "methods": {group: method.settings() for group, method in self.methods.items()}}
+
 
 class DataSection(DataSettings):
     """The images of a trial.
@@ -233,14 +241,14 @@ class TrialSpec(_Section):
         return self.model_copy(update={"train": recipe})
 
     def model(self, image_shape: ImageShape, classes: int) -> ModelSpecification:
-        """Describe the model that is built: the one way from a specification to a student.
+        """Describe the model that is built, as its file does.
 
         Args:
             image_shape: channels, height and width of the data set's images.
             classes: of the data set.
 
         Returns:
-            What plans, counts and builds it.
+            What plans and counts it.
 
         Raises:
             InputError: the specification names what this code does not have.
@@ -248,12 +256,9 @@ class TrialSpec(_Section):
         from lowrank.io import ModelSpecification  # imports torch, which readers of records do without
         from lowrank.layers import make_method
 
-        allocation = None
-        if self.allocation is not None:
-            methods = {group: method.settings() for group, method in self.allocation.methods.items()}
-            allocation = {"by": self.allocation.by, "methods": methods}
         return ModelSpecification(
-            network=self.network, method=make_method(self.method.settings()), allocation=allocation,
+            network=self.network, method=make_method(self.method.settings()),
+            allocation=self.allocation.settings() if self.allocation else None,
             image_shape=image_shape, classes=classes,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lowrank.compression import VariationalSettings, make_variational
+from lowrank.compression import SizedStudent, VariationalSettings, build_sized_student, make_variational
 from lowrank.data import DecoderPool, ImageData, load_data
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError
@@ -83,11 +83,20 @@ def make_student(specification: TrialSpec, data: ImageData) -> tuple[nn.Module, 
     variational = variational_settings(specification)
     if variational is not None:
         plain = specification.model_copy(update={"method": MethodSection(name="dense")})
-        student = plain.model(data.image_shape, len(data.classes)).student(specification.seed)
-        make_variational(student.network, variational.method)
-        return student.network, 1.0
-    network, plan, sized = specification.model(data.image_shape, len(data.classes)).student(specification.seed)
+        network = _build_sized(plain, data).network
+        make_variational(network, variational.method)
+        return network, 1.0
+    network, plan, sized = _build_sized(specification, data)
     return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
+
+
+def _build_sized(specification: TrialSpec, data: ImageData) -> SizedStudent:
+    """Build the network of a specification whose method stands in its sites."""
+    allocation = specification.allocation.settings() if specification.allocation else None
+    return build_sized_student(
+        specification.network, specification.method.settings(), data.image_shape, len(data.classes),
+        allocation=allocation, seed=specification.seed,
+    )  # fmt: skip
 
 
 def load_trial_data(specification: TrialSpec, data_dir: str | Path | None) -> ImageData:
