@@ -197,12 +197,14 @@ class Recorder(_NoState, Callback):
         return replace(share, gpus=attempts[-1]["gpus"]) if self._growing is not None and attempts else share
 
     def _may_repeat(self, trial_id: str, reason: str) -> bool:
-        return self._config.resources.share.processes > 1 and self._retries.may_retry(trial_id, reason)
+        return self._config.resources.share.processes > 1 and self._may_retry(trial_id, reason)
+
+    def _may_retry(self, trial_id: str, error: object) -> bool:
+        return self._retries.may_retry(trial_id, self._search.record.trials[trial_id].last_epoch, error)
 
     def _write_if_new(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:
             self._search.write_epoch(trial_id, epoch, metrics)
-            self._retries.reset(trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
         """Record a stop by the scheduler.
@@ -231,7 +233,7 @@ class Recorder(_NoState, Callback):
     def _repeat_or_fail(self, trial_id: str, error: object) -> None:
         """Launch a trial again after a failed attempt, with a notice of why, or record that it has failed."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:MAX_REASON]
-        if self._retries.may_retry(trial_id, error):
+        if self._may_retry(trial_id, error):
             if not self._search.record.trials[trial_id].ended:
                 self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")
             self._search.requeue(trial_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 from ray.exceptions import RayActorError
 
@@ -14,33 +15,27 @@ RETRY_COST_WORKER_LOST = 1  # a process may die for reasons that are not the tri
 RETRY_COST_TRIAL_ERROR = 2  # an error that comes twice at the same epoch is the trial's own
 
 
+@dataclass
 class RetryPolicy:
     """Decides whether a trial whose attempt failed is tried again, by its failures since its last new epoch."""
 
-    def __init__(self) -> None:
-        self._costs: Counter[str] = Counter()
+    costs: Counter[tuple[str, int]] = field(default_factory=Counter)  # by trial and its last epoch at the failure
 
-    def reset(self, trial_id: str) -> None:
-        """Forget the failures of a trial that has trained a new epoch.
-
-        Args:
-            trial_id: the trial.
-        """
-        self._costs.pop(trial_id, None)
-
-    def may_retry(self, trial_id: str, error: object) -> bool:
+    def may_retry(self, trial_id: str, last_epoch: int, error: object) -> bool:
         """Count a failed attempt and decide whether the trial is tried again.
 
         The loss of a machine costs nothing, however often it happens.
 
         Args:
             trial_id: the trial.
+            last_epoch: the newest epoch on its record.
             error: what ended the attempt.
 
         Returns:
             True if the trial is tried again.
         """
+        key = (trial_id, last_epoch)
         if not is_machine_lost(error):
             worker_lost = isinstance(error, RayActorError | WorkerLostError)
-            self._costs[trial_id] += RETRY_COST_WORKER_LOST if worker_lost else RETRY_COST_TRIAL_ERROR
-        return self._costs[trial_id] <= RETRY_BUDGET
+            self.costs[key] += RETRY_COST_WORKER_LOST if worker_lost else RETRY_COST_TRIAL_ERROR
+        return self.costs[key] <= RETRY_BUDGET

@@ -19,7 +19,7 @@ def died(text: str) -> ActorDiedError:
 def retries(error: object, limit: int = 20) -> int:
     """How often in a row a trial is retried after this error."""
     policy = RetryPolicy()
-    return next((number for number in range(limit) if not policy.may_retry("a", error)), limit)
+    return next((number for number in range(limit) if not policy.may_retry("a", 0, error)), limit)
 
 
 @pytest.mark.parametrize("error", [died("worker died: SIGKILL"), WorkerLostError("no batch came for 3 s")])
@@ -38,9 +38,8 @@ def test_a_trial_is_always_retried_after_a_lost_machine(error):
 
 def test_failures_count_for_each_trial_alone_and_until_its_next_epoch():
     policy = RetryPolicy()
-    for _ in range(10):
-        assert policy.may_retry("a", died("killed"))
-        policy.reset("a")
-    assert policy.may_retry("a", ValueError())
-    assert policy.may_retry("b", ValueError())
-    assert not policy.may_retry("a", ValueError())
+    for epoch in range(10):
+        assert policy.may_retry("a", epoch, died("killed"))
+    assert policy.may_retry("a", 10, ValueError())
+    assert policy.may_retry("b", 10, ValueError())
+    assert not policy.may_retry("a", 10, ValueError())
