@@ -69,8 +69,8 @@ from analysis.stats import (
     split_common_extras,
     study_strata,
 )
-from analysis.utils import format_percent, format_points
-from sweeps.records import StudyRecord
+from analysis.utils import format_percent, format_points, join_words
+from sweeps.records import Role, StudyRecord
 
 SHOWN_EFFECTS = 3  # in the summary; the table has all
 SHOWN_REPEATS = 3
@@ -173,8 +173,9 @@ def summarise(
         evidence: of the study; None to collect it here.
 
     Returns:
-        Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
-        the comparison with thinner networks, what the front cannot tell apart, the first effects and repeats.
+        Paragraphs. The first answers the question: what is best within each budget, or whether that is better than a
+        thinner network where the space asks it. Then the first effects, the smallest network as good as the separable
+        and the dense one, each budget with its runner-up, thinner networks, what the front cannot tell apart, repeats.
     """
     points, common = split_common_extras(points)
     front, evidence = pareto_front(points), evidence or study_evidence(study)
@@ -187,13 +188,15 @@ def summarise(
     if not begins_trained:  # else the answer on the trained network has said it
         bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
         paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
+        first = _first_sentence(study, points, budget_answers, evidence)
+        paragraphs = [*first, *_effect_paragraphs(effects), *paragraphs]
         paragraphs += _budget_paragraphs(budget_answers)
         paragraphs += [sentence] if (sentence := comparisons_sentence(budget_answers)) else []
-        paragraphs += _compare_with_thin(study, points, evidence)
+        paragraphs += [] if _searches_thin(points) else _compare_with_thin(study, points, evidence)
     if common:
-        paragraphs.insert(1 if begins_trained else 0, common_sentence(common))
+        paragraphs.insert(1, common_sentence(common))
     paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []
-    paragraphs += _effect_paragraphs(effects)
+    paragraphs += _effect_paragraphs(effects) if begins_trained else []
     paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]
     if repeats and evidence.screened:
         paragraphs.append(
@@ -205,6 +208,35 @@ def summarise(
             "Every setting was trained with one seed: how far another seed would move an error is not known."
         )
     return paragraphs
+
+
+def _first_sentence(
+    study: StudyRecord, points: Sequence[FrontPoint], budget_answers: Sequence[Answer], evidence: Evidence
+) -> list[str]:
+    """The answer with its uncertainty; where thinner networks are searched, whether they are worse comes first."""
+    clauses = []
+    for best, group in groupby(budget_answers, key=lambda answer: answer.best):
+        budgets = list(group)
+        if best is not None:
+            label = _budgets_label(budgets)
+            clauses.append(f"{label[0].lower()}{label[1:]}: {best.name}, {_measured(budgets[0], best)}")
+    thin = _compare_with_thin(study, points, evidence) if _searches_thin(points) else []
+    return [*thin, *([f"Best, {'; '.join(clauses)}."] if clauses else [])]
+
+
+def _measured(answer: Answer, best: FrontPoint) -> str:
+    """The error of the best, how sure it is, and what that says against the next best method."""
+    parts = [f"{best.seeds} seed{'s' * (best.seeds != 1)}"]
+    if answer.interval is not None:
+        low, high = answer.interval
+        parts.append(f"95 % interval {low:.1f} to {high:.1f}")
+    if (rival := answer.next_best) is not None:
+        parts.append(_rival_clause(rival))
+    return f"{format_percent(best.error)} validation error ({'; '.join(parts)})"
+
+
+def _searches_thin(points: Sequence[FrontPoint]) -> bool:
+    return any(point.is_thin and point.role is not Role.REFERENCE for point in points)
 
 
 def _with_names(answer: Answer, points: Mapping[str, FrontPoint]) -> Answer:
@@ -253,7 +285,8 @@ def _budget_paragraphs(budget_answers: Sequence[Answer]) -> list[str]:
             continue
         paragraphs.append(_budget_sentence(first, best))
         if same:
-            paragraphs.append(" ".join([f"{_budgets_label(same)}: the same.", *_equal_size_sentences(same)]))
+            at_size = [line for line in _equal_size_sentences(same) if line not in _equal_size_sentences([first])]
+            paragraphs.append(" ".join([f"{_budgets_label(same)}: the same.", *dict.fromkeys(at_size)]))
     return paragraphs
 
 
@@ -261,13 +294,8 @@ def _budgets_label(budget_answers: Sequence[Answer]) -> str:
     """The budgets in words, e.g. `Up to 45,288 and 60,385 parameters`."""
     strata = [answer.stratum for answer in budget_answers]
     if all(stratum.params for stratum in strata):
-        return f"Up to {_join([f'{stratum.params:,}' for stratum in strata])} parameters"
-    return _join([stratum.label for stratum in strata]).capitalize()
-
-
-def _join(words: Sequence[str]) -> str:
-    """E.g. `a, b and c`."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+        return f"Up to {join_words([f'{stratum.params:,}' for stratum in strata])} parameters"
+    return join_words([stratum.label for stratum in strata]).capitalize()
 
 
 def _equal_size_sentences(budget_answers: Sequence[Answer]) -> list[str]:
@@ -275,7 +303,7 @@ def _equal_size_sentences(budget_answers: Sequence[Answer]) -> list[str]:
 
 
 def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
-    """What is best within one budget, how sure, by how much against the next best method, and all at equal size."""
+    """What is best within one budget, how sure, and all methods at equal size."""
     text = f"{_budgets_label([answer])}: {best.name}, {format_percent(best.error)}"
     if answer.interval is not None:
         low, high = answer.interval
@@ -283,8 +311,7 @@ def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
         if answer.candidates == 1:
             choice = "the only one; "
         text += f" ({choice}95 % interval {low:.1f} to {high:.1f})"
-    rival = next((rival for rival in answer.comparisons if rival.label.startswith("next best method")), None)
-    return " ".join([f"{text}{_rival_clause(rival) if rival else ''}.", *_equal_size_sentences([answer])])
+    return " ".join([f"{text}.", *_equal_size_sentences([answer])])
 
 
 def _rival_clause(rival: PointComparison) -> str:
@@ -292,12 +319,12 @@ def _rival_clause(rival: PointComparison) -> str:
     size = " at equal size" if rival.level else ""
     seeds = f" {rival.shared_seeds}" if rival.shared_seeds else ""
     if rival.gap == 0:
-        return f", the same measured error as {rival.other.form}{size}{seeds}"
+        return f"the same measured error as {rival.other.form}{size}{seeds}"
     side = ("better", "worse") if rival.within_noise is False else ("lower", "higher")
     verdict = {True: ", within noise", False: ", beyond noise", None: ", noise unknown"}[rival.within_noise]
     if rival.level is not None:
-        verdict += " (not corrected for the choice)"
-    return f", {abs(rival.gap):.2f} points {side[rival.gap > 0]} than {rival.other.form}{size}{seeds}{verdict}"
+        verdict += ", not corrected for the choice"
+    return f"{abs(rival.gap):.2f} points {side[rival.gap > 0]} than {rival.other.form}{size}{seeds}{verdict}"
 
 
 def _compare_with_reference(

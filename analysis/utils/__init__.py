@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         format_percent as format_percent,
         format_points as format_points,
         format_points_interval as format_points_interval,
+        join_words as join_words,
         method_label as method_label,
         status_label as status_label,
     )
@@ -32,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "csv_file": "write_csv",
         "formatting": (
             "data_label format_duration format_error_interval format_mean_and_deviation format_percent "
-            "format_points format_points_interval method_label status_label"
+            "format_points format_points_interval join_words method_label status_label"
         ),
         "progress": "silent steps",
         "styles": "REFERENCE_COLOURS method_styles",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +74,18 @@ def format_percent(error: float) -> str:
         E.g. `2.08 %`.
     """
     return f"{error:.2f} %" if error < 10 else f"{error:.1f} %"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words with commas and a last `and`.
+
+    Args:
+        words: any number.
+
+    Returns:
+        E.g. `a, b and c`; "" for none.
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def format_points(points: float, decimals: int = 2) -> str:

@@ -171,6 +171,11 @@ class Answer:
         """The best point's validation error in percent, corrected for the choice."""
         return self.selected.mean if self.selected else None
 
+    @property
+    def next_best(self) -> PointComparison | None:
+        """The comparison of the best with the next best method; None where there is none."""
+        return next((rival for rival in self.comparisons if rival.label.startswith(NEXT_BEST)), None)
+
     def text(self, smaller: Answer | None = None) -> str:
         """Return the answer as one to three sentences.
 
@@ -187,7 +192,7 @@ class Answer:
         sentence = f"{self._where()}: {self.best.name}, {size}: {format_percent(self.best.error)}"
         if smaller is not None and smaller.best == self.best:
             same = f"{sentence}, as within the smaller budget (best of {self.candidates} completed)."
-            return f"{same} {describe_size_level(self.level)}" if self.level else same
+            return f"{same} {describe_size_level(self.level)}" if self.level and self.level != smaller.level else same
         sentence += " validation error"
         return " ".join(filter(None, (f"{sentence} ({self._certainty()}).", self.others_text())))
 
@@ -285,7 +290,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
         points: of all its trials, as `collect_points` returns them.
 
     Returns:
-        A paragraph a budget, then what the references reached and what the front is.
+        A paragraph a budget, then what was not tried, what the references reached and what the front is.
     """
     evidence = study_evidence(study)
     points, common = split_common_extras(points)
@@ -295,15 +300,16 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     untried = [answer for answer in answered if answer.best is None and answer.stratum.label not in tried]
     untried = untried if 1 < len(untried) < len(answered) else []
     texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
+    texts.sort(key=lambda entry: entry[0].best is None)  # what was reached comes first
     paragraphs = compressed or [text for answer, text in texts if answer not in untried]
     paragraphs += [sentence] if not compressed and (sentence := comparisons_sentence(answered)) else []
     if common:
-        paragraphs.insert(1 if compressed else 0, common_sentence(common))
+        paragraphs.insert(1 if compressed else len(paragraphs), common_sentence(common))
     if untried:
         reason = untried[-1].stratum.unreachable  # the largest budget; the smaller ones cannot be met either
         cause = f", for no method can meet it: {reason}" if reason else ""
         labels = "; ".join(answer.stratum.label for answer in untried)
-        paragraphs.insert(0, f"Nothing was tried in {len(untried)} strata: {labels}{cause}.")
+        paragraphs.append(f"Nothing was tried in {len(untried)} strata: {labels}{cause}.")
     reached = [
         f"{method_label(p.method)} {format_percent(p.error)} at {p.params:,} parameters" for p in references(points)
     ]

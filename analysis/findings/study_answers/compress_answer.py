@@ -33,7 +33,7 @@ from analysis.stats import (
     study_strata,
     t_test_p_value,
 )
-from analysis.utils import format_percent, format_points, method_label
+from analysis.utils import format_percent, format_points, join_words, method_label
 from sweeps.records import StudyRecord
 
 SHARE_WORDS = {0.5: "half the parameters", 0.25: "a quarter", 0.2: "a fifth", 0.125: "an eighth", 0.1: "a tenth",
@@ -118,7 +118,7 @@ def compress_paragraphs(
     shown = list(compared.values())
     pairing = pairing_sentence(sum(comparison.same_images for comparison in shown), len(shown))
     first = [_trained_paragraph(base, points, compared), pairing, _correction_sentence(shown, other_comparisons)]
-    paragraphs = [" ".join(part for part in first if part)]
+    paragraphs = [*_first_sentence(base, points, sizes, compared), " ".join(part for part in first if part)]
     for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
         if size.best is not None and smaller is not None and smaller.best == size.best:
             text = f"{_capital(_share_words(size))}: {_smaller_is_best(size, smaller)}."
@@ -126,6 +126,26 @@ def compress_paragraphs(
             text = _size_paragraph(size, base, compared)
         paragraphs.append(" ".join(filter(None, (text, (others or {}).get(size.stratum.label)))))
     return [*paragraphs, *_worsened_paragraph(points)]
+
+
+def _first_sentence(
+    base: FrontPoint, points: Sequence[FrontPoint], sizes: Sequence[CompressedSize], compared: _Compared
+) -> list[str]:  # fmt: skip
+    """How much smaller, at which loss, by which method; and what a thinner network from scratch has at that size."""
+    clauses, thinner = [], []
+    for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
+        if size.best is None or (smaller is not None and smaller.best == size.best):
+            continue  # the smaller budget says it
+        comparison, words, method = compared[size.best.trial_id], _share_words(size), method_label(size.best.method)
+        clauses.append(f"{words} {comparison.mean:+.2f}{comparison.certainty(basis=False)} by {method}")
+        thin = [point for point in points if point.finished and point.is_thin and size.stratum.holds(point)]
+        if thin:
+            thinner.append(f"{format_percent(min(point.error for point in thin))} with {words}")
+    if not clauses:
+        return []
+    trained = f"the trained network ({format_percent(base.error)} validation error)"
+    scratch = f"; a thinner network from scratch has {join_words(thinner)}" if thinner else ""
+    return [f"Against {trained}, in points: {'; '.join(clauses)}{scratch}."]
 
 
 def _smaller_is_best(size: CompressedSize, smaller: CompressedSize) -> str:
@@ -176,11 +196,15 @@ class _Comparison:
     p_value: float | None = None
     verdict: str = ""
 
-    def certainty(self) -> str:
-        """E.g. ` (corrected for the choice +0.41, 95 % interval -0.90 to +1.30, same images, within noise)`.
+    def certainty(self, *, basis: bool = True) -> str:
+        """Say how sure it is, in brackets.
+
+        Args:
+            basis: whether to say what the interval is over.
 
         Returns:
-            "" where nothing is known.
+            E.g. ` (corrected for the choice +0.41, 95 % interval -0.90 to +1.30, same images, within noise)`; "" where
+            nothing is known.
         """
         parts = []
         if self.corrected is not None:
@@ -188,7 +212,7 @@ class _Comparison:
         if self.ends is not None:
             low, high = self.ends
             parts.append(f"95 % interval {format_points(low)} to {format_points(high)}")
-        parts += [part for part in (self.basis, self.verdict) if part]
+        parts += [part for part in (self.basis * basis, self.verdict) if part]
         return f" ({', '.join(parts)})" if parts else ""
 
 

@@ -54,7 +54,15 @@ TRIALS = (
 
 def test_sizes_are_told_in_words_with_differences_before_and_after():
     small = study(*TRIALS)
-    first, half, quarter = compress_paragraphs(small, collect_points(small))
+    answer, first, half, quarter = compress_paragraphs(small, collect_points(small))
+    assert answer.startswith(
+        "Against the trained network (2.00 % validation error), in points: half the parameters +0.20 (corrected for "
+        "the choice +0.47, 95 % interval "
+    )
+    assert "within noise) by Tucker-2; a quarter +1.00 (95 % interval " in answer
+    assert answer.endswith(
+        "by Tucker-2; a thinner network from scratch has 3.50 % with half the parameters and 5.00 % with a quarter."
+    )
     assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained on ")
     assert "Trained on (3 epochs, 23 in all): -0.10 points (95 % interval " in first
     assert "Separable, started from it and trained on (3 epochs, 23 in all): +4.00 points (95 % interval " in first
@@ -95,10 +103,11 @@ def test_what_is_as_good_as_the_trained_network_is_said_at_its_margin():
 
 def test_a_larger_budget_without_a_better_network_names_none():
     small = study(TRIALS[0], record("tucker2", 98_000, 3.0, stratum=QUARTER), record("svd", 199_000, 3.5, stratum=HALF))
-    half = compress_paragraphs(small, collect_points(small))[1]
+    half = compress_paragraphs(small, collect_points(small))[2]
     assert half == "Half the parameters: no network is better than that of the smaller budget, best of 2."
+    assert "half" not in compress_paragraphs(small, collect_points(small))[0]  # nor does the first sentence
     small = study(TRIALS[0], record("tucker2", 98_000, 3.0, stratum=QUARTER))
-    half = compress_paragraphs(small, collect_points(small))[1]
+    half = compress_paragraphs(small, collect_points(small))[2]
     assert half == "Half the parameters: no trial above the smaller budget was completed."
 
 
@@ -111,14 +120,14 @@ def test_before_any_training_no_network_is_taught():
     small = study(*TRIALS, taught)
     points = collect_points(small)
     assert "SVD, taught by itself, fitted in order" in {point.name for point in points}
-    half = compress_paragraphs(small, points)[1]
+    half = compress_paragraphs(small, points)[2]
     assert "Before any training the lowest is +0.10 points, as measured: SVD, fitted in order." in half
 
 
 def test_with_several_seeds_the_interval_is_over_them():
     seeds = [record("tucker2", 198_000, error, stratum=HALF, seed=seed) for seed, error in enumerate((2.2, 2.4, 2.6))]
     small = study(record("unchanged", DENSE, 2.0, epochs=0), *seeds)
-    half = compress_paragraphs(small, collect_points(small))[1]
+    half = compress_paragraphs(small, collect_points(small))[2]
     assert half.startswith("Half the parameters (198,000) at +0.40 points (95 % interval -0.10 to +0.90, over 3 seeds,")
 
 
@@ -136,7 +145,7 @@ def test_networks_are_compared_on_the_same_images_where_these_are_on_record():
         with_images(record("dense", DENSE, 1.9, start="dense"), range(19)),
         with_images(record("tucker2", 198_000, 2.8, stratum=HALF), range(28)),
     )
-    first, half, _ = compress_paragraphs(small, collect_points(small))
+    _, first, half, _ = compress_paragraphs(small, collect_points(small))
     low, high = tango_interval(8, 0, 1000, Z_95)
     assert f"at +0.80 points (95 % interval {low:+.2f} to {high:+.2f}, same images, beyond noise)" in half
     assert low > 0 > newcombe_interval(2.8, 2.0, 1000)[0]
@@ -154,7 +163,7 @@ def test_the_trained_network_is_the_same_for_each_seed_and_adds_no_variance():
         for seed, images in enumerate(wrong)
     ]
     small = study(with_images(record("unchanged", DENSE, 2.0, epochs=0), range(20)), *seeds)
-    half = compress_paragraphs(small, collect_points(small))[1]
+    half = compress_paragraphs(small, collect_points(small))[2]
     bits, base = np.array([np.isin(np.arange(1000), images) for images in wrong]), np.arange(1000) < 20
     paired = paired_error_difference(bits, np.tile(base, (3, 1)))
     assert half.startswith(
@@ -165,7 +174,7 @@ def test_the_trained_network_is_the_same_for_each_seed_and_adds_no_variance():
 
 def test_a_study_without_wrong_images_says_that_differences_are_unpaired():
     small = study(*TRIALS)
-    first = compress_paragraphs(small, collect_points(small))[0]
+    first = compress_paragraphs(small, collect_points(small))[1]
     assert "Differences are not paired by image: the records do not say which images were wrong." in first
     assert "same images" not in " ".join(compress_paragraphs(small, collect_points(small)))
 
@@ -173,7 +182,7 @@ def test_a_study_without_wrong_images_says_that_differences_are_unpaired():
 def test_the_answer_begins_with_it_and_other_studies_do_not_have_it():
     small = study(*TRIALS)
     points = collect_points(small)
-    assert answer_text(small, points).startswith("The trained network as it is")
+    assert answer_text(small, points).startswith("Against the trained network (2.00 % validation error), in points: ")
     others = study(*(trial for trial in TRIALS if trial.method != "unchanged"))
     assert compress_paragraphs(others, collect_points(others)) == []
     assert compressed_sizes(others, collect_points(others)) == []

@@ -104,13 +104,13 @@ class TestSummary:
     def test_what_few_images_cannot_tell_is_not_called_as_good(self):
         """4.5 % against 2.0 % on 288 images was once "not shown to be worse"."""
         base = trial("s", SEPARABLE, 2.08, method="separable", dims=None, role=Role.REFERENCE)
-        first = summary(study(base, trial("small", 100, 4.51), data={"val_images": 288}))[0]
+        first = summary(study(base, trial("small", 100, 4.51), data={"val_images": 288}))[1]
         assert first.startswith("Whether a smaller network is as good as the separable network (2.08 %")
         assert "we cannot tell" in first
         assert "288 images and one seed decide differences over" in first
         assert "3 seeds on 2,000 images would decide" in first
 
-    def test_the_smallest_network_that_is_surely_as_good_comes_first(self):
+    def test_the_smallest_network_that_is_surely_as_good_follows_the_answer(self):
         trials = [
             trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE),
             trial("tiny", 10, 60.0, dims=2), trial("small", 100, 5.0, dims=3), trial("large", 500, 4.9, dims=4),
@@ -119,7 +119,7 @@ class TestSummary:
             wrong = np.zeros(2000, dtype=bool)
             wrong[: round(20 * record.val_error)] = True
             record.wrong_images["val"] = encode_wrong_images(wrong)
-        first = summary(study(*trials, data={"val_images": 2000}))[0]
+        first = summary(study(*trials, data={"val_images": 2000}))[1]
         assert first.startswith("The smallest network that is as good as the separable network")
         assert "CP, 3 dims with 100 parameters (5.00 %): 10.0 times smaller, not more than 1 point worse (95 %" in first
         assert "on the same images, corrected for the choice among 3" in first
@@ -127,19 +127,19 @@ class TestSummary:
     def test_a_margin_of_the_space_is_the_margin(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
         made = study(base, trial("t", 10, 5.0), data={"val_images": 100}, space={"answer": {"margin": 30}})
-        assert "not more than 30 points worse" in summary(made)[0]
+        assert "not more than 30 points worse" in summary(made)[1]
 
     def test_where_no_network_is_as_good_the_gap_of_the_best_stands(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
         paragraphs = self.summary_of(base, trial("tiny", 10, 60.0))
-        assert "is 55.00 points worse (95 % interval" in paragraphs[0]
+        assert "is 55.00 points worse (95 % interval" in paragraphs[1]
 
     def test_a_larger_network_compresses_nothing(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
         paragraphs = self.summary_of(base, trial("tiny", 10, 60.0), trial("huge", 10 * SEPARABLE, 5.0))
-        assert "No smaller network is as good as the separable network" in paragraphs[0]
-        assert "CP, 2 dims with 10 parameters (60.0 %), is 55.00 points worse" in paragraphs[0]
-        (huge,) = self.summary_of(base, trial("huge", 10 * SEPARABLE, 5.0))[:1]
+        assert "No smaller network is as good as the separable network" in paragraphs[1]
+        assert "CP, 2 dims with 10 parameters (60.0 %), is 55.00 points worse" in paragraphs[1]
+        (huge,) = self.summary_of(base, trial("huge", 10 * SEPARABLE, 5.0))[1:2]
         assert huge.startswith("No network that was trained to its end is smaller than the separable network")
 
     def test_substitution_is_compared_with_thinner_networks(self):
@@ -173,6 +173,7 @@ class TestSummary:
         paragraphs = summary(record)
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in paragraphs
         assert "Up to 500 parameters: the same." in paragraphs
+        assert paragraphs[0] == "Best, up to 400 and 500 parameters: CP, 2 dims, 5.00 % validation error (1 seed)."
 
     def test_budgets_that_no_method_can_meet_are_named_with_the_reason(self):
         strata = [{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400)]
@@ -192,13 +193,27 @@ class TestSummary:
         )  # fmt: skip
         (paragraph,) = [line for line in summary(record) if line.startswith("Up to 200")]
         assert paragraph == (
-            "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points lower than shuffle at equal size, noise unknown "
-            "(not corrected for the choice). At 200 parameters, along each method's own front: CP 4.00 %, shuffle "
-            "4.50 %."
+            "Up to 200 parameters: CP, 2 dims, 4.00 %. At 200 parameters, along each method's own front: CP 4.00 %, "
+            "shuffle 4.50 %."
+        )
+        assert summary(record)[0] == (
+            "Best, up to 200 parameters: CP, 2 dims, 4.00 % validation error (1 seed; 0.50 points lower than shuffle "
+            "at equal size, noise unknown, not corrected for the choice)."
         )
         rows = equal_size_table(budget_answers(record), collect_points(record)).rows
         assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
         assert [row[8:11] for row in rows] == [(False, 200, 200), (True, 100, 400)]
+
+    def test_methods_at_one_size_are_compared_once(self):
+        record = study(
+            trial("a", 200, 4.0), trial("c", 100, 6.0, method="shuffle"), trial("d", 400, 3.5, method="shuffle"),
+            trial("e", 230, 5.0), strata=[{"label": "s", "params": 200}, {"label": "l", "params": 210}],
+        )  # fmt: skip
+        smaller, larger = budget_answers(record)
+        assert smaller.level == larger.level is not None
+        assert "Up to 210 parameters: the same." in summary(record)
+        assert "along each method's own front" in smaller.text()
+        assert larger.text(smaller).endswith("completed).")
 
     def test_thinner_networks_of_the_search_are_rivals_too(self):
         record = study(
@@ -206,11 +221,14 @@ class TestSummary:
             trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
-        text = " ".join(summary(record))
+        first, second, *others = summary(record)  # whether it is worth it is what such a space asks
         assert (
             "substitution has the lower error at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense"
-            in text
+            in first
         )
+        assert second.startswith("Best, up to 100 parameters: thin dense, width 0.2, 3.00 % validation error (1 seed; ")
+        assert "up to 200 parameters: CP, 2 dims, 2.00 % validation error (1 seed; 0.50 points lower" in second
+        assert "hinner networks" not in " ".join(others)
 
     def test_the_effect_of_one_choice_is_in_the_summary(self):
         pairs = [
@@ -219,6 +237,7 @@ class TestSummary:
             for value in (0, 60) for seed in (0, 1)
         ]  # fmt: skip
         text = build_report(study(*pairs), Path()).summary
+        assert text[0].startswith("Best, any size: ")
         assert (
             "train.attention_weight 60 instead of 0, all else equal: -1.05 points (95 % interval -1.69 to -0.41 over 2 "
             "seeds), better." in text
@@ -248,7 +267,8 @@ def test_sentence_and_table_say_over_how_many_seeds_a_difference_is():
     trials = [trial_of_images(f"a{seed}", range(wrong), seed=seed, params=100, dims=2)
               for seed, wrong in enumerate((6, 5, 4))]  # fmt: skip
     record = study(*trials, trial_of_images("b", range(9), params=100, method="tucker"), data={"val_images": 100})
-    (sentence,) = [paragraph for paragraph in summary(record) if paragraph.startswith("Any size")]
+    sentence = summary(record)[0]
+    assert sentence.startswith("Best, any size: CP, 2 dims, 5.00 % validation error (3 seeds; 95 % interval ")
     assert "3.00 points lower than Tucker over the 1 seed of both" in sentence
     table = budget_table(budget_answers(record), collect_points(record))
     (row,) = rows_of(table)
