@@ -45,9 +45,8 @@ KEPT_FREE = 0.4  # of what the trial uses of a card: what the other process leav
 LEAST_FREE = 2.5 * 2**30  # bytes, so that a process can begin there and fails where it trains
 FILLER = """
 import sys, time, torch
-free = float(sys.argv[1])
 blocks = [torch.empty(1, device="cuda")]
-print("begun", flush=True)
+free, full = float(sys.stdin.readline()), False
 while True:
     more = torch.cuda.mem_get_info()[0] - free
     if more > 2**26:
@@ -55,6 +54,9 @@ while True:
             blocks.append(torch.empty(int(more), dtype=torch.uint8, device="cuda"))
         except torch.OutOfMemoryError:
             pass
+    elif not full:
+        full = True
+        print("full", flush=True)
     time.sleep(0.01)
 """
 
@@ -82,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="digits", metavar="SET", help="as of a study (digits)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batch-size", type=int, help="of both cards together (4096; 50 on a CPU)")
-    parser.add_argument("--epochs", type=int, help="of each trial (40; 100 on a CPU)")
+    parser.add_argument("--epochs", type=int, help="of each trial (25; 100 on a CPU)")
     parser.add_argument("--engine", choices=("plain", "captured"), default="plain", help="of each trial (plain)")
     parser.add_argument("--seconds", type=float, default=200.0, help="after which all ends (200)")
     return parser
@@ -97,7 +99,7 @@ def study_command(args: argparse.Namespace) -> list[str]:
         "references": "[separable]", "budget.params": 0.6, "search.sampler": "grid", "search.stop": "none",
         "resources.checkpoint_seconds": 0, "resources.max_concurrent": 1,
     }  # fmt: skip
-    fields |= {"network.width": 0.125, "data.train_images": 200} if on_cpu else {}
+    fields |= {"network.width": 0.125, "data.train_images": 200} if on_cpu else {"train.lr": 0.05}
     where = ["--processes-per-trial", "2"] if on_cpu else ["--gpus-per-trial", "2"]
     settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
     return [
@@ -116,6 +118,26 @@ def used_memory() -> list[int]:
     except FileNotFoundError:
         return []
     return [int(line) for line in done.stdout.split() if line.isdigit()]
+
+
+def start_filler() -> subprocess.Popen[str]:
+    """Start a process that will take the memory of the second card."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    return subprocess.Popen(
+        [sys.executable, "-c", FILLER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": visible[1]},
+    )  # fmt: skip
+
+
+def fill(filler: subprocess.Popen[str]) -> None:
+    """Have it take the second card's free memory but a part of what the trial uses, also what comes free later."""
+    free = max(LEAST_FREE, KEPT_FREE * used_memory()[1] * 2**20)
+    print(f"another process takes all but {free / 2**30:.1f} GiB of the second card", flush=True)
+    assert filler.stdin is not None
+    assert filler.stdout is not None
+    filler.stdin.write(f"{free}\n")
+    filler.stdin.flush()
+    filler.stdout.readline()
 
 
 class Faults:
@@ -148,12 +170,18 @@ class Faults:
         """Hit a trial with each fault, one after the other."""
         hit: set[str] = set()
         for fault in FAULTS:
-            trial = self.wait(lambda: self._running(hit))
-            if trial is None:
-                print(f"{fault}: there was no trial to hit", flush=True)
-                return
-            hit.add(trial.trial_id)
-            strike = self._strike(fault, trial)
+            filler = start_filler() if fault == "out of memory" and self.args.device == "cuda" else None
+            try:
+                trial = self.wait(lambda: self._running(hit))
+                if trial is None:
+                    print(f"{fault}: there was no trial to hit", flush=True)
+                    return
+                hit.add(trial.trial_id)
+                strike = self._strike(fault, trial, filler)
+            finally:
+                if filler is not None:
+                    filler.kill()
+                    filler.wait()
             self.strikes.append(strike)
             print(strike, flush=True)
 
@@ -164,26 +192,20 @@ class Faults:
                 return trial
         return None
 
-    def _strike(self, fault: str, trial: TrialRecord) -> Strike:
+    def _strike(self, fault: str, trial: TrialRecord, filler: subprocess.Popen[str] | None) -> Strike:
         pids = group_worker_pids(trial.attempts[-1]["pid"])
         if len(pids) < 2:
             raise SystemExit(f"the trial is trained by {len(pids)} processes of a group, not 2; see study.log")
         strike = Strike(fault, trial.trial_id)
-        filler = self._fill() if fault == "out of memory" and self.args.device == "cuda" else None
+        if filler is not None:
+            fill(filler)
         strike.reached = self.record().trials[trial.trial_id].last_epoch
         strike.struck = time.monotonic()
-        try:
-            if fault == "out of memory":
-                self._exhaust(strike, pids[1], filler)
-            else:
-                os.kill(pids[1], signal.SIGSTOP if fault == "hung" else signal.SIGKILL)
-                self._watch_return(strike, pids)
-        finally:
-            if filler is not None:
-                filler.kill()
-                filler.wait()
         if fault == "out of memory":
-            self._watch_return(strike, pids)
+            self._exhaust(strike, pids[1], filler)
+        else:
+            os.kill(pids[1], signal.SIGSTOP if fault == "hung" else signal.SIGKILL)
+        self._watch_return(strike, pids)
         return strike
 
     def _attempts(self, strike: Strike) -> list[Any]:
@@ -208,31 +230,16 @@ class Faults:
         if self.wait(returned):
             now = time.monotonic()
             attempt = self._attempts(strike)[-1]
-            strike.again, strike.from_epoch, strike.start = (
-                now - strike.struck,
-                attempt["from_epoch"],
-                attempt["start_seconds"],
-            )
+            strike.again, strike.start = now - strike.struck, attempt["start_seconds"]
+            strike.from_epoch = attempt["from_epoch"]
             if strike.fault == "out of memory":
                 strike.since_memory = now - start
         strike.survivors, strike.free = sum(is_running(pid) for pid in pids), lowest
 
-    def _fill(self) -> subprocess.Popen[str]:
-        """Start a process that takes all of the second card but a part of what the trial uses."""
-        free = max(LEAST_FREE, KEPT_FREE * used_memory()[1] * 2**20)
-        print(f"another process takes all but {free / 2**30:.1f} GiB of the second card", flush=True)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
-        process = subprocess.Popen([sys.executable, "-c", FILLER, str(free)], stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "CUDA_VISIBLE_DEVICES": visible[1]})  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
-        return process
-
     def _exhaust(self, strike: Strike, pid: int, filler: subprocess.Popen[str] | None) -> None:
         """Let memory run out in a process of the trial; returns once the trial has said so."""
         if filler is not None:
-            time.sleep(1.0)  # in which it takes what is free; the trial does not ask for more as long as it trains
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)  # the trial does not ask for more memory as long as it trains
         else:
             used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
             resource.prlimit(pid, resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
@@ -243,6 +250,9 @@ class Faults:
             return any("is repeated" in text and KILLED not in text for text in notices)
 
         self.wait(has_failed_again)
+        if filler is not None:
+            filler.kill()
+            filler.wait()
 
 
 def rows(faults: Faults) -> list[dict[str, Any]]:
@@ -264,7 +274,7 @@ def rows(faults: Faults) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the study, hit its trials, print the table; returns 1 where a goal is not met."""
     args = make_parser().parse_args(arguments)
-    args.epochs = args.epochs or (100 if args.device == "cpu" else 40)
+    args.epochs = args.epochs or (100 if args.device == "cpu" else 25)
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     around, before = environment(), used_memory()
