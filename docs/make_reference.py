@@ -32,8 +32,8 @@ from sweeps.space.settings import (  # noqa: E402
     ResourceSettings,
     SearchSettings,
     StartSettings,
+    TeacherSettings,
 )
-from sweeps.space.teacher_settings import TeacherSettings  # noqa: E402
 
 TEXTS = yaml.safe_load((ROOT / "docs" / "reference_texts.yaml").read_text())
 FIELDS = TEXTS["fields"]

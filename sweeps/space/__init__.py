@@ -54,8 +54,13 @@ if TYPE_CHECKING:
         ALLOCATIONS_BY_ERROR as ALLOCATIONS_BY_ERROR,
         FITTED_STARTS as FITTED_STARTS,
         NETWORK_WEIGHTS as NETWORK_WEIGHTS,
+        SEARCHABLE_FIELD as SEARCHABLE_FIELD,
+        START as START,
+        TEACHER_SECTION as TEACHER_SECTION,
+        TEACHER_WEIGHTS as TEACHER_WEIGHTS,
         ResourceSettings as ResourceSettings,
         SearchSettings as SearchSettings,
+        TeacherSettings as TeacherSettings,
         parse_time as parse_time,
     )
     from sweeps.space.strata import (
@@ -70,13 +75,6 @@ if TYPE_CHECKING:
         RetrainOrigin as RetrainOrigin,
         StoredOptions as StoredOptions,
         StudyConfig as StudyConfig,
-    )
-    from sweeps.space.teacher_settings import (
-        SEARCHABLE_FIELD as SEARCHABLE_FIELD,
-        START as START,
-        TEACHER_SECTION as TEACHER_SECTION,
-        TEACHER_WEIGHTS as TEACHER_WEIGHTS,
-        TeacherSettings as TeacherSettings,
     )
     from sweeps.space.trust import (
         check_options as check_options,
@@ -104,10 +102,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "run_options": (
             "AUTO DEFAULT_OUT DEFAULT_SAMPLE FIXED_QUESTION FOLDER_OPTIONS GPU_SHARING RunOptions Task flag"
         ),
-        "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SearchSettings parse_time",
+        "settings": (
+            "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SEARCHABLE_FIELD START SearchSettings "
+            "TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings parse_time"
+        ),
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "RetrainOrigin StoredOptions StudyConfig",
-        "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
         "trust": ("check_options check_trust names_data names_typed own_networks permission_options permissions_text"),
     },
 )

@@ -17,8 +17,16 @@ from sweeps.space.method_names import (
 )
 from sweeps.space.model import Space
 from sweeps.space.points import SHARES_FIELD, Points, check_grid_size
-from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, NETWORK_WEIGHTS, BudgetSettings, StartSettings
-from sweeps.space.teacher_settings import START, TEACHER_WEIGHTS, TeacherSettings
+from sweeps.space.settings import (
+    ALLOCATIONS_BY_ERROR,
+    FITTED_STARTS,
+    NETWORK_WEIGHTS,
+    START,
+    TEACHER_WEIGHTS,
+    BudgetSettings,
+    StartSettings,
+    TeacherSettings,
+)
 
 _BATCH_FIELDS = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")

@@ -13,13 +13,14 @@ from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
 from sweeps.space.settings import (
     LIMITS,
+    TEACHER_WEIGHTS,
     AnswerSettings,
     BudgetSettings,
     ResourceSettings,
     SearchSettings,
     StartSettings,
+    TeacherSettings,
 )
-from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
 
 if TYPE_CHECKING:
     from lowrank.data import DataSettings

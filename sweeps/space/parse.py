@@ -22,11 +22,14 @@ from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import (
     NETWORK_WEIGHTS,
+    START,
+    TEACHER_SECTION,
     AnswerSettings,
     BudgetSettings,
     ResourceSettings,
     SearchSettings,
     StartSettings,
+    parse_teacher,
 )
 from sweeps.space.shorthand import (
     apply_data_overrides,
@@ -36,7 +39,6 @@ from sweeps.space.shorthand import (
     set_field,
     set_start_weights,
 )
-from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 from sweeps.utils import YamlError, load_yaml
 
 # Fields that hold a mapping of their own, in which nothing is searched

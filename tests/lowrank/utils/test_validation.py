@@ -21,9 +21,8 @@ MODELS = {
     "lowrank.data.settings": ("DataSettings", "AugmentationSettings"),
     "lowrank.io.image_preprocessing": ("ImagePreprocessing",),
     "sweeps.space.settings": (
-        "SearchSettings", "AnswerSettings", "ResourceSettings", "StartSettings", "BudgetSettings",
+        "SearchSettings", "AnswerSettings", "ResourceSettings", "StartSettings", "BudgetSettings", "TeacherSettings",
     ),
-    "sweeps.space.teacher_settings": ("TeacherSettings",),
 }  # fmt: skip
 WRONG = ["x", "", 0.5, -1, 10**30, [0.5], ["x"], [], [1, 2, 3], {"a": 1}, None, True, float("nan")]
 # Words of pydantic that say what Python would make of a value
