@@ -35,12 +35,11 @@ from sweeps.records import (
     trial_fields,
 )
 from sweeps.tracking.mlflow_adapter import delete_artifacts
-from sweeps.tracking.mlflow_dataset import dataset_input
 from sweeps.tracking.mlflow_registry import register_front
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, is_refusal, make_client, milliseconds, outages
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 
 BATCH = 500  # metrics in one call; MLflow takes 1,000 in at most 1 MB
 SMALL_BATCH = 100  # parameters or tags in one call
@@ -55,6 +54,8 @@ RUN_STATUS = {
     Status.FAILED: "FAILED",
 }
 KILLED, FAILED = "KILLED", "FAILED"
+DATASET_CONTEXT_TAG = "mlflow.data.context"  # MLflow's interface shows its value as what a run used the data for
+SPLIT_SIZES = ("train_images", "val_images", "test_images", "classes")
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,7 @@ class MlflowStudy:
         return milliseconds(trial.proposed_at or self.study.header.began)
 
     def _add_dataset(self, run_id: str) -> None:
-        dataset = dataset_input(self.study)
+        dataset = _dataset_input(self.study)
         if dataset is not None:
             self.client.log_inputs(run_id, [dataset])
 
@@ -417,6 +418,26 @@ class MlflowStudy:
                 self.artifact_error = first_line(error, MESSAGE_LENGTH)
                 return
             del self._due[name]
+
+
+def _dataset_input(study: StudyRecord) -> DatasetInput | None:
+    """The images as MLflow's data set, named by their fingerprint; None for a study that names no data."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = study.header.data
+    if not data.name or not data.fingerprint:
+        return None
+    kind, _, folder = data.name.partition(":")
+    section = study.header.space.get("data")
+    source = {"uri": folder or kind, "settings": section if isinstance(section, dict) else {"name": data.name}}
+    label = f"{kind} {folder.rstrip('/').rpartition('/')[2]}" if folder else kind
+    profile = data.model_dump(include=set(SPLIT_SIZES), exclude_unset=True)
+    dataset = Dataset(
+        name=label, digest=data.fingerprint[:36],
+        source_type="local" if folder else kind, source=json.dumps(source, sort_keys=True),
+        profile=json.dumps(profile, sort_keys=True),
+    )  # fmt: skip
+    return DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, "training")])
 
 
 def _points(entry: Entry) -> list[tuple[str, float, int, int]]:
