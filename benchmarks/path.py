@@ -83,14 +83,14 @@ def record_modules(way: Callable[[], Iterator[str]]) -> dict[str, set[str]]:
     Returns:
         By step, the names of our modules of which a function was called.
     """
-    recorder = ModuleRecorder()
+    recorder, before = ModuleRecorder(), sys.gettrace()
     threading.settrace(recorder.trace)
     sys.settrace(recorder.trace)
     try:
         for step in way():
             recorder.step = step
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
         threading.settrace(None)  # type: ignore[arg-type]  # which ends it
     return recorder.modules
 
