@@ -124,18 +124,34 @@ class MeanTeacher:
     Args:
         networks: trained; they are frozen.
         temperature: of the distillation.
+        rows: one more than the largest index of a training image, where none is augmented: the logits of each are then
+            computed once. None where images are augmented.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], temperature: float):
+    def __init__(self, networks: Sequence[nn.Module], temperature: float, rows: int | None = None):
         self._teachers, self._temperature = [LiveTeacher(network, ()) for network in networks], temperature
+        self._rows = rows
+        self._table = torch.zeros(0)  # logits by index, NaN where they are not computed yet
 
     def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
         """See lowrank.distillation.Teacher."""
+        if len(self._table):
+            logits = self._table[indices]
+            if not bool(logits.isnan().any()):
+                return Signals(logits, ())
+        logits = self._logits(images, indices, cache_epoch)
+        if self._rows is not None:
+            if not len(self._table):
+                self._table = logits.new_full((self._rows, logits.shape[1]), math.nan)
+            self._table[indices] = logits
+        return Signals(logits, ())
+
+    def _logits(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Tensor:
         logits = [teacher.signals(images, indices, cache_epoch).logits for teacher in self._teachers]
         if len(logits) == 1:
-            return Signals(logits[0], ())
+            return logits[0]
         mean = torch.stack([(one / self._temperature).softmax(1) for one in logits]).mean(0)
-        return Signals(mean.log() * self._temperature, ())
+        return mean.log() * self._temperature
 
 
 def plain_network(trainer: Trainer) -> nn.Module:
@@ -151,7 +167,9 @@ def run(
 
     `dense` are the trained dense networks where they are imitated or begun at, that of this seed first.
     """
-    teacher = MeanTeacher(dense, options.kd_temperature) if dense else None
+    is_augmented = options.shift or options.flip or options.cutout
+    rows = None if is_augmented else int(data.train.indices.max()) + 1
+    teacher = MeanTeacher(dense, options.kd_temperature, rows) if dense else None
     start = dense[0] if dense and options.start == DENSE else None
     trainer = make_trainer(options, data, seed, name, teacher, start)
     path = None if options.cache is None else options.cache / f"{training_key(options, trainer, name)}.safetensors"
