@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import distributed as dist
 from benchmarks.measurement import PROJECT, WIDTH, Goal, Measurement, Table, environment, header, load, show
 from benchmarks.training.engine_processes import Case, make_student, random_images
 from lowrank.data import AugmentationSettings, Batch
+from lowrank.kernels import global_norm
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
@@ -43,8 +45,10 @@ BEFORE = "profile before"
 ONE_CARD_SECONDS = 200.0  # for the engines of one card, side by side; one of them compiles
 COMPILED_SECONDS = 200.0  # for two cards; the second batch takes what the first one has compiled only in part
 EXCHANGES = 20  # that are timed together
-# Name, kind, and whether each process sees all cards. Shared memory needs that
-LINKS = (("link", "link", False), ("link, all cards visible", "link", True), ("shared memory", "shared", True))
+SERVED_STEPS = 100  # of a round
+LONGEST, NAME_LETTERS = 14, 70  # kernels of a profile, and letters of their names
+# Names, and whether each process sees all cards, not its own alone as in a study
+LINKS = {"link": False, "link, all cards visible": True}
 ENGINES = {"captured": "", "compiled": "_compiled"}  # and how their parts of the measurement end
 PARTS = ("link", "wrn", "profile", "losses", "tests", "resnet9", "wrn_compiled", "resnet9_compiled")
 
@@ -66,6 +70,7 @@ class Job:
     permutations: tuple[int, ...] = ()  # seeds; 0 leaves the order of images in a batch
     path: str = ""  # of another `lowrank` package
     sees_all: bool = False  # whether each process sees all cards, not its own alone
+    exchange: str = ""  # of batch norms: lowrank.training.engine.symmetric_memory.EXCHANGES; "" for a study's
 
     @property
     def title(self) -> str:
@@ -97,6 +102,17 @@ class Worker:
         self.device = f"cuda:{group.index if group and job.sees_all else 0}" if job.device == "cuda" else "cpu"
         self.notices: list[str] = []
         self._pools: list[Any] = []
+        self._open_memory()
+
+    def _open_memory(self) -> None:
+        """Share memory between cards, if it is asked for, also where NVML does not say that NVLink links them.
+
+        A job may: it has a time limit. An older package has no such memory.
+        """
+        if self.group is not None and getattr(self.group, "exchange", "") == "symmetric" and self.job.device == "cuda":
+            from lowrank.training.engine.symmetric_memory import open_memory
+
+            open_memory(self.group, torch.device(self.device), check_link=False)
 
     def trainer(self, seed: int = 0) -> PermutedTrainer:
         """The trainer of the job."""
@@ -142,13 +158,67 @@ class Worker:
             self.wait()
             rounds.append(time.perf_counter() - start)
         middle = sorted(rounds)[len(rounds) // 2]
-        epoch = trainer.captured_epoch
         return {
             "images/s": steps * self.job.batch / middle, "ms a step": 1000 * middle / steps, "first s": first,
+            **self._ways(trainer),
+        }  # fmt: skip
+
+    def _ways(self, trainer: Trainer) -> dict[str, Any]:
+        """How the steps of a trainer run, and what it had to say."""
+        epoch, memory = trainer.captured_epoch, getattr(global_norm._Exchange, "memory", None)
+        return {
             "recorded": epoch is not None and epoch.replay is not None,
-            "compiled": epoch is not None and epoch.compiled, "notices": self.notices,
+            "compiled": epoch is not None and epoch.compiled,
+            "exchange": None if self.group is None else "nccl" if memory is None else "symmetric",
+            "notices": self.notices,
             "MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0,
         }  # fmt: skip
+
+    def compile(self) -> dict[str, Any]:
+        """Take the first step, for the code that is then on disk."""
+        self.trainer().train_steps(limit=1)
+        return {}
+
+    def serve(self) -> dict[str, Any]:
+        """Answer each line of the standard input until one says "end", or there are no more.
+
+        "start WAY": train the first steps with batch norms that exchange in this way; gives their losses. Then "round
+        WAY": milliseconds a step; "profile WAY": what a step does. Ways share what is compiled and chosen by timing.
+        """
+        trainers: dict[str, Trainer] = {}
+        answers: dict[str, Callable[[str], dict[str, Any]]] = {
+            "start": lambda way: self._begin(way, trainers), "round": lambda way: self._round(trainers[way]),
+            "profile": lambda way: self._profile(trainers[way]),
+        }  # fmt: skip
+        for line in sys.stdin:
+            command, _, way = line.strip().partition(" ")
+            if command == "end":
+                break
+            say(answers[command](way))
+        return {"MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0}
+
+    def _begin(self, way: str, trainers: dict[str, Trainer]) -> dict[str, Any]:
+        """Make a trainer and let it take its first steps."""
+        start = time.perf_counter()
+        if self.group is not None:
+            self.group = replace(self.group, exchange=way)
+            self._open_memory()
+        self.notices.clear()
+        trainer = trainers[way] = self.trainer()
+        trainer.train_steps(limit=EQUAL_STEPS)
+        losses = trainer.step_losses[:EQUAL_STEPS].tolist()
+        self.wait()
+        return {"first s": time.perf_counter() - start, "losses": losses, **self._ways(trainer)}
+
+    def _round(self, trainer: Trainer) -> dict[str, float]:
+        """Milliseconds a step, in an epoch of at most `SERVED_STEPS`."""
+        steps = min(SERVED_STEPS, trainer.steps_per_epoch)
+        trainer.train_steps(limit=min(WARM_UP, steps))  # the card was another trainer's
+        self.wait()
+        start = time.perf_counter()
+        trainer.train_steps(limit=steps)
+        self.wait()
+        return {"ms a step": 1000 * (time.perf_counter() - start) / steps}
 
     def losses(self) -> dict[str, Any]:
         """The first losses of a run for each order of images."""
@@ -168,6 +238,9 @@ class Worker:
         trainer = self.trainer()
         trainer.train_steps(limit=WARM_UP)
         self.wait()
+        return {**self._profile(trainer), "notices": self.notices}
+
+    def _profile(self, trainer: Trainer) -> dict[str, Any]:
         steps = trainer.endless_steps(wait=False)
         for _ in range(3):
             next(steps)
@@ -184,34 +257,48 @@ class Worker:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             profiler.export_chrome_trace(file.name)
             events = json.loads(Path(file.name).read_text())["traceEvents"]
-        return {**summary(events, PROFILED), "ms a step": 1000 * seconds / PROFILED, "notices": self.notices}
+        return {
+            **summary(events, PROFILED), "ms a step": 1000 * seconds / PROFILED, "longest": longest(events, PROFILED)
+        }  # fmt: skip
 
     def link(self) -> dict[str, Any]:
-        """Microseconds of exchanges of several sizes between the processes."""
+        """Microseconds of exchanges of several sizes between the processes; what this machine cannot do is said."""
         from lowrank.kernels.global_norm import gather_parts  # an older package has none
 
-        times: dict[str, Any] = {}
-        for kibibytes in (4, 1024, 16384) if self.job.device == "cuda" else (4, 1024):
+        on_card, times = self.job.device == "cuda", dict[str, Any]()
+        for kibibytes in (4, 16, 1024, 16384) if on_card else (4, 1024):
             tensor = torch.ones(2, kibibytes * 128, device=self.device)
             times |= self._exchange_times(f"sum of {kibibytes} KiB", lambda tensor=tensor: dist.all_reduce(tensor))
             times |= self._exchange_times(f"gather of {kibibytes} KiB", lambda tensor=tensor: gather_parts(tensor))
-        return times
-
-    def shared(self) -> dict[str, Any]:
-        """Microseconds of exchanges over memory that the cards share; what this machine cannot do is said."""
-        times: dict[str, Any] = {}
-        for way, make in (("one-shot sum", self._one_shot_sum), ("gather in registered memory", self._registered)):
-            for kibibytes in (4, 256):
+        ways = {
+            "gather through memory": self._through_memory, "one-shot sum": self._one_shot_sum,
+            "gather in registered memory": self._registered,
+        }  # fmt: skip
+        for way, make in ways.items():
+            say(times)  # the last answer counts, should a way not end
+            for kibibytes in (4, 16):
                 name = f"{way} of {kibibytes} KiB"
                 try:
                     times |= self._exchange_times(name, make(kibibytes * 256))
-                except (
-                    RuntimeError,
-                    AttributeError,
-                    TypeError,
-                ) as error:  # another torch or NCCL, no access between cards
+                except (RuntimeError, AttributeError, TypeError, ValueError) as error:  # another torch, no link
+                    traceback.print_exc()
                     times[name] = f"not possible: {first_line(error)}"
         return times
+
+    def _through_memory(self, numbers: int) -> Callable[[], Any]:
+        """This project's gather, with the kernel that writes what is gathered."""
+        if self.job.device != "cuda":
+            raise ValueError("only cards share memory")
+        from lowrank.training.engine import symmetric_memory
+
+        assert self.group is not None
+        part, device = torch.ones(2, numbers // 2, device=self.device), torch.device(self.device)
+        obstacle = symmetric_memory._link_obstacle(symmetric_memory._cards(device), self.group.index)
+        print(f"cards that NVML says are not linked: {obstacle or 'none'}", flush=True)
+        memory = symmetric_memory.open_memory(self.group, device, check_link=False)
+        if isinstance(memory, str):
+            raise ValueError(memory)
+        return lambda: memory.gather(part.shape, part.dtype, part.device, lambda out: out.copy_(part))
 
     def _one_shot_sum(self, numbers: int) -> Callable[[], Any]:
         """Torch's own sum, in which each card reads the others' memory; without NCCL."""
@@ -264,6 +351,22 @@ def busy(intervals: Sequence[tuple[float, float]]) -> float:
     return total
 
 
+def is_exchange(kernel: str) -> bool:
+    """Whether a kernel exchanges something between the cards."""
+    return "nccl" in kernel.lower() or "one_shot_all_reduce" in kernel
+
+
+def longest(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, list[float]]:
+    """The kernels that take most of a step: how often each runs, and ms in all."""
+    sums: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            one = sums.setdefault(event["name"][:NAME_LETTERS], [0.0, 0.0])
+            one[0] += 1 / steps
+            one[1] += event["dur"] / 1000 / steps
+    return dict(sorted(sums.items(), key=lambda item: -item[1][1])[:LONGEST])
+
+
 def summary(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
     """Sum up a trace of torch's profiler, for each step; times in ms.
 
@@ -272,8 +375,8 @@ def summary(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
     """
     kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     spans = [(event["ts"], event["ts"] + event["dur"]) for event in kernels]
-    exchanges = [span for event, span in zip(kernels, spans, strict=True) if "nccl" in event["name"].lower()]
-    others = [span for event, span in zip(kernels, spans, strict=True) if "nccl" not in event["name"].lower()]
+    exchanges = [span for event, span in zip(kernels, spans, strict=True) if is_exchange(event["name"])]
+    others = [span for event, span in zip(kernels, spans, strict=True) if not is_exchange(event["name"])]
     calls = [event["name"] for event in events if event.get("cat") in ("cuda_runtime", "cuda_driver")]
     waits = [name for name in calls if "Synchronize" in name]
     gloo = [event for event in events if "gloo:" in event.get("name", "") and "dur" in event]
@@ -294,7 +397,8 @@ def work(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1 if job.device == "cpu" else 4)
     group = None
     if job.processes > 1:
-        group = DataParallelGroup(index, job.processes)
+        # An older package has no choice
+        group = DataParallelGroup(index, job.processes, *([job.exchange] if job.exchange else []))
         card = torch.device("cuda", index if job.sees_all else 0) if job.device == "cuda" else None
         if card is not None:
             torch.cuda.set_device(card)
@@ -302,9 +406,13 @@ def work(arguments: Sequence[str]) -> None:
             "nccl" if job.device == "cuda" else "gloo", store=dist.FileStore(store, job.processes), rank=index,
             world_size=job.processes, device_id=card,
         )  # fmt: skip
-    answer = getattr(Worker(job, group), job.kind)()
-    print(f"{RESULT}{json.dumps(answer)}", flush=True)
+    say(getattr(Worker(job, group), job.kind)())
     os._exit(0)  # graphs with exchanges inside need not be taken down in any order
+
+
+def say(answer: Mapping[str, Any]) -> None:
+    """Send an answer."""
+    print(f"{RESULT}{json.dumps(answer)}", flush=True)
 
 
 class Runner:
@@ -322,7 +430,7 @@ class Runner:
             return [None] * len(jobs)
         started, cards = [], 0
         for name, job in jobs:
-            started.append(self._start(name, job, cards))
+            started.append(start_workers(self.out, name, job, cards))
             cards += job.processes
         deadline, begun = time.monotonic() + limit, time.monotonic()
         answers = [self._wait(name, processes, deadline) for (name, _), processes in zip(jobs, started, strict=True)]
@@ -333,23 +441,6 @@ class Runner:
         (self.out / "several_cards.json").write_text(json.dumps(self.record, indent=1) + "\n")
         return answers
 
-    def _start(self, name: str, job: Job, first_card: int) -> list[subprocess.Popen[str]]:
-        store = tempfile.mktemp(prefix="several-cards-")
-        processes = []
-        for index in range(job.processes):
-            environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [job.path, search_path()]))}
-            environment_ |= {"NCCL_NVLS_ENABLE": "0", "PYTHONWARNINGS": "ignore"}
-            own_card = job.device == "cuda" and not job.sees_all
-            environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if own_card else {}
-            log = (self.out / f"{name.replace(' ', '_')}-{index}.log").open("w")
-            processes.append(subprocess.Popen(
-                [sys.executable, "-P", "-m", "benchmarks.gpu.several_cards", "--worker", json.dumps(asdict(job)),
-                 str(index), store], cwd=self.out, env=environment_, stdout=log, stderr=subprocess.STDOUT, text=True,
-                start_new_session=True,
-            ))  # fmt: skip
-            log.close()
-        return processes
-
     def _wait(self, name: str, processes: list[subprocess.Popen[str]], deadline: float) -> dict[str, Any] | None:
         try:
             for process in processes:
@@ -357,18 +448,12 @@ class Runner:
         except subprocess.TimeoutExpired:
             print(f"{name}: not done in time", flush=True)
         for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        lines = (self.out / f"{name.replace(' ', '_')}-0.log").read_text().splitlines()
-        answers = [line.removeprefix(RESULT) for line in lines if line.startswith(RESULT)]
+            kill(process)
+        answers = read_answers(log_path(self.out, name, 0))
         if not answers:
-            for index in range(len(processes)):
-                last = (self.out / f"{name.replace(' ', '_')}-{index}.log").read_text().splitlines()[-6:]
-                print(f"{name}, process {index}, last lines: " + " | ".join(last)[-600:], flush=True)
+            print_ends(self.out, name, len(processes))
             return None
-        answer: dict[str, Any] = json.loads(answers[-1])
-        return answer
+        return answers[-1]
 
     def tests(self, limit: float, marker: str, expression: str) -> str:
         """Run the tests of two cards; returns pytest's last line."""
@@ -392,6 +477,50 @@ class Runner:
         return lines[-1] if lines else "no output"
 
 
+def log_path(out: Path, name: str, index: int) -> Path:
+    """Where a worker's output is."""
+    return out / f"{name.replace(' ', '_')}-{index}.log"
+
+
+def start_workers(out: Path, name: str, job: Job, first_card: int) -> list[subprocess.Popen[str]]:
+    """Start the processes of a job, each with a log; a job that serves reads commands."""
+    store = tempfile.mktemp(prefix="several-cards-")
+    processes = []
+    for index in range(job.processes):
+        environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [job.path, search_path()]))}
+        environment_ |= {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "PYTHONWARNINGS": "ignore"}
+        own_card = job.device == "cuda" and not job.sees_all
+        environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if own_card else {}
+        with log_path(out, name, index).open("w") as log:
+            processes.append(subprocess.Popen(
+                [sys.executable, "-P", "-m", "benchmarks.gpu.several_cards", "--worker", json.dumps(asdict(job)),
+                 str(index), store], cwd=out, env=environment_, stdout=log, stderr=subprocess.STDOUT, text=True,
+                stdin=subprocess.PIPE if job.kind == "serve" else subprocess.DEVNULL, start_new_session=True,
+            ))  # fmt: skip
+    return processes
+
+
+def read_answers(log: Path) -> list[dict[str, Any]]:
+    """The answers of a worker so far."""
+    lines = log.read_text().splitlines(keepends=True)
+    return [json.loads(line.removeprefix(RESULT)) for line in lines if line.startswith(RESULT) and line.endswith("\n")]
+
+
+def print_ends(out: Path, name: str, processes: int) -> None:
+    """Print the last lines of the logs of a job that has failed."""
+    for index in range(processes):
+        lines = log_path(out, name, index).read_text().splitlines()
+        last = [line for line in lines if line.strip() and not line.startswith(RESULT)][-8:]
+        print(f"{name}, process {index}, last lines: " + " | ".join(last)[-1200:], flush=True)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a worker and what it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def search_path() -> str:
     """Where workers find this project and whatever was beside it."""
     return os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
@@ -406,13 +535,15 @@ class Speeds:
         batches: total batches of two cards, and how many times one card's speed each should have.
         engines: that will be measured.
         before: folder with an older package, whose speed on two cards is measured too.
+        exchanges: of batch norms, each of which is measured.
     """
 
     def __init__(
-        self, runner: Runner, base: Job, batches: Mapping[int, float], engines: Sequence[str], before: Path | None
+        self, runner: Runner, base: Job, batches: Mapping[int, float], engines: Sequence[str], before: Path | None,
+        exchanges: Sequence[str] = ("",),
     ):  # fmt: skip
         self._runner, self._base, self._batches, self._engines = runner, base, batches, engines
-        self._before = before
+        self._before, self._exchanges = before, exchanges
         self._alone: dict[str, dict[str, Any] | None] = {}
         self.rows: list[dict[str, Any]] = []
 
@@ -431,8 +562,9 @@ class Speeds:
         for batch, goal in self._batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
             name = f"{base.network} two {engine} {batch}"
-            (two,) = self._runner.run(limit, (name, job))
-            self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
+            for exchange in self._exchanges:
+                (two,) = self._runner.run(limit, (f"{name} {exchange}".rstrip(), replace(job, exchange=exchange)))
+                self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
             if self._before is not None:
                 (two,) = self._runner.run(limit, (f"{name} before", replace(job, path=str(self._before.resolve()))))
                 self.rows.append({**row(base, engine, 2, batch, two, self._alone[engine], None), "package": "before"})
@@ -457,7 +589,8 @@ def row(
     return {
         "network": base.network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
         "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
-        "goal": goal, "ran": _ways(answer) if answer else None, "package": "now",
+        "goal": goal, "ran": _ways(answer) if answer else None,
+        "exchange": (answer or {}).get("exchange"), "package": "now",
     }  # fmt: skip
 
 
@@ -503,6 +636,8 @@ def profiles(runner: Runner, base: Job, before: Path | None) -> list[dict[str, A
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
+    from lowrank.training.engine.symmetric_memory import EXCHANGES  # workers may have an older package
+
     parser = OneLineParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
@@ -516,6 +651,8 @@ def make_parser() -> argparse.ArgumentParser:
         choices=PARTS,
         help="parts to run, in this order (all; on a CPU none that compiles, for that takes minutes)",
     )
+    parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=[""],
+                        help="how batch norms of two cards exchange; each is measured (as in a study)")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU, two processes")
     return parser
 
@@ -538,14 +675,14 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("wrn", "resnet9")
     }
     batches = {wrn.batch: SAME_TOTAL_BATCH} | ({} if args.same_total else {2 * wrn.batch: SAME_BATCH_A_CARD})
-    wide = Speeds(runner, wrn, batches, engines["wrn"], args.before)
-    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0}, engines["resnet9"], None)
+    wide = Speeds(runner, wrn, batches, engines["wrn"], args.before, args.exchange)
+    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0}, engines["resnet9"], None, args.exchange)
     notes: list[str] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, Callable[[], Any]] = {
         "link": lambda: [
-            runner.run(45, (name, replace(wrn, kind=kind, processes=2, sees_all=sees_all)))
-            for name, kind, sees_all in LINKS if sees_all is False or not args.tiny
+            runner.run(45, (name, replace(wrn, kind="link", processes=2, sees_all=sees_all)))
+            for name, sees_all in LINKS.items() if not (sees_all and args.tiny)
         ],
         "wrn": lambda: wide.measure("captured", 70),
         "resnet9": lambda: narrow.measure("captured", 60),
@@ -577,7 +714,7 @@ def conclude(
               "profile": f"A step, mean of {PROFILED} on the first card"}  # fmt: skip
     shown = [Table(title="One trial on one card and on two", columns=tuple(speeds[0]), rows=speeds)] if speeds else []
     for name, rows in tables.items():
-        columns = tuple(column for column in rows[0] if column != "notices") if rows else ()
+        columns = tuple(column for column in rows[0] if column not in ("notices", "longest")) if rows else ()
         shown += [Table(title=titles[name], columns=columns, rows=rows)] if rows else []
     record = Measurement(
         name="several_cards", settings={"device": "cpu" if args.tiny else "cuda", "tiny": args.tiny}, tables=shown,

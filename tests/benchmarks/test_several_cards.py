@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.several_cards import summary
+from benchmarks.gpu.exchange_speeds import ONE, Run, loss_rows, speed_rows
+from benchmarks.gpu.several_cards import longest, summary
 from benchmarks.studies.spread_simulation import NETWORKS, Network, SimulatedTrial, Simulation, speeds_on_two
 
 
@@ -18,15 +19,37 @@ def event(category: str, name: str, begin: float, duration: float) -> dict[str, 
 
 def test_a_profile_counts_overlapping_kernels_once_and_exchanges_that_hide_nothing():
     events = [
-        event("kernel", "conv", 0, 4000), event("kernel", "ncclDevKernel_AllReduce", 3000, 2000),
+        event("kernel", "conv", 0, 4000), event("kernel", "ncclDevKernel_AllReduce", 3000, 1000),
+        event("kernel", "void one_shot_all_reduce_kernel<float>", 4000, 1000),
         event("kernel", "conv", 8000, 2000), event("cuda_runtime", "cudaGraphLaunch", 0, 10),
         event("cuda_driver", "cuLaunchKernel", 0, 10), event("cuda_runtime", "cudaStreamSynchronize", 0, 10),
         {"name": "a mark without length", "ph": "i"},
     ]  # fmt: skip
     assert summary(events, 1) == pytest.approx({
-        "launches": 2, "kernels": 3, "exchanges": 1, "waits": 1, "exchange ms": 2.0, "exchanging alone ms": 1.0,
+        "launches": 2, "kernels": 4, "exchanges": 2, "waits": 1, "exchange ms": 2.0, "exchanging alone ms": 1.0,
         "idle %": 30.0,
     })  # fmt: skip
+
+
+def test_a_profile_names_the_kernels_that_take_most_time():
+    events = [event("kernel", "a", 0, 1000), event("kernel", "b", 0, 5000), event("kernel", "a", 0, 3000)]
+    assert longest([*events, event("cuda_runtime", "c", 0, 9000)], 2) == {"b": [0.5, 2.5], "a": [1.0, 2.0]}
+
+
+def test_two_cards_are_compared_with_one_round_by_round():
+    server: Any = None
+    runs = [
+        Run("wrn", server, ONE, {"losses": [2.0, 1.0]}, [10.0, 12.0, 11.0]),
+        Run("wrn", server, "nccl", {"losses": [2.0, 1.001]}, [8.0, 8.0]),
+        Run("wrn", server, "symmetric", None, [None]),
+    ]
+    one, nccl, symmetric = speed_rows(runs)
+    assert one["times one card"] == 1
+    assert (nccl["times one card"], nccl["least"], nccl["most"]) == (1.375, 1.25, 1.5)
+    assert (symmetric["times one card"], symmetric["ms a step"], symmetric["rounds"]) == (None, None, 0)
+    (row,) = loss_rows(runs)
+    assert (row["losses of"], row["equal"], row["of"]) == ("two, nccl", 1, 2)
+    assert row["largest ppm"] == pytest.approx(1000)
 
 
 SMALL, LARGE = Network("small", {1: 100.0, 2: 150.0}), Network("large", {1: 10.0}, on_two=16.0)
