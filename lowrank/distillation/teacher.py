@@ -148,7 +148,8 @@ class Taps(ForwardHooks):
         Raises:
             InputError: a tap's module did not run.
         """
-        maps, self._maps = self._maps, {}
+        maps = dict(self._maps)
+        self._maps.clear()  # not another dictionary: compiled code would return the maps for the one that is left
         if len(maps) < len(self._modules):
             raise InputError(f"{len(self._modules) - len(maps)} of {len(self._modules)} taps did not run")
         return tuple(maps[index] for index in range(len(self._modules)))

@@ -151,7 +151,9 @@ class CompiledForward(_CompiledTemplate):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         output = self._output(tensors, images)
         signals = Signals(signal_tensors[0], tuple(signal_tensors[1:])) if signal_tensors else None
-        return self._loss(output, labels, signals, self._taps.take())
+        logits, loss, parts = self._loss(output, labels, signals, self._taps.take())
+        # Of any other result the backward pass would have to take a gradient too, and fill it with zeros
+        return logits.detach(), loss, tuple(part.detach() for part in parts)
 
     def __call__(
         self, tensors: list[Tensor], images: Tensor, labels: Tensor, signals: Signals | None

@@ -127,6 +127,10 @@ def test_the_compiled_function_trains_as_the_plain_loop_and_is_traced_once(data,
         for key, tensor in expected.state().items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
     assert len(graphs) == 1
+    results = [node.meta["example_value"] for node in next(iter(graphs[0].graph.find_nodes(op="output"))).args[0]]
+    # Nothing else leaves the graph, such as attention maps, and the backward pass begins at the loss alone
+    assert {tuple(result.shape) for result in results} == {(32, 10), ()}
+    assert sum(result.requires_grad for result in results) == 1
 
 
 def test_the_compiled_function_gathers_what_the_cache_holds_over_fifty_steps(data, graphs, tmp_path):
