@@ -130,10 +130,10 @@ def load() -> list[float]:
 def command() -> str:
     """The command that was given, as one could type it again."""
     program = Path(sys.argv[0])
-    module = program.parent.parent == PROJECT / "tests" and program.suffix == ".py" and program.stem != "conftest"
-    name = "" if program.name == "__main__.py" else f".{program.stem}"
-    start = f"python -m tests.{program.parent.name}{name}" if module else sys.argv[0]
-    return " ".join([start, *sys.argv[1:]])
+    if program.suffix != ".py" or not program.is_relative_to(PROJECT / "benchmarks"):
+        return " ".join(sys.argv)
+    parts = program.relative_to(PROJECT).with_suffix("").parts
+    return " ".join(["python -m", ".".join(part for part in parts if part != "__main__"), *sys.argv[1:]])
 
 
 def environment() -> dict[str, Any]:

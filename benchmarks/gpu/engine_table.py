@@ -14,7 +14,8 @@ measured: rows of one trial are timed once more when less than half as many proc
 
 While rows that compile are awaited, the losses of 50 compiled steps are compared with plain ones. A row that has no
 code after its limit is left out and named. DIR/engine_table.json and .txt are written after every row. `--compare`
-measures further networks beside torch.compile instead. `--tiny` shows on a CPU that the script works.
+measures further networks beside torch.compile instead. `--tiny` shows on a CPU that the script works, with steps that
+nothing compiles (captured and torch).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from lowrank.utils.text import first_line
 from sweeps.resources.mps import MpsService, MpsUnavailableError
 
 OURS, BEST, TORCH_COMPILE, PLAIN = "compiled", "best", "torch_compile", "plain"
+TINY_WAYS = {OURS: "captured", BEST: "torch"}  # instead of these on a CPU, where compiling takes minutes
 COUNTS = (1, 2, 4)
 ROW_SECONDS = 2.5
 LONG_COMPILATIONS = {"darts": 2.0}  # times as long: its graph has 4,000 nodes before it is decomposed
@@ -60,7 +62,7 @@ TITLE = "Training alone, without evaluation, several trials on one card"
 def table_cases(tiny: bool) -> dict[str, Case]:
     """The networks of the table by name, each with its batch; one small one on a CPU when `tiny`."""
     if tiny:
-        small = Case(network="vit", device="cpu", batch=8, images=16, seconds=0.3, method="dense")  # compiles soonest
+        small = Case(network="vit", device="cpu", batch=8, images=16, seconds=0.3, method="dense")
         return {small.network: small}
     resnet9 = Case(network="resnet9", device="cuda", batch=512, images=20_480, seconds=ROW_SECONDS)
     dense = replace(resnet9, method="dense")
@@ -113,6 +115,11 @@ class Row:
         return f"{self.case.network}, {self.case.way}{', taught' if self.case.taught else ''}"
 
     @property
+    def is_ours(self) -> bool:
+        """Whether a trainer of this project takes the steps."""
+        return self.case.way in (OURS, TINY_WAYS[OURS])
+
+    @property
     def compile_factor(self) -> float:
         """How many times as long as most rows it may compile."""
         return LONG_COMPILATIONS.get(self.case.network, 1.0)
@@ -140,6 +147,8 @@ def rows_to_measure(args: argparse.Namespace) -> list[Row]:
         rows += [Row(replace(case, taught=True), counts) for case in ours if case.network == "wrn_28_10"]
         rows += [Row(replace(case, way=BEST), (1,)) for case in named.values()]
         rows += [Row(replace(case, taught=True), counts) for case in early[1:]]
+    for row in rows if args.tiny else ():
+        row.case = replace(row.case, way=TINY_WAYS[row.case.way])
     return [row for row in rows if not args.network or row.case.network in args.network]
 
 
@@ -215,7 +224,7 @@ class TableRun:
         self._with_code: list[Row] = []
         self._sets: list[FurtherTrials] = []
         self._of_limits: Processes | None = None
-        self._cases_of_limits = [row.case for row in self._waiting if row.case.way == OURS]
+        self._cases_of_limits = [row.case for row in self._waiting if row.is_ours]
         names = [row.name for row in self._waiting]
         networks = list(dict.fromkeys(row.case.network for row in self._waiting))
         self._order = {row.name: (networks.index(row.case.network), names.index(row.name)) for row in self._waiting}
@@ -237,8 +246,8 @@ class TableRun:
     def record(self) -> Measurement:
         """Make the record of what there is."""
         settings = {"device": self.device, "seed": 0, "seconds a row": ROW_SECONDS, "sharing": self.sharing}
-        plain = {(row["network"], row["trials"]): row["images/s"]
-                 for row in self.records if row["way"] == OURS and row["taught"] == "no"}  # fmt: skip
+        ours = [row for row in self.records if row["way"] in (OURS, TINY_WAYS[OURS])]
+        plain = {(row["network"], row["trials"]): row["images/s"] for row in ours if row["taught"] == "no"}
         rows = []
         for row in sorted(self.records, key=lambda one: (self._order[one["name"]], one["trials"])):
             taught, speed = row["taught"] == "yes", row["images/s"]
@@ -316,7 +325,7 @@ class TableRun:
                     row.processes.kill()
                 continue
             row.first, row.remaining = answer, list(row.counts)
-            row.compared = row.case.way != OURS
+            row.compared = not row.is_ours
             self._with_code.append(row)
             self._print(f"{row.name}: second step after {answer:.1f} s")
 
@@ -421,7 +430,12 @@ class TableRun:
             self._of_limits.kill()
 
     def _compare_one(self) -> bool:
-        """Compare the losses of one row that is measured with plain steps; returns whether there was one."""
+        """Compare the losses of one row that is measured with plain steps; returns whether there was one.
+
+        Not while further trials prepare, which would have to wait for it.
+        """
+        if any(further.preparing for further in self._sets):
+            return False
         for row in self._with_code:
             if not row.compared and not row.remaining:
                 row.compared = True

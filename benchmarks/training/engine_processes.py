@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.training.step_traffic import copy_bandwidth, step_bytes
+from benchmarks.training.step_traffic import COPIED, copy_bandwidth, step_bytes
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
@@ -259,7 +259,7 @@ class Bench:
         taps = default_taps(student, data.image_shape) if case.taught else ()
         moved = step_bytes(student, data.image_shape, width, taps)
         with self._lock:
-            return moved, copy_bandwidth(self.device)
+            return moved, copy_bandwidth(self.device, COPIED if self.device == "cuda" else COPIED // 16)
 
     def losses(self, case: Case) -> list[float]:
         """The first losses of a seeded run."""

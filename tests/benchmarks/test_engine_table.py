@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import measurement
 from benchmarks.gpu.engine_table import TableRun, make_parser, rows_to_measure
 from benchmarks.training.engine_processes import Case, TooLargeError
 from benchmarks.training.step_traffic import step_bytes
@@ -77,21 +78,21 @@ def test_every_row_is_timed_with_its_ratios_and_losses_are_compared(tmp_path):
     run.measure()
     rows = rows_of(tmp_path)
     assert list(rows) == [
-        ("compiled", "no", 1), ("compiled", "no", 2), ("compiled", "yes", 1), ("compiled", "yes", 2), ("best", "no", 1)
+        ("captured", "no", 1), ("captured", "no", 2), ("captured", "yes", 1), ("captured", "yes", 2), ("torch", "no", 1)
     ]  # fmt: skip
-    assert rows["compiled", "yes", 2]["images/s"] == 160
-    assert rows["compiled", "yes", 2]["of plain"] == pytest.approx(0.8)
-    assert rows["compiled", "no", 1]["of limit"] == pytest.approx(100 / 500)
-    assert rows["compiled", "no", 1]["of plain"] is None
+    assert rows["captured", "yes", 2]["images/s"] == 160
+    assert rows["captured", "yes", 2]["of plain"] == pytest.approx(0.8)
+    assert rows["captured", "no", 1]["of limit"] == pytest.approx(100 / 500)
+    assert rows["captured", "no", 1]["of plain"] is None
     assert [note.split(" against")[0] for note in run.notes if "against plain" in note] == [
-        "vit, compiled", "vit, compiled, taught"
+        "vit, captured", "vit, captured, taught"
     ]  # fmt: skip
     assert "torch_compile" not in (tmp_path / "engine_table.txt").read_text()
 
 
 def test_a_row_that_fails_is_named_and_the_others_are_measured(tmp_path):
     def answer(name: str, case: Case, number: int) -> Any:
-        if name == "prepare" and case.way == "best":
+        if name == "prepare" and case.way == "torch":
             return ValueError("no such mode")
         if name == "train" and case.taught and number == 0:
             return TooLargeError("out of memory")
@@ -99,9 +100,9 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(tmp_path):
 
     run = table_run(tmp_path, answer)
     run.measure()
-    assert list(rows_of(tmp_path)) == [("compiled", "no", 1), ("compiled", "no", 2)]
-    assert "left out: vit, best: no such mode" in run.notes
-    assert "left out: vit, compiled, taught: TooLargeError: out of memory" in run.notes
+    assert list(rows_of(tmp_path)) == [("captured", "no", 1), ("captured", "no", 2)]
+    assert "left out: vit, torch: no such mode" in run.notes
+    assert "left out: vit, captured, taught: TooLargeError: out of memory" in run.notes
 
 
 def test_a_process_that_fails_beside_others_leaves_no_answer_for_the_next_command(tmp_path):
@@ -116,25 +117,25 @@ def test_a_process_that_fails_beside_others_leaves_no_answer_for_the_next_comman
 
     run = table_run(tmp_path, answer)
     run.measure()
-    assert ("compiled", "no", 2) not in rows_of(tmp_path)
-    assert any(note.startswith("vit, compiled against plain") for note in run.notes)  # losses, not a speed
+    assert ("captured", "no", 2) not in rows_of(tmp_path)
+    assert any(note.startswith("vit, captured against plain") for note in run.notes)  # losses, not a speed
 
 
 def test_what_has_no_code_after_its_limit_is_left_out(tmp_path):
     def answer(name: str, case: Case, number: int) -> Any:
-        return None if name == "prepare" and case.way == "best" else usual_answer(name, case, number)
+        return None if name == "prepare" and case.way == "torch" else usual_answer(name, case, number)
 
     run = table_run(tmp_path, answer, compile_seconds="0.2")
     run.measure()
-    assert "left out: vit, best: no code after 0 s" in run.notes
-    assert ("compiled", "no", 1) in rows_of(tmp_path)
+    assert "left out: vit, torch: no code after 0 s" in run.notes
+    assert ("captured", "no", 1) in rows_of(tmp_path)
 
 
 def test_a_row_timed_beside_others_is_timed_again_when_fewer_compile(tmp_path):
     speeds = iter([90.0])
 
     def answer(name: str, case: Case, number: int) -> Any:
-        if name == "prepare" and case.way == "best":
+        if name == "prepare" and case.way == "torch":
             return None  # compiles for the whole time
         if name == "train" and not case.taught:
             return next(speeds, 100.0), 5.0
@@ -142,7 +143,7 @@ def test_a_row_timed_beside_others_is_timed_again_when_fewer_compile(tmp_path):
 
     run = table_run(tmp_path, answer, compile_seconds="0.2")
     run.measure()
-    row = rows_of(tmp_path)["compiled", "no", 1]
+    row = rows_of(tmp_path)["captured", "no", 1]
     assert (row["images/s"], row["beside"]) == (100.0, 0)
     assert any("90 images/s beside 1 processes" in note for note in run.notes)
 
@@ -161,3 +162,15 @@ def test_the_limit_of_a_taught_student_counts_each_tap_once():
     plain = step_bytes(network, (3, 32, 32), 2)
     taught = step_bytes(network, (3, 32, 32), 2, ResNet9.taps)
     assert taught - plain == 2 * (32 * 16 * 16 + 64 * 8 * 8 + 128 * 4 * 4)
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        ("benchmarks/gpu/engine_table.py", "python -m benchmarks.gpu.engine_table --tiny"),
+        ("benchmarks/__main__.py", "python -m benchmarks --tiny"),
+    ],
+)
+def test_the_header_shows_a_command_without_the_paths_of_this_machine(program, shown, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(measurement.PROJECT / program), "--tiny"])
+    assert measurement.command() == shown
