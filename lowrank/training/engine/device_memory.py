@@ -19,6 +19,8 @@ def free_memory(device: torch.device | str) -> None:
     """
     gc.collect()
     if torch.device(device).type == "cuda":
+        if not torch.cuda.is_initialized():  # such as in the process of a trial that others train
+            return
         torch._C._cuda_clearCublasWorkspaces()  # torch has no public function for it
         torch.cuda.empty_cache()
     elif sys.platform == "linux":

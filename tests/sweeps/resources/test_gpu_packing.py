@@ -32,6 +32,7 @@ from sweeps.resources.packing_benchmark import PackingBenchmark, choose_packing,
 from sweeps.resources.shares import Cluster
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
+from tests.support.waiting import scaled
 
 FREE = Limit(8, "")  # more than 8 are never tried
 SMALL = {1: 141.0, 2: 214.0, 4: 230.0, 8: 232.0}  # thousand images/s of a small student: what grows by 5 % goes on
@@ -345,5 +346,40 @@ def test_real_trainers_on_cpus_are_measured_together(resolver, content):
             packing = choose_count(benchmark.measure, Limit(2, "2 cores"), None, None)
         assert [measurement.trials for measurement in packing.measurements] == [1, 2]
         assert all(measurement.images_per_second > 0 for measurement in packing.measurements)
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.study
+@pytest.mark.slow
+def test_ray_itself_puts_trials_where_a_card_has_a_place(monkeypatch):
+    """Two made cards, on which Ray alone decides: it would fill the first one before the second."""
+    import ray
+
+    from sweeps.cluster import CardPlaces, cards_are_free
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+
+    @ray.remote(num_cpus=0, num_gpus=0.25)
+    class Worker:
+        def card(self) -> int:
+            return int(ray.get_gpu_ids()[0])
+
+    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert cards_are_free(2)
+        assert not cards_are_free(3)
+        with CardPlaces(2, 4) as places:
+            workers = []
+            for count, upper in ((2, 1), (2, 2), (4, 4)):
+                places.open(upper)
+                workers += [Worker.remote() for _ in range(count)]  # type: ignore[attr-defined]
+                cards = ray.get([worker.card.remote() for worker in workers], timeout=scaled(60))
+                assert sorted(cards) == sorted([0, 1] * upper)
+            places.close_one()
+            ray.kill(workers[cards.index(1)])
+            another = Worker.remote()  # type: ignore[attr-defined]
+            assert ray.wait([another.card.remote()], timeout=1.0)[0] == []
+        assert not cards_are_free(2)
     finally:
         ray.shutdown()
