@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from lowrank.data import Batch
 from lowrank.errors import LowrankError
 from lowrank.training.engine.precision import MIN_SCALE
-from lowrank.training.engine.rng import random_state, set_random_state
-from lowrank.training.engine.step import TrainStep
+from lowrank.training.engine.step import TrainStep, random_state, set_random_state
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.variational import VariationalTraining
 from lowrank.utils import ForwardHooks

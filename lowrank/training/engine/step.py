@@ -20,7 +20,6 @@ from lowrank.layers import StructuredMap
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
-from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.metrics import GradientMeter, TrainMeter
 from lowrank.training.objective import Forward, Objective
 from lowrank.training.optimizer import set_lr
@@ -283,6 +282,30 @@ class TrainStep:
                 for tensor, before in copies:
                     tensor.copy_(before)
             set_random_state(random, self.device)
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Copy the state of the generators that a training step may draw from.
+
+    Args:
+        device: where the step runs.
+
+    Returns:
+        The state of the CPU's generator and, on a GPU, that of the device's.
+    """
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Restore the generators.
+
+    Args:
+        states: what `random_state` returned.
+        device: where the steps run.
+    """
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
