@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from lowrank.errors import InputError
@@ -18,6 +21,9 @@ from sweeps.cluster.ray_adapter import MODE_VARIABLE, enable_token, token_is_ena
 
 TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks for it
+MIN_AGE_SECONDS = 600.0  # of a session whose folder is removed: a young one may not have its sockets yet
+NEWEST_KEPT = 3  # sessions that have ended, whose logs may tell why
+ANSWER_SECONDS = 2.0  # for a server to accept
 LONGEST_BASE = 30  # characters: paths of Ray's sockets in it must stay below 104
 
 
@@ -88,6 +94,51 @@ def private_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     make_private(folder, 0o700)
     return folder
+
+
+def remove_ended_sessions(folder: Path) -> list[Path]:
+    """Remove the folders of sessions that have ended: Ray leaves each, with logs and sockets, for ever.
+
+    A session may be alive if its driver runs, if a server answers at one of its sockets (which tells also of a
+    container that shares the folder), or if it is younger than `MIN_AGE_SECONDS`. The newest ones stay, for their logs.
+
+    Args:
+        folder: as `ray.init` gets it; it need not exist.
+
+    Returns:
+        The folders that were removed.
+    """
+    sessions = sorted((path for path in folder.glob("session_*_*") if not path.is_symlink()), reverse=True)
+    ended = [path for path in sessions if _has_ended(path)][NEWEST_KEPT:]
+    for path in ended:
+        shutil.rmtree(path, ignore_errors=True)  # another command may remove it at the same time
+    return ended
+
+
+def _has_ended(session: Path) -> bool:
+    """Whether a session `session_DATE_TIME_MICROSECONDS_PID` is surely over."""
+    pid = session.name.rpartition("_")[2]
+    if not pid.isdigit() or Path("/proc", pid).exists():  # that may be another process of the same number
+        return False
+    try:
+        newest = max(path.stat().st_mtime for path in (session, *session.iterdir()))
+        sockets = [path for path in (session / "sockets").glob("*") if path.is_socket()]
+    except OSError:  # gone meanwhile, or not ours to look into
+        return False
+    return time.time() - newest > MIN_AGE_SECONDS and not any(map(_answers, sockets))
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process listens at a socket; True where that cannot be told."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(ANSWER_SECONDS)
+        try:
+            client.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def check_private(folder: Path) -> None:

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
 from lowrank.utils import first_line, usable_cores
-from sweeps.cluster.local_ray import check_private, private_folder, require_token
+from sweeps.cluster.local_ray import check_private, private_folder, remove_ended_sessions, require_token
 from sweeps.cluster.ray_adapter import (
     ENVIRONMENT,
     is_startup_timeout,
@@ -117,6 +117,7 @@ def _start_here(cpus: int, allow_open_ports: bool) -> None:
     The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.
     """
     folder = private_folder()
+    remove_ended_sessions(folder / "ray")
     preload_modules(cpus)
     for attempt in range(1, MAX_STARTS + 1):
         try:

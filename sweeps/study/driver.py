@@ -59,7 +59,7 @@ from sweeps.study.retrain import Retrain
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
-from sweeps.trials import Resolver, infeasible_lines, reachable_strata
+from sweeps.trials import Resolver, left_out_lines, reachable_strata
 from sweeps.utils import code_fingerprints, command, hardware, monotonic_time, versions
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def run_study(
     warning = check_free_space(config.folder, params, planner.share.concurrent, total)
     if warning:
         print(warning, flush=True)
-    _print_left_out(space, resolver, unreachable)
+    for line in left_out_lines(space, resolver, unreachable):
+        print(line, flush=True)
     path = config.folder / JOURNAL_FILE
     _check_journal(path, config)
     resolver.use_folder(config.folder)
@@ -211,13 +212,6 @@ def exit_code(record: StudyRecord, reason: CloseReason) -> int:
     """
     failed = reason is CloseReason.FINISHED and search_failed(record)
     return ExitCode.DONE if _has_completed(record) and not failed else NOTHING_COMPLETED
-
-
-def _print_left_out(space: Space, resolver: Resolver, unreachable: dict[str, str]) -> None:
-    for label, reason in unreachable.items():
-        print(f"cannot be met, left out: {label}: {reason}", flush=True)
-    for line in infeasible_lines(space, resolver):
-        print(f"left out: {line}", flush=True)
 
 
 def _check_journal(path: Path, config: StudyConfig) -> None:

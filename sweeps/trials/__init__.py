@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from sweeps.trials.feasibility import (
         corner_points as corner_points,
-        infeasible_lines as infeasible_lines,
+        left_out_lines as left_out_lines,
         reachable_strata as reachable_strata,
     )
     from sweeps.trials.planned_teacher import (
@@ -47,7 +47,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "build": "load_trial_data make_student make_trainer variational_settings",
-        "feasibility": "corner_points infeasible_lines reachable_strata",
+        "feasibility": "corner_points left_out_lines reachable_strata",
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
         "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",

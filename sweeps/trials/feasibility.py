@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
@@ -55,7 +56,8 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):
             problem = "no method can meet the budget" if space.has_budget else "no point of the grid can be trained"
-            raise InputError(f"{problem}: {next(iter(reasons_by_method(infeasible)))}")
+            first = next(iter(reasons_by_method([(point, str(error)) for point, error in infeasible])))
+            raise InputError(f"{problem}: {first}")
         return resolver.strata, {}
     if not space.has_budget:
         return resolver.strata, {}
@@ -67,20 +69,35 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
     return tuple(stratum for stratum, reason in reasons.items() if reason is None), unreachable
 
 
-def infeasible_lines(space: Space, resolver: Resolver) -> list[str]:
-    """Say why points of the space cannot be trained.
+def left_out_lines(space: Space, resolver: Resolver, unreachable: Mapping[str, str]) -> list[str]:
+    """Say what of a space cannot be trained.
 
     Args:
         space: the space.
         resolver: of the space.
+        unreachable: label of each stratum that no method can meet, and why, as `reachable_strata` returns them.
 
     Returns:
-        A line for each method with such points: the reason at the largest budget that it cannot meet.
+        A line for all budgets that no method can meet, with the reason at the largest; then, of the other budgets, a
+        line for each method with points that cannot be trained: the reason at the largest budget that it cannot meet.
     """
-    return list(reasons_by_method(_infeasible(space, resolver)))
+    infeasible = _infeasible(space, resolver)
+    reasons = dict(unreachable)
+    if space.search.sampler == "grid" and infeasible:
+        points = resolver.points.grid()
+        for stratum in resolver.strata:
+            errors = [error for point, error in infeasible if stratum.contains(point)]
+            if errors and len(errors) == sum(map(stratum.contains, points)):
+                reasons[stratum.label] = str(min(errors, key=_size))
+    unmet = [stratum for stratum in resolver.strata if stratum.label in reasons]
+    others = [(point, str(error)) for point, error in infeasible if not any(s.contains(point) for s in unmet)]
+    lines = [f"left out: {line}" for line in reasons_by_method(others)]
+    if reasons:
+        lines.insert(0, f"cannot be met, left out: {'; '.join(reasons)}: {list(reasons.values())[-1]}")
+    return lines
 
 
-def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Value], str]]:
+def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Value], InfeasibleError]]:
     """The points that cannot be trained, each with the reason: of a grid all, else at each stratum's largest budget.
 
     Empty where a step's time is limited, which would have to be measured for each network.
@@ -93,7 +110,7 @@ def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Value]
         try:
             resolver.resolve(point)
         except InfeasibleError as error:
-            infeasible.append((point, str(error)))
+            infeasible.append((point, error))
     return infeasible
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,42 @@ def test_a_link_in_the_place_of_the_folder_is_refused(place):
     (place / f"lowrank-{os.geteuid()}").symlink_to(place / "elsewhere")
     with pytest.raises(InputError, match="must be this user's own, but it belongs to another or is a link"):
         local_ray.private_folder()
+
+
+def _session(root: Path, number: int, pid: int, age: float, listeners: list[socket.socket] | None) -> Path:
+    """The folder of a session, with a socket at which nobody listens any more unless its listener is kept in a list."""
+    path = root / f"session_2026-01-0{number}_00-00-00_000000_{pid}"
+    (path / "sockets").mkdir(parents=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path / "sockets" / "plasma_store"))
+    listener.listen()
+    if listeners is None:
+        listener.close()
+    else:
+        listeners.append(listener)
+    for inner in (path / "sockets", path):
+        os.utime(inner, (time.time() - age,) * 2)
+    return path
+
+
+def test_folders_of_sessions_that_have_ended_are_removed_and_never_a_live_one(monkeypatch):
+    monkeypatch.setattr(local_ray, "NEWEST_KEPT", 1)
+    gone = 2**22 + 1  # above the largest id of a process
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="s") as root:  # a short path, for the sockets
+        folder = Path(root)
+        listeners: list[socket.socket] = []
+        ended = [_session(folder, 1, gone, 7200, None), _session(folder, 2, gone, 700, None)]
+        kept = [
+            _session(folder, 3, gone, 7200, None),  # the newest of those that have ended
+            _session(folder, 4, os.getpid(), 7200, None),  # its driver runs
+            _session(folder, 5, gone, 7200, listeners),  # its driver runs in another container
+            _session(folder, 6, gone, 60, None),  # it may be about to begin
+        ]
+        (folder / "session_latest").symlink_to(kept[3])
+        assert sorted(local_ray.remove_ended_sessions(folder)) == ended
+        assert sorted(path for path in folder.iterdir() if not path.is_symlink()) == kept
+        assert local_ray.remove_ended_sessions(folder / "absent") == []
+        listeners.pop().close()
 
 
 @pytest.mark.parametrize("opened", ["folder", "token"])

@@ -13,7 +13,7 @@ from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.proposer import Proposal
 from sweeps.search.search import PreparedTrial, Search
 from sweeps.space.parse import parse_space, read_space
-from sweeps.trials.feasibility import infeasible_lines, reachable_strata
+from sweeps.trials.feasibility import left_out_lines, reachable_strata
 from sweeps.trials.resolver import Resolver
 from tests.support.journals import read_events
 
@@ -334,6 +334,21 @@ def test_what_a_space_cannot_train_is_said_once_for_each_method(content, digits)
     content["budget"]["params"] = {"choice": [0.06, 0.07, 0.5]}
     for sampler in ("grid", "random"):
         space = parse_space("small", {**content, "search": {"sampler": sampler, "stop": "none"}})
-        (line,) = infeasible_lines(space, Resolver(space, digits))
-        assert line.startswith("monarch has no setting within the budget in resnet9: its smallest has ")
+        (line,) = left_out_lines(space, Resolver(space, digits), {})
+        assert line.startswith("left out: monarch has no setting within the budget in resnet9: its smallest has ")
         assert "over the budget of 52,837" in line  # the largest that is out of reach
+
+
+def test_budgets_that_no_method_can_meet_take_one_line_in_all(content, digits):
+    content["train"] = {"epochs": 2}
+    content["method"] = {"name": {"choice": ["bottleneck", "monarch"]}}
+    content["budget"]["params"] = {"choice": [0.001, 0.002, 0.07, 0.5]}
+    for sampler in ("grid", "random"):
+        space = parse_space("small", {**content, "search": {"sampler": sampler, "stop": "none"}})
+        resolver = Resolver(space, digits)
+        unmet, monarch = left_out_lines(space, resolver, reachable_strata(space, resolver)[1])
+        labels = "; ".join(stratum.label for stratum in resolver.strata[:2])
+        assert unmet.startswith(f"cannot be met, left out: {labels}: bottleneck has no setting within the budget")
+        assert f"over the budget of {resolver.strata[1].limit:,}; " in unmet
+        assert "monarch has no setting within the budget" in monarch
+        assert "over the budget of 52,837" in monarch

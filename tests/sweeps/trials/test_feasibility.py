@@ -9,7 +9,7 @@ import pytest
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.space.parse import parse_space
 from sweeps.trials import feasibility
-from sweeps.trials.feasibility import infeasible_lines, reachable_strata
+from sweeps.trials.feasibility import left_out_lines, reachable_strata
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.step_timer import StepTimer
 
@@ -52,7 +52,7 @@ def test_a_budget_whose_steps_are_all_too_slow_is_refused_with_what_was_measured
 def test_one_fast_method_is_enough(resolver, measured):
     mixed = resolver(["tensor_train", "tucker"], {"choice": [20_000, 50_000]})
     assert reachable_strata(mixed.space, mixed) == (mixed.strata, {})
-    assert infeasible_lines(mixed.space, mixed) == []  # each network of the space would have to be measured
+    assert left_out_lines(mixed.space, mixed, {}) == []  # each network of the space would have to be measured
 
 
 def test_below_a_range_of_sizes_a_smaller_network_may_be_fast_enough(resolver, measured):
