@@ -31,7 +31,6 @@ from torch import distributed as dist
 from benchmarks.measurement import PROJECT, WIDTH, Goal, Measurement, Table, environment, header, load, show
 from benchmarks.training.engine_processes import Case, make_student, random_images
 from lowrank.data import AugmentationSettings, Batch
-from lowrank.kernels import global_norm
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
@@ -165,7 +164,8 @@ class Worker:
 
     def _ways(self, trainer: Trainer) -> dict[str, Any]:
         """How the steps of a trainer run, and what it had to say."""
-        epoch, memory = trainer.captured_epoch, getattr(global_norm._Exchange, "memory", None)
+        norms = sys.modules.get("lowrank.kernels.global_norm")  # an older package has other ones
+        epoch, memory = trainer.captured_epoch, getattr(getattr(norms, "_Exchange", None), "memory", None)
         return {
             "recorded": epoch is not None and epoch.replay is not None,
             "compiled": epoch is not None and epoch.compiled,

@@ -30,7 +30,9 @@ NCCL, SYMMETRIC = "nccl", "symmetric"
 EXCHANGES = (NCCL, SYMMETRIC)
 # How batch norms exchange where nothing else is asked for. No card has run or timed `SYMMETRIC` yet
 DEFAULT_EXCHANGE = NCCL
-MEMORY_NUMBERS = 2**18  # float32 of a buffer: 1 MiB, of which a norm with 1,000 channels takes 16 KB on two cards
+# Float32 of a buffer: 4 MiB. Norms of so many channels share a table of 4 numbers a channel on two cards, also those of
+# later trials: a table stays, since another recorded step may write there
+MEMORY_NUMBERS = 2**20
 ALIGNED_NUMBERS = 32  # tables begin at multiples of so many: 128 bytes
 CONNECT_SECONDS = 60.0  # in which the processes must map each other's buffer
 TRIAL_SECONDS = 20.0  # in which the first exchanges must end
