@@ -205,7 +205,7 @@ def _connect(buffer: Tensor, group: Group) -> SymmetricMemory:
     from torch.distributed import _symmetric_memory as symmetric_memory
 
     world: Any = dist.group.WORLD
-    store = dist.distributed_c10d._get_default_store()
+    store: Any = dist.distributed_c10d._get_default_store()  # whose `timeout` torch's types do not have
     before = store.timeout
     store.set_timeout(timedelta(seconds=CONNECT_SECONDS))  # of a process that waits for one that has failed
     try:
