@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lowrank.compression.bayesian.threshold import (
         KEEP_ALL as KEEP_ALL,
         RemovedSizes as RemovedSizes,
+        even_share as even_share,
         file_bytes as file_bytes,
         smallest_sizes as smallest_sizes,
         solve_threshold as solve_threshold,
@@ -135,7 +136,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "bayesian.bit_widths": "BitWidth bit_width mixed_bytes round_significand",
         "bayesian.removal": "Remover groups_below",
-        "bayesian.threshold": "KEEP_ALL RemovedSizes file_bytes smallest_sizes solve_threshold",
+        "bayesian.threshold": "KEEP_ALL RemovedSizes even_share file_bytes smallest_sizes solve_threshold",
         "bayesian.variational_network": "VariationalSettings make_variational posterior_mean",
         "allocation": "Allocation BY_ERROR SizedMethod make_allocation",
         "budget": "Budget solve solve_allocation solve_width",

@@ -16,6 +16,7 @@ from lowrank.compression import (
     Budget,
     RemovedSizes,
     Remover,
+    even_share,
     file_bytes,
     groups_below,
     mixed_bytes,
@@ -76,7 +77,8 @@ def remove_groups(trainer: Trainer, budget: Budget | None) -> RemovedNetwork:
         budget: upper limits of the network; None takes the threshold of the method's settings.
 
     Returns:
-        The network within the budget that has lost the fewest groups.
+        The network within the budget that has lost the fewest groups, where each layer keeps at least `min_groups` of
+        those that it would keep if all layers lost equally many.
 
     Raises:
         InfeasibleError: even one group in each layer exceeds the budget.
@@ -86,7 +88,8 @@ def remove_groups(trainer: Trainer, budget: Budget | None) -> RemovedNetwork:
     settings = trainer.variational.settings
     shape = (trainer.data.image_shape, len(trainer.data.classes))
     with trainer.step.ema.swapped_in() if trainer.step.ema is not None else nullcontext():
-        remover = Remover(trainer.network, settings.network)
+        even = 0.0 if budget is None else even_share(trainer.network, settings.network, *shape, budget)
+        remover = Remover(trainer.network, settings.network, min_share=settings.method.min_groups * even)
         sizes = RemovedSizes(remover, *shape)
         threshold = settings.method.threshold if budget is None else solve_threshold(remover, sizes, budget)
         network = reestimate_batch_norms(remover.removed(threshold, *shape), lambda: statistics_batches(trainer))

@@ -8,6 +8,7 @@ cut out of every layer that has them. So the smaller network has the outputs of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -52,22 +53,39 @@ def groups_below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, Te
     return masks
 
 
+def keep_share(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Lower the scores of the groups that no threshold may remove.
+
+    Args:
+        scores: from `group_scores`.
+        share: of the groups of each layer, those with the lowest scores; rounded up.
+
+    Returns:
+        The scores, minus infinity for these groups.
+    """
+    lowered = {name: values.clone() for name, values in scores.items()}
+    for values in lowered.values():
+        values[values.argsort(stable=True)[: math.ceil(share * len(values))]] = -math.inf
+    return lowered
+
+
 class Remover:
     """Knows a trained variational network and makes smaller ones of it.
 
     Attributes:
-        scores: of the groups, by layer.
+        scores: of the groups, by layer; minus infinity for those that stay at every threshold.
         structure: the shared channels; None where groups are only masked.
     """
 
-    def __init__(self, network: nn.Module, settings: NetworkSettings):
+    def __init__(self, network: nn.Module, settings: NetworkSettings, min_share: float = 0.0):
         """Read the network.
 
         Args:
             network: has variational layers; it is not changed.
             settings: of the dense network.
+            min_share: of each layer's groups, that stay at every threshold; 0 for one group.
         """
-        self.scores = group_scores(network)
+        self.scores = keep_share(group_scores(network), min_share)
         self.structure = find_structure(network, settings)
         self._settings, self._network = settings, network
         self._linear = {name for name, layer in variational_layers(network) if isinstance(layer, VariationalLinear)}

@@ -1,7 +1,9 @@
 """Solve a budget after training: the largest threshold on the groups' scores whose network is within it.
 
 The sizes of the network never fall as the threshold rises, so that a bisection over the scores finds it. Each threshold
-costs no training: one trained network gives a front of sizes.
+costs no training: one trained network gives a front of sizes. A budget far below what a posterior was trained for would
+leave single channels in some layers, through which nothing can be learned any more. So each layer keeps a part of the
+groups that it would keep if all layers lost equally many.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from lowrank.compression.bayesian.channels import find_structure
 from lowrank.compression.bayesian.removal import Remover
@@ -22,6 +25,7 @@ from lowrank.layers import Dense
 from lowrank.networks import ImageShape, NetworkSettings
 
 KEEP_ALL = math.inf  # the threshold at which no group is removed
+SHARE_STEPS = 256  # of the share of groups that all layers can keep alike
 
 
 class RemovedSizes:
@@ -109,6 +113,29 @@ def solve_threshold(remover: Remover, sizes: RemovedSizes, budget: Budget) -> fl
             f"{counts['params']:,} parameters and {counts['mult_adds']:,} mult-adds"
         )
     return _bisect(candidates, lambda threshold: sizes.fits(threshold, budget))
+
+
+def even_share(
+    network: nn.Module, settings: NetworkSettings, image_shape: ImageShape, classes: int, budget: Budget
+) -> float:
+    """Find the largest share of their groups that all layers can keep alike within a budget.
+
+    Args:
+        network: has variational layers; it is not changed.
+        settings: of the dense network.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        budget: upper limits; lower limits are not looked at.
+
+    Returns:
+        From 0 to 1, a multiple of 1 / SHARE_STEPS. 0 stands for one group in each layer.
+    """
+
+    def fits(share: float) -> bool:
+        sizes = RemovedSizes(Remover(network, settings, min_share=share), image_shape, classes)
+        return sizes.fits(-math.inf, budget)
+
+    return _bisect([step / SHARE_STEPS for step in range(SHARE_STEPS + 1)], fits)
 
 
 def _bisect(candidates: list[float], fits: Callable[[float], bool]) -> float:

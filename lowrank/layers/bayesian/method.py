@@ -25,6 +25,8 @@ class Bayesian(Method):
         max_std: largest standard deviation of a weight before it is scaled.
         horseshoe_scale: of the half-Cauchy prior of a layer's scale.
         threshold: score above which a group counts as removed in the records, and is removed where no budget is given.
+        min_groups: groups that each layer keeps at least within a budget, as a share of those that it would keep if all
+            layers kept an equal share of theirs; 0 keeps one group.
         finetune_epochs: of training after the removal, without any noise.
         finetune_lr: learning rate of that training, which falls to 0 along a cosine.
         finetune_kd_weight: share of distillation in the loss of that training. It imitates the trial's teacher or, in a
@@ -38,6 +40,7 @@ class Bayesian(Method):
     max_std: float = Field(default=0.2, gt=0, le=1)
     horseshoe_scale: float = Field(default=1e-5, gt=0, le=1)
     threshold: float = Field(default=0.0, ge=-20, le=20)
+    min_groups: float = Field(default=0.25, ge=0, le=1)
     finetune_epochs: int = Field(default=0, ge=0, le=10_000)
     finetune_lr: float = Field(default=0.001, gt=0, le=10)
     finetune_kd_weight: float = Field(default=0.0, ge=0, le=1)
@@ -50,8 +53,8 @@ class Bayesian(Method):
 
     def signature(self, shape: ConvShape) -> tuple[Any, ...]:
         """Return what is built; fields that came later are left out at their defaults, so that ids stay."""
-        late = {"finetune_kd_weight"}
-        changed = {name: value for name, value in self.model_dump(include=late).items() if value}
+        late = {"finetune_kd_weight", "min_groups"}
+        changed = self.model_dump(include=late, exclude_defaults=True)
         fields = {**self.model_dump(exclude={"name", *late}), **changed}
         return (self.name, *(value for _, value in sorted(fields.items())))
 

@@ -194,3 +194,4 @@ def test_a_field_that_came_later_leaves_the_ids_of_earlier_trials() -> None:
     earlier = ("bayesian", 0, 0.001, 1e-5, 1.0, 0.2, "normal_jeffreys", 0.0, 5.0)
     assert Bayesian().signature(shape) == earlier
     assert Bayesian(finetune_kd_weight=0.5).signature(shape) != earlier
+    assert Bayesian(min_groups=0).signature(shape) != earlier

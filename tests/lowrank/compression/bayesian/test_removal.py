@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lowrank.compression import (
     RemovedSizes,
     Remover,
     bit_width,
+    even_share,
     groups_below,
     make_variational,
     mixed_bytes,
@@ -115,6 +117,38 @@ def test_the_largest_threshold_within_a_budget_is_found(name: str, quantity: str
     higher = min(value for value in torch.cat(list(remover.scores.values())).tolist() if value > threshold)
     assert measure(threshold) <= limit < measure(higher)
     assert solve_threshold(remover, sizes, Budget(**{quantity: measure(KEEP_ALL)})) == KEEP_ALL
+
+
+@pytest.mark.parametrize("name", [*REMOVED, "resnet18"])
+def test_every_layer_keeps_its_part_of_an_even_removal(name: str) -> None:
+    network, settings, _ = trained(name)
+    layers, shape = dict(variational_layers(network)), NETWORKS[name][1]
+    hopeless = list(layers)[-2]
+    with torch.no_grad():  # a threshold that keeps groups of other layers removes all groups of this one
+        layers[hopeless].scales.location.fill_(0)
+        layers[hopeless].scales.log_variance.copy_(torch.linspace(5, 6, layers[hopeless].scales.groups))
+    whole = RemovedSizes(Remover(network, settings), shape, 10).counts(KEEP_ALL)["params"]
+    budget = Budget(params=int(0.1 * whole))
+    even = even_share(network, settings, shape, 10, budget)
+
+    def solved(min_groups: float) -> tuple[dict[str, torch.Tensor], int]:
+        remover = Remover(network, settings, min_share=min_groups * even)
+        sizes = RemovedSizes(remover, shape, 10)
+        threshold = solve_threshold(remover, sizes, budget)
+        return groups_below(remover.scores, threshold), sizes.counts(threshold)["params"]
+
+    assert 0 < even < 1
+    masks, params = solved(0.5)
+    assert params <= 0.1 * whole
+    assert all(int(mask.sum()) >= 0.5 * even * len(mask) for mask in masks.values())
+    assert int(masks[hopeless].sum()) == math.ceil(0.5 * even * len(masks[hopeless]))
+    (alone, params) = solved(0.0)
+    assert int(alone[hopeless].sum()) == 1
+    assert params <= 0.1 * whole
+    equal, params = solved(1.0)
+    assert params <= 0.1 * whole
+    lowest = layers[hopeless].scales.scores().argsort()[: int(equal[hopeless].sum())]
+    assert equal[hopeless][lowest].all(), "those with the lowest scores stay"
 
 
 def test_bytes_are_those_of_the_file() -> None:
