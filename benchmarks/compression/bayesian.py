@@ -39,6 +39,7 @@ from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior,
 from lowrank.utils import OneLineParser
 
 DENSE, PRIORS = "dense", ("normal_jeffreys", "horseshoe")
+AFTER_TRAINING = ("finetune", "min_groups")  # beginnings of fields that a training does not depend on
 OTHER_TEACHERS = 1000  # distance of their seeds
 SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
 
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup-epochs", type=float, default=10)
     parser.add_argument("--kl-weight", type=float, default=1.0)
     parser.add_argument("--max-std", type=float, default=0.2)
+    parser.add_argument("--min-groups", type=float, default=0.5, help="of an even removal, that each layer keeps")
     parser.add_argument("--shift", type=int, default=0, help="augmentation: shift in pixels")
     parser.add_argument("--flip", action="store_true", help="augmentation: mirror left to right")
     parser.add_argument("--cutout", type=int, default=0, help="augmentation: side of the square in pixels")
@@ -231,7 +233,7 @@ def describe_errors(record: Mapping[str, Any]) -> str:
 def training_key(options: argparse.Namespace, trainer: Trainer, name: str) -> str:
     """Name a training by all that its numbers depend on.
 
-    Fields of the fine-tuning are not among it, and those of dense networks only where they are imitated.
+    Fields of the removal and the fine-tuning are not in it, those of dense networks only where they are imitated.
     """
     content: dict[str, Any] = {
         "name": name, "seed": trainer.order_seed, "seconds": options.seconds, "device": options.device,
@@ -240,7 +242,7 @@ def training_key(options: argparse.Namespace, trainer: Trainer, name: str) -> st
     }  # fmt: skip
     if trainer.variational is not None:
         method = trainer.variational.settings.method.model_dump()
-        content["method"] = {field: value for field, value in method.items() if not field.startswith("finetune")}
+        content["method"] = {field: value for field, value in method.items() if not field.startswith(AFTER_TRAINING)}
         if trainer.recipe.kd_weight > 0 or options.start == DENSE:
             dense = make_trainer(options, trainer.data, trainer.order_seed, DENSE)
             content["dense"] = [options.start, options.teachers, training_key(options, dense, DENSE)]
@@ -256,7 +258,7 @@ def make_trainer(
     settings, variational = network_settings(options), name != DENSE
     method = Bayesian(
         prior=name if variational else PRIORS[0], warmup_epochs=options.warmup_epochs, kl_weight=options.kl_weight,
-        max_std=options.max_std,
+        max_std=options.max_std, min_groups=options.min_groups,
     )  # fmt: skip
     recipe = Recipe(
         epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, optimizer="adamw", warmup=0.1,

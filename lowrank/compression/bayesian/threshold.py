@@ -118,7 +118,7 @@ def solve_threshold(remover: Remover, sizes: RemovedSizes, budget: Budget) -> fl
 def even_share(
     network: nn.Module, settings: NetworkSettings, image_shape: ImageShape, classes: int, budget: Budget
 ) -> float:
-    """Find the largest share of their groups that all layers can keep alike within a budget.
+    """Find the largest share of groups that all layers can keep within a budget.
 
     Args:
         network: has variational layers; it is not changed.

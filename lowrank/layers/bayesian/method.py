@@ -40,7 +40,7 @@ class Bayesian(Method):
     max_std: float = Field(default=0.2, gt=0, le=1)
     horseshoe_scale: float = Field(default=1e-5, gt=0, le=1)
     threshold: float = Field(default=0.0, ge=-20, le=20)
-    min_groups: float = Field(default=0.25, ge=0, le=1)
+    min_groups: float = Field(default=0.5, ge=0, le=1)
     finetune_epochs: int = Field(default=0, ge=0, le=10_000)
     finetune_lr: float = Field(default=0.001, gt=0, le=10)
     finetune_kd_weight: float = Field(default=0.0, ge=0, le=1)
