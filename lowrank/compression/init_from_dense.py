@@ -1,5 +1,7 @@
 """Starts a substituted network from a trained one: structured layers at the nearest weight, all else copied.
 
+Posteriors of variational layers begin with the trained weights as their means.
+
 Letters: I in-channels, O out-channels, K kernel size.
 """
 
@@ -13,7 +15,15 @@ from torch import Tensor, nn
 
 from lowrank.compression.merging import Structured, dense_bias, dense_weight, init_layer
 from lowrank.errors import InputError
-from lowrank.layers import KernelChain, SeparableConv2d, StructuredLinear, StructuredMap
+from lowrank.layers import (
+    KernelChain,
+    SeparableConv2d,
+    StructuredLinear,
+    StructuredMap,
+    VariationalConv2d,
+    VariationalLayer,
+    variational_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,8 @@ def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
     """Set the whole state of a student, in place, from a trained network.
 
     A structured layer starts at the nearest weight, within its structure, to the dense weight of the teacher's module
-    of the same name, and takes over its bias. Every other tensor is copied by its name.
+    of the same name, and takes over its bias. The posterior of a variational layer begins with both as its means. Every
+    other tensor is copied by its name.
 
     Args:
         student: the substituted network.
@@ -70,14 +81,17 @@ def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
     """
     layers = dict(structured_layers(student))
     sources = {name: _source(teacher, name, layer) for name, layer in layers.items()}
-    copies = _copies(student, teacher, tuple(layers))
+    posteriors = {name: (layer, _source(teacher, name, layer)) for name, layer in variational_layers(student)}
+    copies = _copies(student, teacher, (*layers, *posteriors))
     started: dict[int, float] = {}  # a layer under two names starts once
     for name, layer in layers.items():
         if id(layer) not in started:
             started[id(layer)] = init_layer(layer, dense_weight(sources[name]).detach())
             _set_bias(layer, dense_bias(sources[name]))
-    for target, source in copies.values():
-        target.copy_(source)
+    for posterior, source in posteriors.values():
+        posterior.begin_at(dense_weight(source), dense_bias(source))
+    for target, value in copies.values():
+        target.copy_(value)
     report = tuple(LayerInit(name, started[id(layer)]) for name, layer in layers.items())
     return InitReport(report, tuple(copies))
 
@@ -100,7 +114,7 @@ def structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[st
             yield from structured_layers(child, f"{prefix}.{name}" if prefix else name)
 
 
-def _source(teacher: nn.Module, name: str, layer: Structured) -> nn.Module:
+def _source(teacher: nn.Module, name: str, layer: Structured | VariationalLayer) -> nn.Module:
     """Return the teacher's module that `layer` replaces; raises InputError if its kind or shape differs."""
     try:
         module = teacher.get_submodule(name)
@@ -110,7 +124,7 @@ def _source(teacher: nn.Module, name: str, layer: Structured) -> nn.Module:
         shape, bias = tuple(dense_weight(module).shape), dense_bias(module)
     except InputError as error:
         raise InputError(f"`{name}` of the trained network: {error}") from error
-    expected = tuple(dense_weight(layer).shape)
+    expected = tuple((layer.weight if isinstance(layer, VariationalLayer) else dense_weight(layer)).shape)
     if shape != expected:
         shapes = _format_shape(expected), _format_shape(shape)
         raise InputError(f"`{name}`: the student's weight is {shapes[0]}, the trained network's is {shapes[1]}")
@@ -124,7 +138,7 @@ def _geometry(module: nn.Module) -> dict[str, object] | None:
     """Return what decides, besides its weight, how a layer moves over an image; None for a linear map."""
     if isinstance(module, SeparableConv2d):
         return {**(_geometry(module.depthwise) or {}), "groups": 1}
-    if isinstance(module, nn.modules.conv._ConvNd | StructuredMap | KernelChain) and not getattr(
+    if isinstance(module, nn.modules.conv._ConvNd | StructuredMap | KernelChain | VariationalConv2d) and not getattr(
         module, "linear", False
     ):
         padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
@@ -148,8 +162,10 @@ def _check_geometry(name: str, layer: nn.Module, source: nn.Module) -> None:
         raise InputError("`{}`: the student's layer has {}, the trained network's has {}".format(name, *shown))
 
 
-def _biased_map(layer: Structured) -> StructuredMap | KernelChain:
+def _biased_map(layer: Structured | VariationalLayer) -> StructuredMap | KernelChain | VariationalLayer:
     """Return the map that carries the layer's bias."""
+    if isinstance(layer, VariationalLayer):
+        return layer
     if isinstance(layer, StructuredLinear):
         return _biased_map(layer.pointwise)
     return layer.pointwise if isinstance(layer, SeparableConv2d) else layer

@@ -316,9 +316,12 @@ class Trial:
 
     @property
     def depends_on(self) -> str | None:
-        """Id of the trial of this study whose weights this one starts from; None where there is none."""
+        """Id of the trial of this study whose weights this one takes or starts from; None where there is none.
+
+        A trial that takes another's posterior waits for that one alone, which has waited for its own start.
+        """
         start = self.specification.start
-        return self.same_training if start is None else start.trial_id
+        return self.same_training or (None if start is None else start.trial_id)
 
 
 def identify(specification: TrialSpec, image_shape: ImageShape, classes: int) -> tuple[str, str]:

@@ -478,8 +478,6 @@ class Resolver:
         how = str(point.get("start.how", self.space.start.how))
         if how == "scratch":
             return None
-        if isinstance(method, Bayesian):
-            raise InfeasibleError(f"{method.name} begins at random weights, but `start` is {how}")
         if point.get("method.name") in THIN_BASELINES:
             raise InfeasibleError("a thinner network cannot start from the weights of the full one")
         if how in FITTED_STARTS and not isinstance(method, WholeKernelMethod):

@@ -81,6 +81,22 @@ class VariationalLayer(nn.Module):
         """The posterior mean of w, in the shape of the plain layer's weight; it is computed at each access."""
         return self.weight_mean * self._grouped(self.scales.mean())
 
+    @torch.no_grad()
+    def begin_at(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Set the posterior means of w and the bias to those of a plain layer, in place; variances and scales stay.
+
+        Args:
+            weight: of the plain layer, in the shape of this layer's.
+            bias: likewise; None for zeros.
+        """
+        self.weight_mean.copy_(weight / self._grouped(self.scales.mean()))
+        if self.bias is not None:
+            self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias / self._bias_scales())
+
+    def _bias_scales(self) -> Tensor | float:
+        """Return what the bias is multiplied by, on average."""
+        return 1.0
+
     def weight_variance(self) -> Tensor:
         """Compute the posterior variance of w, in the shape of the weight: Var(z v) of independent z and v."""
         mean, variance = self._grouped(self.scales.mean()), self._grouped(self.scales.variance())
@@ -184,6 +200,9 @@ class VariationalConv2d(VariationalLayer):
     def mean_bias(self) -> Tensor | None:
         """Compute the posterior mean of the scaled bias (O,); None without one."""
         return None if self.bias is None else self.bias * self.scales.mean()
+
+    def _bias_scales(self) -> Tensor:
+        return self.scales.mean()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.bayesian.variational_network import make_variational
 from lowrank.compression.init_from_dense import InitReport, LayerInit, init_from_network
 from lowrank.compression.merging import dense_weight, merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
-from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
+from lowrank.layers import Bayesian, ConvShape, SeparableConv2d, StructuredMap, variational_layers
+from lowrank.layers.bayesian.priors import INITIAL_LOG_VARIANCE
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings, make_network
@@ -278,3 +280,42 @@ def test_dilation_and_groups_of_a_structured_layer_must_be_those_of_the_trained_
     teacher = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same", dilation=2, bias=False))
     with pytest.raises(InputError, match=re.escape("has dilation (1, 1), the trained network's has dilation (2, 2)")):
         init_from_network(student, teacher)
+
+
+@pytest.mark.parametrize("prior", ["normal_jeffreys", "horseshoe"])
+@pytest.mark.parametrize("settings", [NetworkSettings(name="mlp", hidden=(12, 8)), SMALL], ids=["mlp", "resnet9"])
+def test_posteriors_begin_at_the_trained_network(settings: NetworkSettings, prior: str) -> None:
+    source, student = dense(settings), make_network(settings, IMAGE, 10).eval()
+    make_variational(student, Bayesian.model_validate({"prior": prior}))
+    layers = dict(variational_layers(student))
+    init_from_network(student, source)
+    torch.testing.assert_close(student(images()), source(images()), rtol=1e-5, atol=1e-5)
+    assert layers
+    assert all(bool((layer.weight_log_variance == INITIAL_LOG_VARIANCE).all()) for layer in layers.values())
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_variational_convolution_takes_over_a_bias(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, bias=has_bias))
+    student = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2))
+    make_variational(student, Bayesian(prior="horseshoe"))
+    init_from_network(student, source)
+    torch.testing.assert_close(student.eval()(images()), source(images()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (nn.Conv2d(3, 5, 3), "`0`: the student's weight is 4 x 3 x 3 x 3, the trained network's is 5 x 3 x 3 x 3"),
+        (nn.Conv2d(3, 4, 3, stride=2), "has stride (1, 1), the trained network's has stride (2, 2)"),
+        (nn.ReLU(), "`0` of the trained network: the layer must be a convolution"),
+    ],
+)  # fmt: skip
+def test_a_posterior_of_another_shape_is_refused_unchanged(source: nn.Module, message: str) -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3))
+    make_variational(student, Bayesian())
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(InputError, match=re.escape(message)):
+        init_from_network(student, nn.Sequential(source))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_another_budget_takes_the_trained_posterior(tmp_path: Path) -> None:
     assert "images_per_second" not in shared[0]["history"][0]
     steps(trial_config(tmp_path, "c", 1000, prior="horseshoe"))
     assert len(list((tmp_path / POSTERIORS_FOLDER).iterdir())) == 2, "another prior is another training"
+
+
+def test_a_posterior_begins_at_the_network_of_another_trial(tmp_path: Path) -> None:
+    config = trial_config(tmp_path, "a", 1000)
+    content = config.specification.to_json()
+    dense = {**content, "method": {"name": "dense"}, "budget": None}
+    trained = steps(replace(config, trial_id="d", specification=TrialSpec.parse(dense)))[-1]
+    content["start"] = {"from": "trial:d", "fingerprint": "d"}
+    first = steps(replace(config, specification=TrialSpec.parse(content)))[0]
+    assert first["initial"]["val_error"] == pytest.approx(trained["metrics"]["val_error"])
+    assert first["initial"]["val_loss"] == pytest.approx(trained["metrics"]["val_loss"], abs=1e-4)
 
 
 def test_a_trial_that_ended_before_its_record_was_written_ends_again(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_budgets_of_one_training_wait_for_the_first(digits: Any) -> None:
         assert trial.depends_on == (None if trial is source else source.trial_id)
 
 
+def test_posteriors_that_begin_at_the_dense_reference_wait_for_it(digits: Any) -> None:
+    made = resolver(digits, start={"how": "dense"}, method={"name": "bayesian"})
+    first, second = points(made)
+    dense = made.reference("dense").trial_id
+    assert [trial.specification.start.trial_id for trial in (first, second)] == [dense, dense]  # type: ignore[union-attr]
+    assert (first.depends_on, second.depends_on) == (dense, first.trial_id)
+    scratch = {trial.trial_id for trial in points(resolver(digits, method={"name": "bayesian"}))}
+    assert not scratch & {first.trial_id, second.trial_id}
+
+
 def test_the_network_of_a_trial_has_variational_layers(digits: Any) -> None:
     network, ratio = make_student(points(resolver(digits))[0].specification, digits)
     assert {type(module).__name__ for module in network.modules()} >= {"VariationalLinear"}
@@ -72,7 +82,6 @@ def test_the_network_of_a_trial_has_variational_layers(digits: Any) -> None:
         ({"budget": {"params": {"min": 0.1, "max": 0.2}, "relative_to": "dense"}}, "no budget can have a minimum"),
         ({"network": {"name": "resnet18", "width": 0.05, "stem": "small"}, "budget": {"mult_adds": 9000}},
          "only masked"),
-        ({"start": {"how": "dense"}}, "begins at random weights"),
     ],
 )  # fmt: skip
 def test_what_no_removal_can_meet_is_infeasible(digits: Any, sections: dict[str, Any], message: str) -> None:
