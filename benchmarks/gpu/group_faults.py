@@ -102,6 +102,7 @@ def study_command(args: argparse.Namespace) -> list[str]:
         "resources.checkpoint_seconds": 0, "resources.max_concurrent": 1,
     }  # fmt: skip
     fields |= {"network.width": 0.125, "data.train_images": 200} if on_cpu else {"train.lr": 0.05}
+    fields |= {"references": "[]", "method.name": "tensor_train"} if args.one_trial else {}
     where = ["--processes-per-trial", "2"] if on_cpu else ["--gpus-per-trial", "2"]
     settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
     return [
