@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script
@@ -11,9 +12,21 @@ from analysis.reporting import print_summary, write_summary
 from analysis.sources import push_if_tracked
 from analysis.stats import collect_points
 from analysis.utils import steps
+from lowrank.utils import ExitCode
 from sweeps.records import find_study, load_study
 
-add_arguments = add_study
+# What is imported within functions, and takes longest
+LATE_IMPORTS = ("matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.ticker", "scipy.special")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare a study as first argument, --studies, and what only the driver of a study says.
+
+    Args:
+        parser: receives them.
+    """
+    add_study(parser)
+    parser.add_argument("--when-asked", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: there is no such study.
     """
+    if arguments.when_asked and not _is_asked():
+        return ExitCode.DONE
     folder = find_study(arguments.study, arguments.studies)
     with steps("summary", 2) as step:
         step("reading")
@@ -41,7 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
         written = write_summary(study, points, folder)
     print(f"\nwritten into {folder}: {', '.join(written)}")
     push_if_tracked(study, folder)
-    return 0
+    return ExitCode.DONE
+
+
+def _is_asked() -> bool:
+    """Import what a summary needs, then wait for a line on the standard input; returns whether one came."""
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
+    return bool(sys.stdin.readline())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ recipe has one multiplier of the learning rate for each kind.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -213,6 +214,7 @@ def make_optimizer(
         A fused SGD or AdamW over `parameter_groups`.
     """
     groups = parameter_groups(network, recipe, decay_ratio, head)
+    _spare_compiler()
     if recipe.optimizer == "adamw":
         return _make_adamw(groups, recipe)
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
@@ -222,6 +224,17 @@ def make_optimizer(
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 optimizer.state[parameter]["momentum_buffer"] = buffer
     return optimizer
+
+
+def _spare_compiler() -> None:
+    """Keep torch from importing its compiler when an optimizer is made.
+
+    Torch imports it, which takes a second, only to leave `add_param_group` out of what is compiled. A trainer that only
+    evaluates needs none; the first step imports it.
+    """
+    add = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
+    if add is not None and "torch._dynamo" not in sys.modules:
+        add.__dynamo_disable = add
 
 
 def _make_adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:

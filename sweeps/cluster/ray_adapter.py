@@ -40,8 +40,8 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune's snapshots grow with the study, and nothing is restored from them
 }
 PRELOAD_VARIABLE = "RAY_preload_python_modules"  # what each worker imports as soon as it has started
-# Neither looks at the cards, of which a worker knows its own only later
-PRELOADED_MODULES = ("torch", "ray.tune")
+# None looks at the cards, of which a worker knows its own only later. Every optimizer's first step needs the third
+PRELOADED_MODULES = ("torch", "ray.tune", "torch._dynamo")
 MAX_PRELOADING = 32  # workers, one for each CPU; each holds some 200 MB after its imports
 
 
@@ -55,6 +55,39 @@ def preload_modules(workers: int) -> None:
     """
     if workers <= MAX_PRELOADING:
         os.environ[PRELOAD_VARIABLE] = ",".join(PRELOADED_MODULES)
+
+
+@contextmanager
+def without_side_processes() -> Iterator[None]:
+    """Have a Ray that is started inside `with` leave out three processes that a study on one machine does not use.
+
+    They are the server of the dashboard, which Ray starts and waits for even where it shows none, the autoscaler, and
+    the one that sends the workers' output to the driver. Each imports for a second, and the last looks at all logs
+    again and again.
+
+    Yields:
+        None.
+    """
+    from ray._private.node import Node
+
+    starters = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
+    for name in starters:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, start in starters.items():
+            setattr(Node, name, start)
+
+
+def count_no_callbacks() -> None:
+    """Keep Tune from importing MLflow and other trackers, only to count for Ray's usage report which of them are used.
+
+    That report is off (`ENVIRONMENT`).
+    """
+    from ray.air._internal import usage
+
+    usage.tag_callbacks = lambda callbacks: False
 
 
 class _ProjectFirst(list[str]):

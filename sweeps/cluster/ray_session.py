@@ -25,6 +25,7 @@ from sweeps.cluster.ray_adapter import (
     project_first,
     token_is_enabled,
     watch_sigterm_handler,
+    without_side_processes,
 )
 from sweeps.utils import handle_sigterm
 
@@ -121,10 +122,11 @@ def _start_here(cpus: int, allow_open_ports: bool) -> None:
     preload_modules(cpus)
     for attempt in range(1, MAX_STARTS + 1):
         try:
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-                logging_level=logging.ERROR, _temp_dir=str(folder / "ray"), job_config=project_first(),
-            )  # fmt: skip
+            with without_side_processes():
+                ray.init(
+                    address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                    logging_level=logging.ERROR, _temp_dir=str(folder / "ray"), job_config=project_first(),
+                )  # fmt: skip
             break
         except Exception as error:
             if not is_startup_timeout(error):

@@ -15,6 +15,7 @@ from sweeps.cluster import (
     CardPlaces,
     HeadWatchdog,
     allow_pending_trials,
+    count_no_callbacks,
     head_address,
     hide_failed_attempts,
     keep_trial_errors_in_memory,
@@ -101,6 +102,7 @@ def _run_phase(
     allow_pending_trials(config.resources.share.concurrent)
     keep_trial_errors_in_memory()
     hide_failed_attempts()
+    count_no_callbacks()
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(

@@ -57,6 +57,7 @@ from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.free_space import check_free_space
 from sweeps.study.retrain import Retrain
 from sweeps.study.retrain_report import retrain_lines
+from sweeps.study.summary_process import SummaryProcess
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
 from sweeps.trials import Resolver, left_out_lines, reachable_strata
@@ -244,15 +245,17 @@ def _search(
     The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
     each further look could guide the search.
     """
-    reason = _train(search, config, resources, total, hooks)
-    search.journal.raise_if_refused()
-    if reason is CloseReason.FINISHED:
-        look = config.test or not search.record.finished_ends
-        for line in evaluate_front(search, config.folder, search.resolver.data, look=look):
-            print(line, flush=True)
-    elif config.test:
-        print("the search has not ended: the test split was not looked at", flush=True)
-    end.error = _print_summary(config, search.record)  # before the study closes, so that MLflow gets the picture
+    with SummaryProcess(config.folder) as summary:
+        reason = _train(search, config, resources, total, hooks, summary)
+        search.journal.raise_if_refused()
+        if reason is CloseReason.FINISHED:
+            look = config.test or not search.record.finished_ends
+            for line in evaluate_front(search, config.folder, search.resolver.data, look=look):
+                print(line, flush=True)
+        elif config.test:
+            print("the search has not ended: the test split was not looked at", flush=True)
+        # Before the study closes, so that MLflow gets the picture
+        end.error = _print_summary(config.folder, search.record, summary)
     end.reason = reason
 
 
@@ -330,8 +333,13 @@ def _write_header(
         apply_event(record, journal.append(Event.ANNOTATED, sync=True, note=note, tags={}))
 
 
-def _train(search: Search, config: StudyConfig, resources: TrialResources, total: int, hooks: _Hooks) -> CloseReason:
-    """Train until the search is over, the time is up or Ctrl-C; returns which. `total` is the number of trials."""
+def _train(
+    search: Search, config: StudyConfig, resources: TrialResources, total: int, hooks: _Hooks, summary: SummaryProcess
+) -> CloseReason:  # fmt: skip
+    """Train until the search is over, the time is up or Ctrl-C; returns which.
+
+    `total` is the number of trials. `summary` is started when the last of them leave a slot free.
+    """
     from sweeps.execution import ExecutionConfig, run_search
     from sweeps.study.progress_view import ProgressView
     from sweeps.teachers import build_caches
@@ -360,6 +368,8 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
                 view.print_line(line)
             for line in growing.take_lines() if growing is not None else ():
                 view.print_line(line)
+            if search.is_exhausted() and search.count_running() < resources.share.concurrent:
+                summary.start()
             view.update()
 
         use_relay = bool(config.storage and config.address)  # several machines without a disk that they share
@@ -397,13 +407,13 @@ def expected_trials(space: Space, resolver: Resolver) -> int:
     return min(space.search.trials, rows) + references
 
 
-def _print_summary(config: StudyConfig, record: StudyRecord) -> str:
+def _print_summary(folder: Path, record: StudyRecord, summary: SummaryProcess) -> str:
     """Print and draw the front and the answer; or, if no trial was completed, print how the trials ended.
 
     Returns what went wrong with the summary; "" for nothing.
     """
     if _has_completed(record):
-        code = _run_analysis("summary", config.folder)
+        code = _report_failure("summary", folder, summary.run())
         return f"the summary failed with exit code {code}" if code else ""
     ends = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)
     for (status, reason), count in ends.most_common(5):
@@ -417,7 +427,13 @@ def _print_summary(config: StudyConfig, record: StudyRecord) -> str:
 def _run_analysis(subcommand: str, folder: Path) -> int:
     """Run `python -m analysis`, which stands above this package and is not imported by it; returns its exit code."""
     command = module_command("analysis", subcommand, folder)
-    code = subprocess.run(command, env=module_environment(), check=False).returncode
+    return _report_failure(
+        subcommand, folder, subprocess.run(command, env=module_environment(), check=False).returncode
+    )
+
+
+def _report_failure(subcommand: str, folder: Path, code: int) -> int:
+    """Print how to repeat a command that has failed; returns its exit code."""
     if code != 0:
         repeat = shlex.join(["python", "-m", "analysis", subcommand, relative_path(folder)])
         print(f"the {subcommand} failed with exit code {code}; the study itself is whole, repeat it: {repeat}")

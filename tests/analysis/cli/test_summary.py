@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import io
+import sys
+
+import pytest
+
 from analysis.__main__ import main
 from tests.support.synthetic_study import Plan, write_study
 
@@ -13,6 +18,14 @@ class TestCommand:
         assert out.endswith(f"written into {tmp_path / 'mine'}: front.png, summary.csv\n")
         assert (tmp_path / "mine" / "front.png").exists()
         assert (tmp_path / "mine" / "summary.csv").exists()
+
+    @pytest.mark.parametrize(("typed", "is_printed"), [("\n", True), ("", False)], ids=["asked", "never"])
+    def test_a_summary_may_wait_until_it_is_asked(self, typed, is_printed, tmp_path, capsys, monkeypatch):
+        write_study(tmp_path / "mine", Plan(trials=4))
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert main(["summary", str(tmp_path / "mine"), "--when-asked"]) == 0
+        assert bool(capsys.readouterr().out) == is_printed
+        assert (tmp_path / "mine" / "summary.csv").exists() == is_printed
 
     def test_an_unknown_study_is_one_line_and_exit_code_2(self, tmp_path, capsys):
         write_study(tmp_path / "mine", Plan(trials=1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -173,3 +176,17 @@ def test_sgd_keeps_the_identity_that_it_had_before_there_was_another_optimizer()
     adamw = Recipe(optimizer="adamw").identity()
     assert (adamw["optimizer"], adamw["square_momentum"]) == ("adamw", 0.999)
     assert "nesterov" not in adamw
+
+
+def test_the_compiler_is_imported_with_the_first_step_and_not_for_an_evaluation():
+    code = """
+import sys
+from tests.support.training import small_recipe, small_trainer
+for name in ("adamw", "sgd"):
+    run = small_trainer(small_recipe(optimizer=name))
+    assert run.evaluate("val")["error"] > 0
+assert "torch._dynamo" not in sys.modules
+run.train_steps(limit=1)
+assert "torch._dynamo" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial as RayTrial
 
+from lowrank.utils.processes import child_processes
 from sweeps.cluster import ray_adapter
 from sweeps.cluster.ray_session import connect
 
 RAY = Path(ray.__file__).parent
+tune_module = importlib.import_module("ray.tune.tune")  # `ray.tune.tune` is a name of the package too
 
 
 class Failing(tune.Trainable):
@@ -76,6 +80,23 @@ def test_the_connected_cluster_is_described(session):
     host, _, port = ray_adapter.head_address().rpartition(":")
     assert host
     assert port.isdigit()
+
+
+@pytest.mark.study
+def test_a_ray_of_this_machine_runs_no_process_that_a_study_does_not_use(session):
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in child_processes(os.getpid())]
+    assert any("gcs_server" in command for command in commands)
+    assert any("raylet/raylet" in command for command in commands)
+    for name in ("dashboard.py", "monitor.py"):  # log_monitor.py among them
+        assert not any(name in command for command in commands), name
+
+
+def test_tune_asks_the_function_that_counts_no_callbacks(monkeypatch):
+    """Its own counts by importing MLflow."""
+    monkeypatch.setattr("ray.air._internal.usage.tag_callbacks", lambda callbacks: pytest.fail("it was counted"))
+    ray_adapter.count_no_callbacks()
+    assert tune_module.air_usage.tag_callbacks([Watching()]) is False
+    assert "air_usage.tag_callbacks(callbacks)" in Path(tune_module.__file__).read_text()
 
 
 def test_types_of_cards_are_read_from_the_names_of_resources(monkeypatch):

@@ -120,8 +120,7 @@ def test_the_journal_says_how_the_driver_has_ended(tmp_path, monkeypatch, error,
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_summary_that_fails_is_on_record(tmp_path, monkeypatch, capsys, code):
-    monkeypatch.setattr(driver.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
-    error = driver._print_summary(SimpleNamespace(folder=tmp_path), study(REFERENCE))
+    error = driver._print_summary(tmp_path, study(REFERENCE), SimpleNamespace(run=lambda: code))
     assert error == ("the summary failed with exit code 1" if code else "")
     assert ("the study itself is whole, repeat it" in capsys.readouterr().out) == bool(code)
 
