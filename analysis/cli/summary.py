@@ -20,7 +20,7 @@ LATE_IMPORTS = ("matplotlib.backends.backend_agg", "matplotlib.figure", "matplot
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare a study as first argument, --studies, and what only the driver of a study says.
+    """Declare a study, --studies, and what only the driver of a study says.
 
     Args:
         parser: receives them.

@@ -81,9 +81,9 @@ def without_side_processes() -> Iterator[None]:
 
 
 def count_no_callbacks() -> None:
-    """Keep Tune from importing MLflow and other trackers, only to count for Ray's usage report which of them are used.
+    """Keep Tune from importing MLflow, only to count callbacks of it.
 
-    That report is off (`ENVIRONMENT`).
+    The counts are for Ray's usage report, which is off (`ENVIRONMENT`).
     """
     from ray.air._internal import usage
 
