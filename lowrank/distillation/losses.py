@@ -92,8 +92,11 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     for student_map, teacher_map in zip(student, teacher, strict=True):
         height, width = map(min, student_map.shape[1:], teacher_map.shape[1:])
         difference = _flatten(student_map, (height, width)) - _flatten(teacher_map, (height, width))
-        parts.append(difference.square().mean())
-    return torch.stack(parts).sum() * (STUDY_TAPS / len(parts))
+        squares = difference.square()
+        # Compiled, a mean for each image is part of the kernel that normalises it. One over all images would be kernels
+        # of its own, and keep the norms out of that kernel: on a GPU 7 instead of 17 for three taps.
+        parts.append(squares.mean(1) if torch.compiler.is_compiling() else squares.mean())
+    return torch.stack(parts).sum(0).mean() * (STUDY_TAPS / len(parts))
 
 
 def _flatten(attention: Tensor, size: tuple[int, int]) -> Tensor:

@@ -66,3 +66,26 @@ def test_taps_must_come_in_pairs():
         attention_loss([torch.ones(1, 1, 1)], [torch.ones(1, 1, 1)] * 2)
     with pytest.raises(InputError, match="but got 0 and 0"):
         attention_loss([], [])
+
+
+def test_compiled_attention_transfer_is_the_same_loss_and_reduces_each_image_alone():
+    """Reductions over all images at once would not be computed in the kernels that normalise the maps."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(4, 4), (4, 6), (2, 3)]
+    student = [torch.rand(5, *size, generator=generator, requires_grad=True) for size in sizes]
+    teacher = [torch.rand(5, height, 3, generator=generator) for height, _ in sizes]
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attention_loss, backend=keep, fullgraph=True)(student, teacher)
+    plain = attention_loss(student, teacher)
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(torch.autograd.grad(compiled, student), torch.autograd.grad(plain, student))
+    reduced = [node.args[0].meta["example_value"].dim() for node in graphs[0].graph.nodes
+               if node.target == "mean" and len(node.args) == 1]  # fmt: skip
+    assert reduced == [1]
+    torch._dynamo.reset()
