@@ -221,14 +221,16 @@ def _one_shot_sum(group_name: str, table: Tensor, total: Tensor) -> None:
 
 def _trial_obstacle(memory: SymmetricMemory, index: int, device: torch.device) -> str | None:
     """Gather tensors that differ between processes and rounds; returns why the memory cannot be used."""
+    right = True
     for number in range(3):
         for shape in TRIAL_SHAPES:
             part = torch.arange(1.0, 1 + math.prod(shape), device=device).view(shape) * (index + 1) + number
             parts = memory.gather(shape, torch.float32, part.device, lambda out, part=part: out.copy_(part))  # type: ignore[misc]
             _wait(device)
-            if parts is None or not torch.equal(parts, gather_parts(part)):
-                return "shared memory brings other numbers than were sent"
-    return None
+            expected = gather_parts(part)
+            # All of them, also after a wrong one: the other processes wait for this one
+            right = right and parts is not None and torch.equal(parts, expected)
+    return None if right else "shared memory brings other numbers than were sent"
 
 
 def _wait(device: torch.device) -> None:

@@ -176,8 +176,14 @@ def test_nvlink_must_link_the_cards(module, reason, monkeypatch):
 def test_memory_that_brings_other_numbers_is_not_used(wrong, reason, monkeypatch):
     monkeypatch.setattr(symmetric_memory, "_wait", lambda device: None)
     monkeypatch.setattr(symmetric_memory, "gather_parts", lambda part: torch.stack([part, torch.zeros_like(part)]))
-    memory = SymmetricMemory(torch.empty(4096), 0, 2, lambda table, total: total.copy_(table).add_(wrong))
+    sums: list[Tensor] = []
+
+    def add(table: Tensor, total: Tensor) -> None:
+        sums.append(total.copy_(table).add_(wrong))
+
+    memory = SymmetricMemory(torch.empty(4096), 0, 2, add)
     assert symmetric_memory._trial_obstacle(memory, 0, CPU) == reason
+    assert len(sums) == 9  # also after the first wrong one: the other process waits for them
 
 
 def test_an_exchange_that_does_not_end_is_no_reason_to_go_on(monkeypatch):
