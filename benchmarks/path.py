@@ -186,6 +186,7 @@ def read_teacher(folder: Path) -> Callable[[], Iterator[str]]:
 
 def load_exported(folder: Path) -> Callable[[], Iterator[str]]:
     """Prepare a folder of `models/`; the function reads it, writes its forms and compares them."""
+    from lowrank.compression import network_plan
     from lowrank.data import load_data
     from lowrank.deployment.formats import export_formats
     from lowrank.io import load_model, read_specification
@@ -212,6 +213,7 @@ def load_exported(folder: Path) -> Callable[[], Iterator[str]]:
         )  # fmt: skip
 
     (folder / "files").mkdir()
+    network_plan.cache_clear()  # as in a process of its own
     return way
 
 

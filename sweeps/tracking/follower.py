@@ -24,7 +24,6 @@ from sweeps.records import (
     TRACKING_PROGRESS_FILE,
     Event,
     JournalReader,
-    StudyHeader,
     StudyRecord,
     apply_event,
     damage_error,
@@ -100,7 +99,7 @@ class Follower:
             if event["event"] == Event.CLOSED:
                 self.closed_at = self._reader.offset
             if not self._key and event["event"] == Event.STUDY:
-                self._key = names.study_key(StudyHeader.parse(event))
+                self._key = names.study_key(self.study.header)
             self._tables_due = True
         if first and self.entries:
             self.carried = self._already_carried()
