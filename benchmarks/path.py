@@ -7,7 +7,7 @@ have no lines to step through: the methods that `dataclass` writes.
 * `trial`: one trial of one epoch, from `read_space` to its row in MLflow, in one process without Ray. What comes after
   the row at the end of a study (tables, summary, best models) does not belong to it. The modules that only open the
   study, once for all of its trials, are counted a second time by themselves.
-* `teacher`: from a space's teacher to the first target that its student reads from the cache.
+* `teacher`: from a trial's specification to the first target that its student reads from the teacher's cache.
 * `export`: from a folder of `models/` to a classifier that answers, and to its files in other forms.
 
 Three kinds are counted apart: modules of `sweeps` and `analysis`, which lead the way; those that plan, build and run
