@@ -13,6 +13,7 @@ from benchmarks import path
 MOST_MODULES = {"trial": 94, "teacher": 6, "export": 25}
 
 
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 @pytest.mark.parametrize("name", ["trial", "teacher", pytest.param("export", marks=pytest.mark.slow)])
 def test_a_way_has_no_more_modules_than_its_page_says(name: str) -> None:
     modules = set().union(*path.measure(name).values())
