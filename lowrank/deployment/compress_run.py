@@ -369,7 +369,7 @@ def _outcome(
         )  # fmt: skip
         network, rates = trained.network, trained.rates
         finetuned = error_rate(network, *images.reporting)
-        steps(f"{finetuned:.2f} % error after {config.finetune} epochs")
+        steps(f"{finetuned:.2f} % error after {_epochs(config)}")
     seconds = small.seconds + time.perf_counter() - begin
     return Outcome(
         compressed=small, network=network, error_before=before, error_after=after, error_finetuned=finetuned,
@@ -520,6 +520,10 @@ def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence
         print(f"error: {line}", file=sys.stderr)
 
 
+def _epochs(config: CompressConfig) -> str:
+    return f"{config.finetune} epoch{'s' * (config.finetune != 1)}"
+
+
 def _rates(rates: tuple[float, ...] | None) -> str:
     if not rates:
         return "no rate helped"
@@ -545,7 +549,7 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
         (f"error on {config.report_on}, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
     ]  # fmt: skip
     if outcome.error_finetuned is not None:
-        label = f"after {config.finetune} epochs, %"
+        label = f"after {_epochs(config)}, %"
         rows.append((label, "", f"{outcome.error_finetuned:.2f}", _rates(outcome.rates)))
     for batch in dict.fromkeys(one.batch for one in outcome.latencies):
         times = {one.name: one.median_ms for one in outcome.latencies if one.batch == batch}

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+PLAIN = (nn.Conv2d, nn.Linear)
+NO_PLAIN_LAYER = "it is no convolution or linear map"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
@@ -13,7 +16,7 @@ class LayerReport:
 
     Attributes:
         name: the layer's name.
-        kind: "linear", or the kernel such as "3 x 3".
+        kind: "linear", or the kernel such as "3 x 3"; of any other module its class, of a lone tensor "parameter".
         method: its factors; "dense" where it stays.
         ranks: the ranks of one group; empty where it stays dense.
         params: parameters after.
@@ -32,6 +35,49 @@ class LayerReport:
     weight_error: float | None
     output_error: float | None
     reason: str
+
+    @classmethod
+    def of_kept(cls, name: str, kind: str, params: int, reason: str) -> LayerReport:
+        """Report a layer that is never replaced.
+
+        Args:
+            name: its name.
+            kind: as in the attribute.
+            params: its parameters.
+            reason: why it stays.
+
+        Returns:
+            The report.
+        """
+        return cls(
+            name=name, kind=kind, method="dense", ranks=(), params=params, dense_params=params, weight_error=None,
+            output_error=None, reason=reason,
+        )  # fmt: skip
+
+
+def other_parameters(network: nn.Module) -> list[LayerReport]:
+    """Report what has parameters and is neither a convolution nor a linear map.
+
+    Args:
+        network: any network.
+
+    Returns:
+        One report for each such module without inner modules, and for each parameter of any other; a parameter that
+        two modules share counts once.
+    """
+    reports: list[LayerReport] = []
+    seen = {id(value) for layer in network.modules() if isinstance(layer, PLAIN) for value in layer.parameters()}
+    for name, module in network.named_modules():
+        own = {key: value.numel() for key, value in module.named_parameters(recurse=False) if id(value) not in seen}
+        seen |= {id(value) for value in module.parameters(recurse=False)}
+        kind = "parameter"
+        if own and next(module.children(), None) is None:
+            kind, own = type(module).__name__, {"": sum(own.values())}
+        reports += [
+            LayerReport.of_kept(".".join(filter(None, (name, key))), kind, count, NO_PLAIN_LAYER)
+            for key, count in own.items()
+        ]
+    return reports
 
 
 @dataclass(frozen=True, kw_only=True)

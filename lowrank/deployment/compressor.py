@@ -45,8 +45,14 @@ from lowrank.compression import (
     storage_limit,
 )
 from lowrank.deployment.attention import project_where_equal
-from lowrank.deployment.compressed import Compressed, LayerReport
-from lowrank.deployment.given_images import check_labels, check_weights, first_images, labelled_images
+from lowrank.deployment.compressed import Compressed, LayerReport, other_parameters
+from lowrank.deployment.given_images import (
+    check_labels,
+    check_repeatable,
+    check_weights,
+    first_images,
+    labelled_images,
+)
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import SVD, CPKernel, Dense, SpatialSVD, TensorTrainKernel, Tucker2, WholeKernelMethod
 from lowrank.networks import copy_network, unwrap_network
@@ -70,6 +76,10 @@ PROBE_IMAGES = 512
 """Calibration images over which it is measured."""
 PROBE_ROUNDS = 4
 """Steps of L-BFGS for the factors that are measured."""
+REPEATED_IMAGES = 16
+"""Images on which a second run must give the same logits."""
+SHOWN_SHARE = 0.01
+"""Share of all parameters from which a module that is neither a convolution nor a linear map is reported."""
 ATTENTION_IMAGES = 8
 """Images on which logits must stay the same when attention gets projections of its own."""
 _DENSE = Dense()
@@ -179,10 +189,13 @@ class Compressor:
             self.calibration, self.choosing_images = images[:cut], images[cut:]
             self.choosing_labels = None if labels is None else labels[cut:]
         check_classifier(network, images[:1], None)
+        check_repeatable(network, images[:REPEATED_IMAGES])
         self.dense, self.projected_attention = project_where_equal(
             copy_network(network).eval(), images[:ATTENTION_IMAGES], progress
         )
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
+        if not self.layer_list.layers:
+            raise InputError(f"nothing can be made smaller: {_largest_kept(self.dense, self.layer_list)}")
         self.reference = network_logits(self.dense, self.choosing_images)
         if self.choosing_labels is not None:
             check_labels(self.choosing_labels, self.reference.shape[1])
@@ -269,7 +282,7 @@ class Compressor:
 
     def _least_size(self, methods: Sequence[str]) -> str:
         """Say how small the network can be; each limit is named with the least share that it can have."""
-        lines = []
+        lines, stays = [], []
         for axis, (name, total) in enumerate(
             (("parameters", self.layer_list.params), ("mult-adds", self.layer_list.mult_adds))
         ):
@@ -281,14 +294,19 @@ class Compressor:
                 for table in tables
             )
             share = math.ceil(1000 * (fixed + least) / total) / 1000  # rounded up: a budget that can be reached
-            lines.append(f"{fixed + least:,} of {total:,} {name} ({share:.1%}), of which {fixed:,} are never replaced")
-        return f"the network cannot be that small: its least size is {lines[0]}; and {lines[1]}"
+            lines.append(f"{fixed + least:,} of {total:,} {name} ({share:.1%})")
+            stays.append(f"{fixed:,}")
+        least_size, never = " and ".join(lines), " and ".join(stays)
+        return (
+            f"the network cannot be that small: its least size is {least_size}, of which {never} are never replaced; "
+            f"{_largest_kept(self.dense, self.layer_list)}"
+        )
 
     @cached_property
     def _problems(self) -> dict[str, list[Problem]]:
         """The least-squares problems of each layer on the dense network's own inputs, by group."""
         layers = [self.dense.get_submodule(layer.name) for layer in self.layer_list.layers]
-        self.progress(f"calibrating {len(layers)} layers on {len(self.calibration):,} images")
+        self.progress(f"calibrating {len(layers)} layer{'s' * (len(layers) != 1)} on {len(self.calibration):,} images")
         names = [layer.name for layer in self.layer_list.layers]
         moments = collect_all_moments(self.dense, names, self.batches(), self._outputs)
         return {
@@ -433,6 +451,8 @@ class Compressor:
                 weight_error=fit.weight_error if fit else None, output_error=fit.output_error if fit else None,
                 reason=self.layer_list.reasons.get(name, "") or ("" if choice else self._dense_reason(variant, name)),
             )  # fmt: skip
+        least = SHOWN_SHARE * self.layer_list.params
+        yield from (report for report in other_parameters(self.dense) if report.params >= least)
 
     def _dense_reason(self, variant: _Variant, name: str) -> str:
         """Why a layer that may be replaced stays dense."""
@@ -440,6 +460,17 @@ class Compressor:
         if any(candidate.choice is not None for candidate in candidates):
             return "the budget is met with less loss by other layers"
         return "no factors are smaller"
+
+
+def _largest_kept(network: nn.Module, layers: LayerList) -> str:
+    """Name the largest part of a network that is never replaced, with the reason."""
+    plain = [
+        LayerReport.of_kept(name, _kind(module), sum(value.numel() for value in module.parameters()), reason)
+        for name, reason in layers.reasons.items()
+        if isinstance(module := network.get_submodule(name), nn.Conv2d | nn.Linear)
+    ]
+    largest = max([*plain, *other_parameters(network)], key=lambda report: report.params)
+    return f"the largest is `{largest.name}` ({largest.kind}, {largest.params:,} parameters): {largest.reason}"
 
 
 def _tried(method: str) -> tuple[str, ...]:

@@ -7,8 +7,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression import network_logits
 from lowrank.errors import InputError
+from lowrank.utils import keep_modes
 
+REPEAT_TOLERANCE = 1e-3
+"""Share of the largest logit by which two runs may differ, as a card's own order of additions makes them."""
 BATCHES = "batches must yield images (B, C, H, W), or pairs of images and labels"
 
 
@@ -116,3 +120,25 @@ def check_weights(network: nn.Module) -> None:
     for name, value in network.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"the network's weights must be finite, but `{name}` holds NaN or infinity")
+
+
+def check_repeatable(network: nn.Module, images: Tensor) -> None:
+    """Check that a network gives the same logits for the same images again.
+
+    Layers are fitted to what it gives, and files are compared with it.
+
+    Args:
+        network: runs twice, in evaluation mode.
+        images: (B, C, H, W), as the network takes them.
+
+    Raises:
+        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest.
+    """
+    with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        first, second = (network_logits(network.eval(), images) for _ in range(2))
+    difference, largest = float((first - second).abs().max()), float(first.abs().max())
+    if difference > REPEAT_TOLERANCE * max(largest, 1e-6):
+        raise InputError(
+            f"{type(network).__name__} must give the same logits for the same images each time in evaluation mode, but "
+            f"they differ by {difference:.2g} (the largest is {largest:.2g}): does it draw random numbers then?"
+        )

@@ -87,8 +87,38 @@ def test_layers_say_what_became_of_them(halved) -> None:
     assert all(layer.params < layer.dense_params and 0 < layer.output_error < 1 for layer in factored)
 
 
+class Mixed(nn.Module):
+    """A convolution to factorise beside modules and a lone parameter that nobody factorises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(32, 8, 8))
+        self.conv, self.norm = nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.up, self.down = nn.ConvTranspose2d(32, 16, 2, 2), nn.Conv2d(16, 32, 3, padding=1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(self.up((self.scale * self.norm(self.conv(x))).relu()).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_large_modules_that_are_never_replaced_are_reported_and_named_with_the_least_size() -> None:
+    torch.manual_seed(0)
+    compressor = Compressor(Mixed(), [torch.rand(24, 1, 8, 8)])
+    small = compressor.compress(0.8, method="svd", allocation="energy")
+    rows = {layer.name: (layer.kind, layer.params, layer.dense_params, layer.reason) for layer in small.layers}
+    reason = "it is no convolution or linear map"
+    assert rows["scale"] == ("parameter", 2048, 2048, reason)
+    assert rows["up"] == ("ConvTranspose2d", 2064, 2064, reason)
+    assert "norm" not in rows  # less than a hundredth of the parameters
+    with pytest.raises(InfeasibleError, match=r"; the largest is `up` \(ConvTranspose2d, 2,064 parameters\): it is no"):
+        compressor.compress(0.01, method="svd")
+
+
 def test_a_budget_below_the_least_size_is_refused_with_that_size(compressor) -> None:
-    with pytest.raises(InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* never replaced") as error:
+    with pytest.raises(
+        InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* never replaced; the"
+    ) as error:
         compressor.compress(0.001, method="svd")
     named = re.search(r"parameters \(([\d.]+)%\)", str(error.value))
     assert named is not None

@@ -70,9 +70,38 @@ def nan_weight() -> nn.Module:
     return network
 
 
+class Noisy(nn.Module):
+    """Draws random numbers in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x + 0.1 * torch.randn_like(x))
+
+
+class LastOnly(nn.Module):
+    """A single linear map, which gives the classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 6 * 6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(1))
+
+
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
+        (Noisy(), {}, "Noisy must give the same logits for the same images each time in evaluation mode, but they"),
+        (
+            LastOnly(),
+            {},
+            r"nothing can be made smaller: the largest is `head` \(linear, 436 parameters\): it gives the",
+        ),
+        (small_network(), {"keep": "*"}, r"nothing can be made smaller: .*: kept by name \(\*\)"),
         (None, {}, "the network must be an nn.Module, but got NoneType"),
         (nn.Flatten(), {}, "Flatten has no parameters, so there is nothing to compress"),
         (nan_weight(), {}, "the network's weights must be finite, but `2.weight` holds NaN or infinity"),
