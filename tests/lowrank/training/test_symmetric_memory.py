@@ -271,6 +271,6 @@ def recorded_rounds(group: DataParallelGroup, device: torch.device) -> Tensor:
 def test_two_gpus_gather_the_same_bits_through_memory_as_over_nccl():
     first, second = run_in_group(2, gather_on_gpus, on_gpus=True)
     for outcome in (first, second):
-        for ours, theirs in zip(outcome[SYMMETRIC], outcome[NCCL], strict=True):
-            assert torch.equal(ours, theirs)
+        for number, (ours, theirs) in enumerate(zip(outcome[SYMMETRIC], outcome[NCCL], strict=True)):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=lambda text, n=number: f"result {n}: {text}")
     assert torch.equal(first[SYMMETRIC][-1], second[SYMMETRIC][-1])
