@@ -457,6 +457,8 @@ class Compressor:
     def _dense_reason(self, variant: _Variant, name: str) -> str:
         """Why a layer that may be replaced stays dense."""
         candidates = self.tables(variant.method, variant.allocation).get(name, [])
+        if all(fit.choice is None for fit in variant.fits):
+            return "the budget is met without factors"
         if any(candidate.choice is not None for candidate in candidates):
             return "the budget is met with less loss by other layers"
         return "no factors are smaller"

@@ -14,7 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -386,7 +386,7 @@ def _trace(model: nn.Module, specification: ModelSpecification) -> torch.export.
     # Not one image: the exporters would take a batch of one as fixed
     example = torch.zeros(TRACED_BATCH, *specification.image_shape)
     shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
-    with _quiet():
+    with _quiet(), redirect_stderr(io.StringIO()):  # on failure the exporter prints all that it has recorded
         try:
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
         except (OSError, MemoryError):
@@ -529,7 +529,8 @@ def onnx_forward(path: Path, threads: int | None = None) -> Forward:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' deprecation warnings and log lines, which concern their own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "torch.export", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:

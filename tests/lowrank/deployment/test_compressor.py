@@ -115,6 +115,12 @@ def test_large_modules_that_are_never_replaced_are_reported_and_named_with_the_l
         compressor.compress(0.01, method="svd")
 
 
+def test_a_budget_of_all_parameters_replaces_nothing_and_says_so(compressor) -> None:
+    small = compressor.compress(1.0, method="svd", allocation="energy")
+    assert small.params == small.dense_params
+    assert {layer.reason for layer in small.layers} == {"the budget is met without factors", "it gives the classes"}
+
+
 def test_a_budget_below_the_least_size_is_refused_with_that_size(compressor) -> None:
     with pytest.raises(
         InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* never replaced; the"

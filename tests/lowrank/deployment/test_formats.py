@@ -151,6 +151,24 @@ def test_code_that_fixes_the_number_of_images_is_told_what_to_change():
         formats._trace(FixesTheBatch().eval(), SPECIFICATION)
 
 
+class Branching(torch.nn.Module):
+    """Decides by the values of the images, which no exporter can record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(192, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((2 * x if float(x.mean()) > 0 else x).flatten(1))
+
+
+def test_a_network_that_cannot_be_recorded_is_one_error_and_nothing_else_is_printed(capfd):
+    with pytest.raises(ValueError, match="data-dependent") as error:
+        formats._trace(Branching().eval(), SPECIFICATION)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_full_disk_is_no_failure_of_a_form(network, only_tensors, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
