@@ -278,6 +278,31 @@ def test_a_worker_reads_the_cache_and_trains_as_with_the_live_teacher(
     assert [line.split(" in ")[0] for line in notices] == [notices[0].split(" in ")[0], "teacher cache: 3 epochs built"]
 
 
+def test_maps_are_compared_at_the_smaller_size_of_both(root: Path, data: ImageData) -> None:
+    later = {"name": "good", "student_taps": ["stage2", "stage3", "stage3"]}
+    section = points(resolver(root, data, later))[1].specification.teacher
+    assert section.student_taps == ("stage2", "stage3", "stage3")
+    assert section.sizes == ((4, 4), (2, 2), (2, 2))
+
+
+def test_an_older_record_has_the_sizes_of_the_teacher_and_trains_as_well(
+    root: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 0)
+    _, distilled = points(resolver(root, data, {"name": "good", "student_taps": ["stage2", "stage3", "stage3"]}))
+    section = distilled.specification.teacher
+    older = distilled.specification.model_copy(
+        update={"teacher": section.model_copy(update={"sizes": ((8, 8), (4, 4), (2, 2))})}
+    )
+    losses = []
+    for specification in (distilled.specification, older):
+        teacher = make_teacher(specification, data, "cpu", CacheOptions(str(tmp_path)), lambda line: None)
+        assert isinstance(teacher, CachedTeacher)
+        trainer = make_trainer(specification, data, "cpu", lambda teacher=teacher: teacher)
+        losses.append(trainer.train_epoch()["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # pooled after the cache instead of before
+
+
 def test_the_cache_of_a_bfloat16_teacher_is_another(root: Path, tmp_path: Path, data: ImageData) -> None:
     _, distilled = points(resolver(root, data))
     options = CacheOptions(str(tmp_path))
