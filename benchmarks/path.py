@@ -91,7 +91,7 @@ def record_modules(way: Callable[[], Iterator[str]]) -> dict[str, set[str]]:
             recorder.step = step
     finally:
         sys.settrace(before)
-        threading.settrace(None)  # type: ignore[arg-type]  # which ends it
+        threading.settrace(None)  # which ends it
     return recorder.modules
 
 

@@ -197,7 +197,8 @@ def _set_for_data(content: dict[str, object], dotted: str, value: Any) -> None:
     """Set fields for one data set alone, after those that are set there; the name of a data set may have dots."""
     parts = dotted.split(".")[1:]
     if value is None and len(parts) < 2:  # nothing is set for the data set any more, or for any
-        if overrides := content.get(BY_DATA) if parts else content:
+        overrides = content.get(BY_DATA) if parts else content
+        if isinstance(overrides, dict):  # `apply_data_overrides` refuses all else
             overrides.pop(dotted.rpartition(".")[2], None)
         return
     start = next((index for index, part in enumerate(parts) if index and part in SECTIONS), len(parts))
@@ -212,8 +213,8 @@ def _set_for_data(content: dict[str, object], dotted: str, value: Any) -> None:
             _set_for_data(content, f"{dotted}.{key}", part)
         return
     overrides = content.get(BY_DATA) or {}
-    fields = overrides.get(name) or {} if isinstance(overrides, dict) else overrides
-    if not isinstance(fields, dict):
+    fields = overrides.get(name) or {} if isinstance(overrides, dict) else None
+    if not isinstance(overrides, dict) or not isinstance(fields, dict):
         raise InputError(f"cannot set `{dotted[:80]}`: `{BY_DATA}` must be a section of data sets, each with fields")
     fields.pop(field, None)  # what is set last is applied last
     content[BY_DATA] = {**overrides, name: {**fields, field: value}}

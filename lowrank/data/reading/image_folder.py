@@ -270,7 +270,8 @@ def find_images(root: Path) -> tuple[list[Path], list[str]]:
         InputError: a folder cannot be listed.
     """
     images: list[Path] = []
-    unused, others, hidden, seen, pending = Unused(), [], [], set(), [root]
+    others: list[Path] = []
+    unused, hidden, seen, pending = Unused(), [], set(), [root]
     while pending:
         folder = pending.pop()
         try:

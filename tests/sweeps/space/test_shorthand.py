@@ -83,6 +83,8 @@ def test_fields_for_the_spaces_own_data_set_replace_its_fields(data):
 def test_fields_by_data_of_another_form_are_refused():
     with pytest.raises(InputError, match="`by_data` must be a section of data sets"):
         apply_data_overrides({"by_data": {"digits": 5}})
+    with pytest.raises(InputError, match="`by_data` must be a section of data sets"):
+        _resolved(_content() | {"by_data": "x"}, [("by_data.digits", None)])
 
 
 def test_a_name_through_a_field_that_is_no_section_is_refused():
