@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         keep_workers as keep_workers,
         live_nodes as live_nodes,
         trial_error as trial_error,
+        use_started_workers as use_started_workers,
     )
     from sweeps.cluster.ray_session import connect as connect
     from sweeps.cluster.spot_report import (
@@ -71,7 +72,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ray_adapter": (
             "BOOTSTRAP_FILE HEAD_RESOURCE allow_pending_trials assigned_cards assigned_resources card_types "
             "count_no_callbacks drop_metric_statistics head_address hide_failed_attempts is_driver_on is_machine_lost "
-            "keep_trial_errors_in_memory keep_workers live_nodes trial_error"
+            "keep_trial_errors_in_memory keep_workers live_nodes trial_error use_started_workers"
         ),
         "ray_session": "connect",
         "spot_report": "capacity_message cost_lines machine_line offer_table quota_message torch_warning",

@@ -140,6 +140,51 @@ def allow_pending_trials(count: int) -> None:
 
 
 @contextmanager
+def use_started_workers(*, reserves: bool) -> Iterator[None]:
+    """Let Tune's trials take the workers that a Ray of this process has started, inside `with`.
+
+    Such a worker has imported what `preload_modules` says. Tune would have others started, for two reasons. It passes
+    environment variables on, and a worker is only given to those who ask for the same variables; but on this machine
+    the workers have them all from the driver. And it reserves the resources of a trial by a placement group, and asks
+    by a task whether it is ready; a worker that has run a task is never given to a trial.
+
+    On a cluster, nothing is changed.
+
+    Args:
+        reserves: whether Tune must reserve resources by placement groups, because others than its trials hold some;
+            else it counts them.
+
+    Yields:
+        None.
+    """
+    from ray.air.execution import FixedResourceManager
+    from ray.tune.execution import tune_controller
+
+    node = ray._private.worker._global_node
+    if node is None or not node.is_head():
+        yield
+        return
+
+    class ActorClasses(tune_controller._ActorClassCache):
+        """Makes actors without an environment of their own."""
+
+        def get(self, trainable_cls: type[Trainable]) -> Any:
+            if trainable_cls not in self._cache:
+                self._cache[trainable_cls] = ray.remote(trainable_cls)
+            return self._cache[trainable_cls]
+
+    classes, manager = tune_controller._ActorClassCache, tune_controller.PlacementGroupResourceManager
+    tune_controller._ActorClassCache = ActorClasses  # type: ignore[misc]
+    if not reserves:
+        tune_controller.PlacementGroupResourceManager = FixedResourceManager  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        tune_controller._ActorClassCache = classes  # type: ignore[misc]
+        tune_controller.PlacementGroupResourceManager = manager  # type: ignore[misc]
+
+
+@contextmanager
 def keep_workers(count: Callable[[], int], may_keep: Callable[[RayTrial], bool] = lambda _: True) -> Iterator[None]:
     """Have Tune keep free workers, and those that start, inside `with`.
 

@@ -20,6 +20,7 @@ from sweeps.cluster import (
     hide_failed_attempts,
     keep_trial_errors_in_memory,
     keep_workers,
+    use_started_workers,
 )
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
@@ -130,6 +131,8 @@ def _run_phase(
 
     watchdog = HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit)
     with watchdog, keep_workers(count_kept, may_keep), ExitStack() as stack:
+        # Places on cards may be held, which Ray alone knows
+        stack.enter_context(use_started_workers(reserves=config.resources.share.gpus > 0))
         if growing is not None and growing.cards > 1:
             places = stack.enter_context(CardPlaces(growing.cards, growing.max_slots))
             growing.on_growth, growing.on_surplus = places.open, places.close_one

@@ -170,7 +170,7 @@ class CapturedEvaluation:
             self._rebuild_weights, self.replay, self._count = rebuild_weights, replay, count
         except LockedError:  # the plain network serves until another process has compiled it
             self.forget()
-        except (RuntimeError, _NotRecordableError) as error:
+        except Exception as error:  # compiled code that would be compiled again raises anything
             self.forget()
             if must_end(error):
                 raise
