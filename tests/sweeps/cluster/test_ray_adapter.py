@@ -23,6 +23,7 @@ from ray.tune.experiment import Trial as RayTrial
 from lowrank.utils.processes import child_processes
 from sweeps.cluster import ray_adapter
 from sweeps.cluster.ray_session import connect
+from tests.support.waiting import wait_until
 
 RAY = Path(ray.__file__).parent
 tune_module = importlib.import_module("ray.tune.tune")  # `ray.tune.tune` is a name of the package too
@@ -37,7 +38,8 @@ class Failing(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self.iteration > 0:
             raise ValueError("this trial is broken")
-        return {"cpus": self.resources[0], "gpus": self.resources[1], "cards": len(ray_adapter.assigned_cards())}
+        return {"cpus": self.resources[0], "gpus": self.resources[1], "cards": len(ray_adapter.assigned_cards()),
+                "pid": os.getpid()}  # fmt: skip
 
     def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
@@ -80,6 +82,40 @@ def test_the_connected_cluster_is_described(session):
     host, _, port = ray_adapter.head_address().rpartition(":")
     assert host
     assert port.isdigit()
+
+
+def started_workers() -> set[int]:
+    """Process ids of the workers that Ray has started and that have done nothing yet."""
+    pids = child_processes(os.getpid())
+    return {pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::IDLE")}
+
+
+@pytest.mark.study
+def test_a_trial_takes_a_worker_that_has_started(session, tmp_path: Path):
+    wait_until(started_workers, "a worker that Ray has started")
+    before, watching = started_workers(), Watching()
+    with ray_adapter.use_started_workers(reserves=False):
+        tune.Tuner(
+            tune.with_resources(Failing, {"cpu": 1}),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), name="started", verbose=0, callbacks=[watching]),
+        ).fit()
+    assert [row["pid"] in before for row in watching.results] == [True]
+
+
+def test_on_a_cluster_trials_ask_for_workers_as_tune_does(monkeypatch):
+    before = (tune_controller._ActorClassCache, tune_controller.PlacementGroupResourceManager)
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: False))
+    with ray_adapter.use_started_workers(reserves=False):
+        assert (tune_controller._ActorClassCache, tune_controller.PlacementGroupResourceManager) == before
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+def test_placement_groups_are_made_where_others_hold_resources(reserves, monkeypatch):
+    before = tune_controller.PlacementGroupResourceManager
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: True))
+    with ray_adapter.use_started_workers(reserves=reserves):
+        assert (tune_controller.PlacementGroupResourceManager is before) == reserves
+    assert tune_controller.PlacementGroupResourceManager is before
 
 
 @pytest.mark.study
