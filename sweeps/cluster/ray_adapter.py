@@ -141,7 +141,7 @@ def allow_pending_trials(count: int) -> None:
 
 @contextmanager
 def use_started_workers(*, reserves: bool) -> Iterator[None]:
-    """Let Tune's trials take the workers that a Ray of this process has started, inside `with`.
+    """Let trials take workers that this process's Ray has started, inside `with`.
 
     Such a worker has imported what `preload_modules` says. Tune would have others started, for two reasons. It passes
     environment variables on, and a worker is only given to those who ask for the same variables; but on this machine
