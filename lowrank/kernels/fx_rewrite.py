@@ -119,6 +119,7 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
             ):
                 counts[name] += 1
                 break
+    join_updates(graph_module.graph)
     graph_module.graph.lint()
     graph_module.recompile()
     return counts
@@ -300,6 +301,47 @@ def _update_running(graph: Graph, running: Any, statistic: Node, momentum: float
         unbiased = graph.call_function(operator.mul, (detached, factor))
     with graph.inserting_after(unbiased):
         graph.call_method("lerp_", (running, unbiased, float(momentum)))
+
+
+def join_updates(graph: Graph) -> None:
+    """Update the running statistics of all norms together, and their counts of batches.
+
+    One by one they are three kernels for each norm, each of which takes its launch and next to nothing else.
+
+    Args:
+        graph: as Dynamo captured it, or after `_update_running`; changed in place. Updates of a tensor that anything
+            else reads or updates stay where they are.
+    """
+    groups: dict[tuple[str, Any], list[Node]] = {}
+    for node in graph.nodes:
+        amount = _amount_of_update(node)
+        if amount is not None:
+            groups.setdefault((node.target, amount), []).append(node)
+    end = next(iter(graph.find_nodes(op="output")))
+    for (name, amount), updates in groups.items():
+        targets = [update.args[0] for update in updates]
+        with graph.inserting_before(end):
+            if name == "add_":
+                graph.call_function(torch._foreach_add_, (targets, amount))
+            else:
+                graph.call_function(torch._foreach_lerp_, (targets, [update.args[1] for update in updates], amount))
+        for update in updates:
+            graph.erase_node(update)
+
+
+def _amount_of_update(node: Node) -> float | None:
+    """Return by how much a node adds to a count, or how far it moves a statistic; None for any other node."""
+    if node.op != "call_method" or node.target not in ("add_", "lerp_") or node.users or node.kwargs:
+        return None
+    tensor, *others, amount = node.args
+    value = _example(tensor)
+    if value is None or cast(Node, tensor).op != "placeholder" or len(cast(Node, tensor).users) != 1:
+        return None
+    if node.target == "add_":
+        return amount if isinstance(amount, int) and value.dtype == torch.int64 and value.dim() == 0 else None
+    source = _example(others[0])  # None for a statistic of this project's kernels, which is detached
+    follows_gradients = value.requires_grad or (source is not None and source.requires_grad)
+    return amount if isinstance(amount, float) and not follows_gradients else None
 
 
 def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:

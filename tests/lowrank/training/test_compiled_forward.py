@@ -18,7 +18,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation import CachedTeacher, Teacher
 from lowrank.distillation.teacher import LiveTeacher, default_taps
-from lowrank.kernels import fx_rewrite as rewriting
+from lowrank.kernels import fx_rewrite as rewriting, suspended_exchange
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
@@ -353,3 +353,49 @@ def test_a_norm_of_several_processes_takes_in_what_follows_and_counts_the_images
     factors = [node.args[1] for node in graph.graph.nodes if node.target is operator.mul]
     assert sorted(factors) == [1.0, 32 / 31]  # of the mean and the variance of 2 x 4 x 2 x 2 positions
     assert not any(rewriting._is_training_norm(node) for node in graph.graph.nodes)
+
+
+class ReusedNorms(nn.Module):
+    """Norms of two momenta; one runs twice, and of another the running mean is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3)])
+        self.twice, self.read = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm in (*self.norms, self.twice, self.twice, self.read):
+            x = 0.5 * norm(x) + 1
+        return x * self.read.running_mean.sum()
+
+
+def test_updates_of_norms_are_joined_but_for_tensors_that_are_also_read_and_have_the_same_values():
+    graphs: list[torch.fx.GraphModule] = []
+    networks = [ReusedNorms(), ReusedNorms()]
+    for network, join in zip(networks, (False, True), strict=True):
+
+        def rewrite(graph: torch.fx.GraphModule, inputs: object, join: bool = join) -> Callable[..., Any]:
+            for node in list(graph.graph.nodes):
+                rewriting._replace_norm(graph.graph, node, processes=2)  # the operation that needs no Triton
+            if join:
+                rewriting.join_updates(graph.graph)
+            graph.graph.lint()
+            graph.recompile()
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        with suspended_exchange():
+            torch.compile(network, backend=rewrite, fullgraph=True)(torch.arange(96.0).view(4, 3, 2, 4) ** 2)
+    assert all(torch.equal(a, b) for a, b in zip(networks[0].buffers(), networks[1].buffers(), strict=True))
+    assert not torch.equal(networks[0].norms[0].running_mean, torch.zeros(3))
+    moved = [(node.target, len(node.args[0])) for node in graphs[1].graph.nodes if "_foreach" in str(node.target)]
+    # Four statistics of the usual momentum and the variance of the norm that is read; two of momentum 0.3; four counts
+    assert {(str(target).split("_foreach_")[1].split("_")[0], count) for target, count in moved} == {
+        ("lerp", 5), ("lerp", 2), ("add", 4)
+    }  # fmt: skip
+    alone = [node.target for node in graphs[1].graph.nodes if node.op == "call_method"]
+    assert (alone.count("lerp_"), alone.count("add_")) == (
+        5,
+        2,
+    )  # of the norm that runs twice, and the mean that is read
