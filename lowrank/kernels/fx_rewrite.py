@@ -99,6 +99,7 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         "pointwise": _replace_pointwise,
         "narrow": _pad_channels,
         "pool": _remove_idle_pool,
+        "global_pool": _replace_global_max_pool,
         "attention": _replace_mean_square,
     }
     counts = dict.fromkeys(changes, 0)
@@ -513,4 +514,32 @@ def _remove_idle_pool(graph: Graph, node: Node) -> bool:
         return False
     node.replace_all_uses_with(x)
     graph.erase_node(node)
+    return True
+
+
+def _replace_global_max_pool(graph: Graph, node: Node) -> bool:
+    """Replace a max pooling of whole images by a sum in which only the first largest position counts.
+
+    So the gradient is a choice for each position, part of a neighbouring kernel. That of a pooling is scattered over
+    float32 zeros that are filled in before, and read after.
+    """
+    value, output = _example(node.args[0] if node.args else None), _example(node)
+    if node.target is not functional.max_pool2d or value is None or output is None or not _is_countable(value):
+        return False
+    options = [_argument(node, *option) for option in ((3, "padding", 0), (4, "dilation", 1), (6, "return_indices", 0))]
+    size, positions = _argument(node, 1, "kernel_size"), value.shape[2] * value.shape[3]
+    sizes = size if isinstance(size, tuple | list) else (size, size)
+    covers = all(one >= side for one, side in zip(sizes, value.shape[2:], strict=True)) and output.shape[2:] == (1, 1)
+    if not covers or positions == 1 or options[0] not in (0, (0, 0)) or options[1] not in (1, (1, 1)) or options[2]:
+        return False
+    with graph.inserting_before(node):
+        images = graph.call_method("permute", (node.args[0], 0, 2, 3, 1))  # in the memory order of channels-last ones
+        rows = graph.call_method("flatten", (images, 1, 2))
+        index = graph.call_method("argmax", (rows, 1, True))
+        places = graph.call_function(torch.arange, (positions,), {"device": value.device})
+        chosen = graph.call_function(operator.eq, (index, graph.call_method("unsqueeze", (places, 1))))
+        largest = graph.call_method("sum", (graph.call_function(torch.where, (chosen, rows, 0.0)), 1))
+        columns = graph.call_method("unsqueeze", (graph.call_method("unsqueeze", (largest, 2)), 3))
+        new = graph.call_method("to", (columns, output.dtype))
+    _replace(graph, [node], new)
     return True

@@ -396,6 +396,7 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
         "pointwise": apart,
         "narrow": 0,
         "pool": 1,
+        "global_pool": 0,
     }
     assert found == wanted
 
@@ -427,7 +428,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
-    counts, width = COUNTS[name] | {"preactivated": 0, "attention": 0}, 0.125
+    counts, width = COUNTS[name] | {"preactivated": 0, "attention": 0, "global_pool": int(name == "resnet9")}, 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined
         monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
@@ -399,3 +400,38 @@ def test_updates_of_norms_are_joined_but_for_tensors_that_are_also_read_and_have
         5,
         2,
     )  # of the norm that runs twice, and the mean that is read
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": (4, 3)}, {"kernel_size": 6, "ceil_mode": True}])
+def test_a_pooling_of_whole_images_has_the_gradient_of_the_first_largest_position(options):
+    changed: list[bool] = []
+
+    def rewrite(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        changed.extend(rewriting._replace_global_max_pool(graph.graph, node) for node in list(graph.graph.nodes))
+        graph.graph.lint()
+        graph.recompile()
+        return graph.forward
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 4, (5, 6, 4, 3), generator=generator).float()  # most images have several largest positions
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    torch._dynamo.reset()
+    pooled = torch.compile(functional.max_pool2d, backend=rewrite, fullgraph=True)(x, **options)
+    plain = functional.max_pool2d(x, **options)
+    assert sum(changed) == 1
+    assert torch.equal(pooled, plain)
+    direction = torch.randn(plain.shape, generator=generator)
+    (ours,), (expected,) = (torch.autograd.grad(y, x, direction) for y in (pooled, plain))
+    assert torch.equal(ours, expected)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernel_size": 2}, {"kernel_size": 4, "padding": 2}, {"kernel_size": 3, "stride": 1}]
+)
+def test_other_poolings_stay(options):
+    graph = torch.fx.symbolic_trace(lambda x: functional.max_pool2d(x, **options)).graph
+    x = torch.randn(1, 8, 4, 4)
+    for node, value in zip(graph.nodes, (x, functional.max_pool2d(x, **options)), strict=False):
+        node.meta["example_value"] = value
+    assert not any(rewriting._replace_global_max_pool(graph, node) for node in list(graph.nodes))
