@@ -176,7 +176,7 @@ def use_started_workers(*, reserves: bool) -> Iterator[None]:
     classes, manager = tune_controller._ActorClassCache, tune_controller.PlacementGroupResourceManager
     tune_controller._ActorClassCache = ActorClasses  # type: ignore[misc]
     if not reserves:
-        tune_controller.PlacementGroupResourceManager = FixedResourceManager  # type: ignore[misc,assignment]
+        tune_controller.PlacementGroupResourceManager = FixedResourceManager  # type: ignore[misc]
     try:
         yield
     finally:
