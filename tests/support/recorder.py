@@ -68,7 +68,7 @@ class _Tape(TorchDispatchMode):
 @contextmanager
 def recording_on_cpu(monkeypatch: Any, recorder: Any = None) -> Iterator[None]:
     """Let every trainer that is made inside `with`, and asks for recorded steps, record them on the CPU."""
-    from lowrank.training.engine import cuda_graph
+    from lowrank.training.engine import cuda_graph, notices
 
     class Recorded(cuda_graph.CapturedEpoch):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -76,5 +76,5 @@ def recording_on_cpu(monkeypatch: Any, recorder: Any = None) -> Iterator[None]:
 
     with monkeypatch.context() as patched:
         patched.setattr(cuda_graph, "CapturedEpoch", Recorded)
-        patched.setattr(cuda_graph, "_WARNED", set())
+        patched.setattr(notices, "_GIVEN", set())
         yield

@@ -29,8 +29,8 @@ from lowrank.training.engine.cuda_graph import (
     compiler_reason,
     must_end,
     usual_kernels,
-    warn_once,
 )
+from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import Recorder, Run, recording_obstacle
 from lowrank.training.engine.step import TrainStep
@@ -219,7 +219,7 @@ class CapturedEvaluation:
 
     def _take_weights(self, rebuild: BatchedRebuild | None) -> None:
         """Make buffers for the weights that are rebuilt once for all batches, as convolutions read them best."""
-        self._rebuild = rebuild
+        self._rebuild, self._weights = rebuild, []
         if rebuild is None:
             return
         with self._train_step.autocast():

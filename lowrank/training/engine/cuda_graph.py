@@ -38,6 +38,7 @@ from lowrank.distillation import BatchSignals
 from lowrank.kernels import suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
+from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import (
     CudaGraphRecorder,
@@ -64,8 +65,6 @@ WARM_UP_STEPS = 3  # before recording: buffers are made at the first step, and c
 LOSS_TOLERANCE = 0.02  # of the loss; sums of bfloat16 may be taken in another order
 GRADIENT_TOLERANCE = 0.1  # of the length of a parameter's gradient; that of a path that is dropped is zero
 LEAST_GRADIENT = 0.05  # of the root mean square of all gradients: a bias before a norm has rounding alone
-
-_WARNED: set[str] = set()  # reasons that this process has given
 
 
 def choose_engine(recipe: Recipe, steps_per_epoch: int, on_gpu: bool) -> Engine:
@@ -257,7 +256,7 @@ class CapturedEpoch:
             obstacle = obstacle or "another process cannot record them"
         if obstacle is not None:
             self.recorder, self.compiled = None, False
-            self._warn_once(f"training steps run one by one, and so are slower: {obstacle}")
+            warn_once(self._notify, f"training steps run one by one, and so are slower: {obstacle}")
 
     def _compile(self) -> None:
         """Compile the forward pass and the loss; if that is not possible, warn and go on without."""
@@ -282,7 +281,7 @@ class CapturedEpoch:
         if train_step.group is not None and not train_step.group.all_agree(self.compiled, train_step.device):
             # Graphs that differ would exchange in different orders
             if self.compiled:
-                self._warn_once("training is not compiled, and so is slower: another process cannot compile it")
+                warn_once(self._notify, "training is not compiled, and so is slower: another process cannot compile it")
             self.compiled = False
         if not self.compiled:
             self._forward = objective
@@ -307,10 +306,7 @@ class CapturedEpoch:
     def _give_up_compiling(self, error: Exception) -> None:
         self.compiled = False
         reason = compiler_reason(error)
-        self._warn_once(f"training is not compiled, and so is slower: {reason}", reason)
-
-    def _warn_once(self, message: str, key: str | None = None) -> None:
-        warn_once(self._notify, message, key)
+        warn_once(self._notify, f"training is not compiled, and so is slower: {reason}", reason)
 
     def _make_momentum(self) -> None:
         """Start the momentum of SGD from zeros; AdamW has its slots from the start.
@@ -378,7 +374,7 @@ class CapturedEpoch:
 
     def _give_up_recording(self, reason: str) -> None:
         self.replay = self.recorder = None
-        self._warn_once(f"training steps are not recorded, and so are slower: {reason}", reason)
+        warn_once(self._notify, f"training steps are not recorded, and so are slower: {reason}", reason)
 
     def _run_step(self) -> None:
         """Run one step on what is in the buffers; the meter then holds this step alone."""
@@ -387,19 +383,6 @@ class CapturedEpoch:
         train_step.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)
         self._norms = train_step.gradient_meter.norms()
         train_step.apply_gradients()
-
-
-def warn_once(notify: Callable[[str], None], message: str, key: str | None = None) -> None:
-    """Give a warning that this process has not given yet.
-
-    Args:
-        notify: is called with the message.
-        message: the warning.
-        key: what decides whether it was given; None for the message.
-    """
-    if (key or message) not in _WARNED:
-        _WARNED.add(key or message)
-        notify(message)
 
 
 def compiler_reason(error: Exception) -> str:
@@ -411,8 +394,7 @@ def compiler_reason(error: Exception) -> str:
     Returns:
         The first line of its cause.
     """
-    cause = getattr(error, "inner_exception", error)
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    return first_line(getattr(error, "inner_exception", error))
 
 
 def must_end(error: Exception) -> bool:

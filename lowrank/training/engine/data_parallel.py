@@ -27,11 +27,11 @@ from lowrank.data import ProcessShard
 from lowrank.errors import InputError
 from lowrank.kernels import exchange_is_suspended, process_count, use_gather_memory
 from lowrank.networks import DropPath
+from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.symmetric_memory import DEFAULT_EXCHANGE, SYMMETRIC, open_memory
 
 BUCKET_BYTES = 32 * 2**20  # of gradients that are summed at once: large enough to use the link between two cards well
 
-_NOTICES: set[str] = set()
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _DropoutNd = nn.modules.dropout._DropoutNd
 
@@ -85,7 +85,7 @@ class DataParallelGroup:
         if self.exchange == SYMMETRIC and device.type == "cuda":
             outcome = open_memory(self, device)
             if isinstance(outcome, str):
-                _notify_once(f"batch norms exchange over NCCL, and so training is slower: {outcome}", notify)
+                warn_once(notify, f"batch norms exchange over NCCL, and so training is slower: {outcome}")
             else:
                 memory = outcome
         use_gather_memory(memory)
@@ -149,13 +149,6 @@ class DataParallelGroup:
         noes = torch.tensor([0 if yes else 1], device=device)
         dist.all_reduce(noes)
         return not noes.item()
-
-
-def _notify_once(message: str, notify: Callable[[str], None]) -> None:
-    """Give a line to the user unless this process has given it before."""
-    if message not in _NOTICES:
-        _NOTICES.add(message)
-        notify(message)
 
 
 class _Bucket:

@@ -120,7 +120,7 @@ def test_compiled_steps_have_the_plain_loops_losses(make, monkeypatch):
     monkeypatch.setattr(darts.DARTS, "taps", ("cells.0", "cells.1"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # else a pointwise convolution is not its product
     # A reason that an earlier test has caused is not given again: its steps would pass without being compiled
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     losses = []
     for engine in ("compiled", "plain"):
         torch.manual_seed(0)
@@ -184,7 +184,7 @@ def losses_of_engines(engines, dropout, make):
 @pytest.mark.parametrize("engine", ["captured", "compiled"])
 @pytest.mark.parametrize("make", [ReadsValue, MakesTensor, DropsByPython])
 def test_a_network_that_cannot_be_recorded_trains_plain_with_one_notice(make, engine, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     losses, notices = losses_of_engines((engine, "plain"), 0.2, make)
     assert len(notices) == 1
     assert notices[0].startswith("training steps run one by one, and so are slower: the network ")
@@ -193,7 +193,7 @@ def test_a_network_that_cannot_be_recorded_trains_plain_with_one_notice(make, en
 
 
 def test_a_recording_that_fails_leaves_random_numbers_and_memory_as_they_were(monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     monkeypatch.setattr(cuda_graph, "recording_obstacle", lambda *_: None)  # so that it fails in the middle
     losses, notices = losses_of_engines(("captured", "plain"), 0.5, ReadsValue)
     assert len(notices) == 1
@@ -205,7 +205,7 @@ def test_a_recording_that_fails_leaves_random_numbers_and_memory_as_they_were(mo
 @pytest.mark.parametrize("engine", ["captured", "compiled"])
 def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeypatch):
     """Plain steps and a replay agree within the tolerance, with dropout whose numbers are equal in both."""
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     for name in ("resnet9", "wrn_10_1", "vit"):
         network = make_network(NetworkSettings(name=name), small_data().image_shape, 10)
         run = small_trainer(
@@ -220,7 +220,7 @@ def test_usual_networks_are_recorded_without_a_notice(engine, precision, monkeyp
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("engine", ["captured", "compiled"])
 def test_replayed_validation_has_the_numbers_of_the_plain_loop(engine, precision, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     monkeypatch.setattr(trainer_module, "MIN_EVAL_BATCH", 48)  # four batches of the 200 images, and one of eight
     monkeypatch.setattr(captured_evaluation, "LONG_EVALUATION_BATCHES", 0)
     for network in (None, make_network(NetworkSettings(name="wrn_10_1"), small_data().image_shape, 10)):

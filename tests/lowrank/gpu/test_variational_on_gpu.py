@@ -10,7 +10,6 @@ import torch
 from lowrank.compression import VariationalSettings, make_variational
 from lowrank.layers import Bayesian
 from lowrank.networks import make_network
-from lowrank.training.engine import cuda_graph
 from lowrank.training.engine.recording import CudaGraphRecorder
 from lowrank.training.trainer import Trainer
 from lowrank.training.variational import CounterNoise
@@ -56,7 +55,7 @@ def test_a_graph_draws_the_numbers_of_the_epoch_and_images_that_its_buffers_hold
 @pytest.mark.parametrize("prior", ["normal_jeffreys", "horseshoe"])
 @pytest.mark.parametrize("engine", ["captured", "compiled"])
 def test_recorded_variational_steps_have_the_plain_loops_losses(engine, prior, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain = variational_trainer("plain", prior, precision="float32")
     recorded = variational_trainer(engine, prior, precision="float32")
@@ -69,7 +68,7 @@ def test_recorded_variational_steps_have_the_plain_loops_losses(engine, prior, m
 
 
 def test_variational_steps_are_recorded_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     recorded = variational_trainer("auto", "normal_jeffreys")
     assert recorded.step.dtype is torch.bfloat16
     losses = [recorded.train_epoch()["loss_cross_entropy"] for _ in range(3)]

@@ -347,6 +347,25 @@ def test_an_evaluation_that_cannot_be_compiled_is_recorded_after_one_notice(
     assert len(graphs) == 1
 
 
+def test_a_compiler_that_fails_leaves_no_weights_to_be_rebuilt(
+    graphs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a batched rebuild each forward pass makes its own: the graph that fills them would be empty."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiled_forward.CompiledLogits, "__call__", fail)
+    with recording_on_cpu(monkeypatch, CallingRecorder()):
+        run, notices = trained("compiled", method=tensor_train())
+    assert notices == ["validation is not compiled, and so is slower: no compiler"]
+    assert is_recorded(run)
+    assert run.captured_evaluation is not None
+    assert run.captured_evaluation._rebuild_weights is None
+    assert_equal(*both(run))
+    assert len(graphs) == 1
+
+
 def test_the_time_of_recording_is_no_time_of_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     with recording_on_cpu(monkeypatch):
         run = small_trainer(small_recipe(engine="captured"), network=Body())

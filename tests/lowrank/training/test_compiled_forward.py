@@ -25,7 +25,7 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine import compiled_forward, cuda_graph
+from lowrank.training.engine import compiled_forward
 from lowrank.training.engine.compiled_forward import NotCompilableError, compiled_forward_of
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
@@ -147,7 +147,7 @@ def test_the_compiled_function_gathers_what_the_cache_holds_over_fifty_steps(dat
 
 
 def test_a_machine_that_cannot_compile_warns_once_and_trains(data, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: "there is no C compiler")
     messages: list[str] = []
     runs = [trainer(data, engine, notify=messages.append) for engine in ("compiled", "compiled", "plain")]
@@ -188,7 +188,7 @@ def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatc
         raise kind("no such instruction")
 
     monkeypatch.setattr(compiled_forward, "compile_graph", fail)
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     messages: list[str] = []
     found = losses(trainer(data, "compiled", notify=messages.append))
     (message,) = messages
@@ -223,7 +223,7 @@ def test_training_goes_on_where_a_later_step_would_have_to_compile_again_and_can
         return network
 
     monkeypatch.setattr(compiled_forward, "MAX_COMPILED", 2)
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     messages: list[str] = []
     run = trainer(data, "compiled", counting(), notify=messages.append)
     assert losses(run).isfinite().all()
@@ -265,7 +265,7 @@ def test_training_goes_on_without_a_kernel_that_needs_too_much_shared_memory(dat
         return run
 
     monkeypatch.setattr(compiled_forward, "compile_graph", fail_after_running)
-    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     messages: list[str] = []
     found, expected = trainer(data, "compiled", notify=messages.append), trainer(data, "plain")
     assert torch.equal(losses(found), losses(expected))

@@ -207,7 +207,7 @@ def test_an_exchange_that_does_not_end_is_no_reason_to_go_on(monkeypatch):
 def test_norms_use_the_memory_where_it_is_asked_for_and_can_be_had(exchange, device, outcome, notices, monkeypatch):
     memory = SymmetricMemory(torch.empty(8), 0, 2, lambda table, total: None)
     monkeypatch.setattr(data_parallel, "open_memory", lambda *arguments: memory if outcome == "memory" else outcome)
-    monkeypatch.setattr(data_parallel, "_NOTICES", set())
+    monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     lines: list[str] = []
     monkeypatch.setattr(norms._Exchange, "memory", memory)
     for _ in range(2):  # trials of one process
