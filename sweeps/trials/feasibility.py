@@ -79,7 +79,8 @@ def left_out_lines(space: Space, resolver: Resolver, unreachable: Mapping[str, s
 
     Returns:
         A line for all budgets that no method can meet, with the reason at the largest; then, of the other budgets, a
-        line for each method with points that cannot be trained: the reason at the largest budget that it cannot meet.
+        line for each method with points that cannot be trained and for each reference that cannot: the reason at the
+        largest budget that it cannot meet.
     """
     infeasible = _infeasible(space, resolver)
     reasons = dict(unreachable)
@@ -94,6 +95,12 @@ def left_out_lines(space: Space, resolver: Resolver, unreachable: Mapping[str, s
     lines = [f"left out: {line}" for line in reasons_by_method(others)]
     if reasons:
         lines.insert(0, f"cannot be met, left out: {'; '.join(reasons)}: {list(reasons.values())[-1]}")
+    references: dict[str, dict[str, str]] = {}
+    for (name, label), reason in resolver.impossible_references().items():
+        if label not in reasons:
+            references.setdefault(name, {})[label] = reason
+    for name, by_label in references.items():
+        lines.append(f"left out: the reference {name} at {'; '.join(by_label)}: {list(by_label.values())[-1]}")
     return lines
 
 

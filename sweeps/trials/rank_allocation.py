@@ -118,7 +118,7 @@ class RankAllocator:
         for _ in range(BYTE_STEPS):
             picked = allocate(weighted, limits)
             if picked is None:
-                raise InfeasibleError(self._too_small(method, table, budget))
+                raise self._too_small(method, table, budget)
             sized = self._allocation(picked, allocation)
             excess = budget.exceeded(plan, sized, file_size)
             if excess is None:
@@ -151,13 +151,14 @@ class RankAllocator:
             methods.append(_DENSE if choice is None else choice.method)
         return Allocation(self.layer_plan.layers, tuple(methods), allocation)
 
-    def _too_small(self, method: Method, table: RankCosts, budget: Budget) -> str:
+    def _too_small(self, method: Method, table: RankCosts, budget: Budget) -> InfeasibleError:
         plan = self.layer_plan
         least = plan.fixed_params + sum(min(cost.candidate.costs[0] for cost in costs) for costs in table.values())
         limit = f"{budget.params:,} parameters" if budget.params is not None else "the budget"
-        return (
+        return InfeasibleError(
             f"{method.name} has no ranks within {limit} in {plan.name}: the least size is {least:,} parameters, of "
-            f"which {plan.fixed_params:,} are never substituted"
+            f"which {plan.fixed_params:,} are never substituted",
+            smallest=int(least),
         )
 
     def output_errors(self, method: str, allocation: Allocation) -> dict[str, float]:

@@ -394,7 +394,19 @@ class Resolver:
         Returns:
             The trials, and a line for each that cannot be trained.
         """
-        references, lines = {}, []
+        references, impossible = self._references(repeat)
+        return references, [f"{name} at {label}: {reason}" for (name, label), reason in impossible.items()]
+
+    def impossible_references(self) -> dict[tuple[str, str], str]:
+        """Say which references cannot be trained.
+
+        Returns:
+            The reason by the reference's name and the label of the stratum for whose budget it is solved.
+        """
+        return self._references(0)[1]
+
+    def _references(self, repeat: int) -> tuple[list[Trial], dict[tuple[str, str], str]]:
+        references, impossible = {}, {}
         for name in self.space.references:
             if name in _FULL_WIDTH:
                 trials = [self.reference(name, 0 if name == UNCHANGED else repeat)]
@@ -404,9 +416,9 @@ class Resolver:
                     try:
                         trials.append(self._sized_reference(name, stratum, repeat))
                     except InfeasibleError as error:
-                        lines.append(f"{name} at {stratum.label}: {error}")
+                        impossible[name, stratum.label] = str(error)
             references.update({trial.trial_id: trial for trial in trials})
-        return list(references.values()), lines
+        return list(references.values()), impossible
 
     def _sized_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
         limits = dict(stratum.fixed) or ({stratum.budget: stratum.interval[1]} if stratum.budget else {})
@@ -559,9 +571,10 @@ def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> No
     if space.start.weights is None or not any(recipe.epochs and recipe.optimizer == "sgd" for recipe in recipes):
         return
     network = network_to_count(space.network, data.image_shape, len(data.classes))
-    if not has_batch_norms(network) and any(isinstance(module, nn.LayerNorm) for module in network.modules()):
+    if not has_batch_norms(network):
+        layer_norms = "layer norms and " * any(isinstance(module, nn.LayerNorm) for module in network.modules())
         print(
-            f"{space.network.name} has layer norms and no batch norms: SGD may undo its training; "
+            f"{space.network.name} has {layer_norms}no batch norms: SGD may undo its training; "
             "try --set train.optimizer=adamw --set train.lr=0.0001 --set train.weight_decay=0.05, and "
             "--set train.shift=0 --set train.cutout=0 if it was not trained on such images",
             file=sys.stderr,

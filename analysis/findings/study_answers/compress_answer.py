@@ -131,13 +131,16 @@ def compress_paragraphs(
 def _first_sentence(
     base: FrontPoint, points: Sequence[FrontPoint], sizes: Sequence[CompressedSize], compared: _Compared
 ) -> list[str]:  # fmt: skip
-    """How much smaller, at which loss, by which method; and what a thinner network from scratch has at that size."""
+    """How much smaller, at which loss after and before training; and what a thinner network from scratch has there."""
     clauses, thinner = [], []
     for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
         if size.best is None or (smaller is not None and smaller.best == size.best):
             continue  # the smaller budget says it
         comparison, words, method = compared[size.best.trial_id], _share_words(size), method_label(size.best.method)
-        clauses.append(f"{words} {comparison.mean:+.2f}{comparison.certainty(basis=False)} by {method}")
+        clause = f"{words} {comparison.mean:+.2f}{comparison.certainty(basis=False)} by {method}"
+        if size.before is not None and size.before.initial_error is not None:
+            clause += f", {size.before.initial_error - base.own_error:+.2f} before any training"
+        clauses.append(clause)
         thin = [point for point in points if point.finished and point.is_thin and size.stratum.holds(point)]
         if thin:
             thinner.append(f"{format_percent(min(point.error for point in thin))} with {words}")

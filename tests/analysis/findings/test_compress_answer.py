@@ -59,9 +59,10 @@ def test_sizes_are_told_in_words_with_differences_before_and_after():
         "Against the trained network (2.00 % validation error), in points: half the parameters +0.20 (corrected for "
         "the choice +0.47, 95 % interval "
     )
-    assert "within noise) by Tucker-2; a quarter +1.00 (95 % interval " in answer
+    assert "within noise) by Tucker-2, +0.40 before any training; a quarter +1.00 (95 % interval " in answer
     assert answer.endswith(
-        "by Tucker-2; a thinner network from scratch has 3.50 % with half the parameters and 5.00 % with a quarter."
+        "by Tucker-2, +7.00 before any training; a thinner network from scratch "
+        "has 3.50 % with half the parameters and 5.00 % with a quarter."
     )
     assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained on ")
     assert "Trained on (3 epochs, 23 in all): -0.10 points (95 % interval " in first

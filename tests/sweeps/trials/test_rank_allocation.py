@@ -88,10 +88,13 @@ def test_a_limit_on_bytes_is_met(halving):
 
 
 def test_a_budget_that_cannot_be_met_names_the_least_size(halving):
-    with pytest.raises(InfeasibleError, match=r"the least size is [\d,]+ parameters, of which [\d,]+ are never"):
+    with pytest.raises(
+        InfeasibleError, match=r"the least size is [\d,]+ parameters, of which [\d,]+ are never"
+    ) as error:
         halving.rank_allocator.solve(
             halving.plan(halving.space.network).sized({"name": "spatial_svd"}), "energy", Budget(params=1_000), {}, None
         )  # fmt: skip
+    assert f"the least size is {error.value.smallest:,} parameters" in str(error.value)
 
 
 def test_a_layers_weight_moves_parameters_to_it(halving):

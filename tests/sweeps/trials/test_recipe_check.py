@@ -128,3 +128,21 @@ def test_a_network_that_cannot_be_trained_is_refused_before_anything_starts(cont
 def test_a_plain_recipe_builds_no_network(content, digits, monkeypatch):
     monkeypatch.setattr(recipe_check, "build_sized_student", None)
     Resolver(parse_space("small", content), digits)
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer", "words"),
+    [
+        ("tests.support.own_networks:layer_scale", "sgd", "layer_scale has no batch norms: SGD may undo its training"),
+        ("vit", "sgd", "vit has layer norms and no batch norms: SGD may undo its training"),
+        ("tests.support.own_networks:layer_scale", "adamw", ""),
+        ("resnet9", "sgd", ""),
+    ],
+)
+def test_sgd_on_trained_weights_without_batch_norms_is_warned_of(content, digits, capsys, network, optimizer, words):
+    content |= {"network": {"name": network}, "start": {"how": "dense", "weights": "/nowhere/w.safetensors"}}
+    space = parse_space("small", content | {"train": {"epochs": 1, "optimizer": optimizer}})
+    recipe_check._warn_of_sgd(space, digits, [space.recipe({})])
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert bool(printed) == bool(words)
