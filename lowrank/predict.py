@@ -238,7 +238,8 @@ def run(options: argparse.Namespace) -> int:
     (print_json if options.json else print_csv if options.csv else print_lines)(predictions())
     if any(path.is_dir() for path in options.paths):
         count = len(files) + len(failures) - unread
-        print(f"{count:,} images classified" + f", {unread:,} could not be" * (unread > 0), file=sys.stderr)
+        failed = f", {unread:,} could not be" if unread else ""
+        print(f"{count:,} image{'s' * (count != 1)} classified{failed}", file=sys.stderr)
     return ExitCode.FAILED if unread else ExitCode.DONE
 
 

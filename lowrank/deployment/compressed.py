@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-PLAIN = (nn.Conv2d, nn.Linear)
 NO_PLAIN_LAYER = "it is no convolution or linear map"
 
 
@@ -37,7 +36,7 @@ class LayerReport:
     reason: str
 
     @classmethod
-    def of_kept(cls, name: str, kind: str, params: int, reason: str) -> LayerReport:
+    def unreplaced(cls, name: str, kind: str, params: int, reason: str) -> LayerReport:
         """Report a layer that is never replaced.
 
         Args:
@@ -66,16 +65,17 @@ def other_parameters(network: nn.Module) -> list[LayerReport]:
         two modules share counts once.
     """
     reports: list[LayerReport] = []
-    seen = {id(value) for layer in network.modules() if isinstance(layer, PLAIN) for value in layer.parameters()}
+    plain = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    seen = {id(value) for layer in plain for value in layer.parameters()}
     for name, module in network.named_modules():
-        own = {key: value.numel() for key, value in module.named_parameters(recurse=False) if id(value) not in seen}
+        counts = {key: value.numel() for key, value in module.named_parameters(recurse=False) if id(value) not in seen}
         seen |= {id(value) for value in module.parameters(recurse=False)}
         kind = "parameter"
-        if own and next(module.children(), None) is None:
-            kind, own = type(module).__name__, {"": sum(own.values())}
+        if counts and next(module.children(), None) is None:
+            kind, counts = type(module).__name__, {"": sum(counts.values())}
         reports += [
-            LayerReport.of_kept(".".join(filter(None, (name, key))), kind, count, NO_PLAIN_LAYER)
-            for key, count in own.items()
+            LayerReport.unreplaced(".".join(filter(None, (name, key))), kind, count, NO_PLAIN_LAYER)
+            for key, count in counts.items()
         ]
     return reports
 

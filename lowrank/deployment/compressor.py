@@ -467,7 +467,7 @@ class Compressor:
 def _largest_kept(network: nn.Module, layers: LayerList) -> str:
     """Name the largest part of a network that is never replaced, with the reason."""
     plain = [
-        LayerReport.of_kept(name, _kind(module), sum(value.numel() for value in module.parameters()), reason)
+        LayerReport.unreplaced(name, _kind(module), sum(value.numel() for value in module.parameters()), reason)
         for name, reason in layers.reasons.items()
         if isinstance(module := network.get_submodule(name), nn.Conv2d | nn.Linear)
     ]

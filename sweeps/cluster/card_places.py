@@ -50,14 +50,14 @@ class CardPlaces:
     A context manager, after which all places are free.
     """
 
-    def __init__(self, cards: int, most: int):
+    def __init__(self, cards: int, max_places: int):
         """Prepare; nothing is held before `with`.
 
         Args:
             cards: how many there are, all of them free.
-            most: places that a card can have; a trial asks for one of so many shares of it.
+            max_places: of a card; a trial asks for one of so many shares of it.
         """
-        self._cards, self._most = cards, most
+        self._cards, self._max_places = cards, max_places
         self._blocks: dict[int, list[Any]] = {}  # of each card one; by the number of places from which they are free
 
     def __enter__(self) -> Self:
@@ -72,9 +72,9 @@ class CardPlaces:
             _wait(cards)
             while cards:
                 remove_placement_group(cards.pop())  # now it is the only one with anything free
-                firsts.append(reserve(1 / self._most))
+                firsts.append(reserve(1 / self._max_places))
                 for lower, upper in self._steps():
-                    self._blocks.setdefault(upper, []).append(reserve((upper - lower) / self._most))
+                    self._blocks.setdefault(upper, []).append(reserve((upper - lower) / self._max_places))
                 _wait([firsts[-1], *(blocks[-1] for blocks in self._blocks.values())])
         except BaseException:
             self._release(cards)
@@ -85,10 +85,10 @@ class CardPlaces:
         return self
 
     def _steps(self) -> list[tuple[int, int]]:
-        """The doublings from one place to the most."""
+        """Return the steps by which places are freed: 1 to 2, 2 to 4 and so on, to all of them."""
         steps, places = [], 1
-        while places < self._most:
-            steps.append((places, min(self._most, 2 * places)))
+        while places < self._max_places:
+            steps.append((places, min(self._max_places, 2 * places)))
             places = steps[-1][1]
         return steps
 
@@ -106,7 +106,7 @@ class CardPlaces:
 
         All other places are taken or held, so that it can be no other one.
         """
-        self._blocks.setdefault(self._most + 1, []).append(reserve(1 / self._most))
+        self._blocks.setdefault(self._max_places + 1, []).append(reserve(1 / self._max_places))
 
     @staticmethod
     def _release(blocks: Sequence[Any]) -> None:

@@ -169,10 +169,10 @@ class CompiledForward(_CompiledTemplate):
         Returns:
             Logits (B, K), the loss to minimise, and its parts: see Loss.__call__.
         """
-        result: tuple[Tensor, Tensor, tuple[Tensor, ...]] = self._call(
+        losses: tuple[Tensor, Tensor, tuple[Tensor, ...]] = self._call(
             tensors, images, labels, [] if signals is None else signals.tensors
         )
-        return result
+        return losses
 
 
 class CompiledLogits(_CompiledTemplate):
@@ -364,13 +364,13 @@ def _shared(template: nn.Module, key: tuple[object, ...], make: Callable[[], C])
     described = describe(template)
     if described is None:
         return make()
-    whole = (described, *key)
-    if whole not in _COMPILED:
-        _COMPILED[whole] = make()
-    _COMPILED.move_to_end(whole)
+    template_key = (described, *key)
+    if template_key not in _COMPILED:
+        _COMPILED[template_key] = make()
+    _COMPILED.move_to_end(template_key)
     while len(_COMPILED) > MAX_COMPILED:
         _COMPILED.popitem(last=False)
-    return cast(C, _COMPILED[whole])
+    return cast(C, _COMPILED[template_key])
 
 
 def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:

@@ -28,7 +28,8 @@ from lowrank.utils import first_line
 
 NCCL, SYMMETRIC = "nccl", "symmetric"
 EXCHANGES = (NCCL, SYMMETRIC)
-# How batch norms exchange where nothing else is asked for. No card has run or timed `SYMMETRIC` yet
+# How batch norms exchange where nothing else is asked for. `SYMMETRIC` was 2 % faster on two cards, but once had other
+# numbers than NCCL in single norms, for a reason that is not known (docs/results/h200_two_cards.md)
 DEFAULT_EXCHANGE = NCCL
 # Float32 of a buffer: 4 MiB. Norms of so many channels share a table of 4 numbers a channel on two cards, also those of
 # later trials: a table stays, since another recorded step may write there
@@ -161,8 +162,8 @@ def _open(group: Group, device: torch.device, check_link: bool) -> SymmetricMemo
 
 def _cards(device: torch.device) -> list[str]:
     """Return the identities of all processes' cards, in the order of the processes."""
-    own = uuid.UUID(str(torch.cuda.get_device_properties(device).uuid))
-    numbers = torch.tensor(list(own.bytes), dtype=torch.uint8, device=device)
+    identity = uuid.UUID(str(torch.cuda.get_device_properties(device).uuid))
+    numbers = torch.tensor(list(identity.bytes), dtype=torch.uint8, device=device)
     return [str(uuid.UUID(bytes=bytes(row))) for row in gather_parts(numbers).tolist()]
 
 

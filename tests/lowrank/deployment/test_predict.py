@@ -99,6 +99,8 @@ def test_all_images_of_folders_are_classified_as_if_each_were_named(model, folde
     (folder / "more" / "back").unlink()
     assert main([str(model), files[1], str(folder / "more"), "--top", "2"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [files[1], files[2]]
+    assert main([str(model), str(folder / "more")]) == 0
+    assert capsys.readouterr().err == "1 image classified\n"
 
 
 def test_a_table_and_json_have_a_row_for_each_class(model, folder, capsys):
