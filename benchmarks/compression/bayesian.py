@@ -39,7 +39,6 @@ from lowrank.training import DivergedError, Recipe, Trainer, compress_posterior,
 from lowrank.utils import OneLineParser
 
 DENSE, PRIORS = "dense", ("normal_jeffreys", "horseshoe")
-AFTER_TRAINING = ("finetune", "min_groups")  # beginnings of fields that a training does not depend on
 OTHER_TEACHERS = 1000  # distance of their seeds
 SHOWN = ("train_loss", "loss_cross_entropy", "loss_kl", "kl_weight", "sparsity", "compression", "val_error")
 
@@ -241,8 +240,7 @@ def training_key(options: argparse.Namespace, trainer: Trainer, name: str) -> st
         "recipe": trainer.recipe.identity(), "augmentation": trainer.augmentation.model_dump(),
     }  # fmt: skip
     if trainer.variational is not None:
-        method = trainer.variational.settings.method.model_dump()
-        content["method"] = {field: value for field, value in method.items() if not field.startswith(AFTER_TRAINING)}
+        content["method"] = trainer.variational.settings.method.model_dump(exclude=set(Bayesian.AFTER_TRAINING))
         if trainer.recipe.kd_weight > 0 or options.start == DENSE:
             dense = make_trainer(options, trainer.data, trainer.order_seed, DENSE)
             content["dense"] = [options.start, options.teachers, training_key(options, dense, DENSE)]

@@ -23,6 +23,7 @@ from lowrank.compression import Budget
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
+from lowrank.layers import Bayesian
 from lowrank.training import (
     DivergedError,
     Trainer,
@@ -384,7 +385,9 @@ class TrialTrainable(tune.Trainable):
             return None
         content = specification.to_json() | {"budget": None, "data": specification.data.fingerprint}
         content["method"] = {
-            name: value for name, value in specification.method.settings().items() if not name.startswith("finetune")
+            name: value
+            for name, value in specification.method.settings().items()
+            if name not in Bayesian.AFTER_TRAINING
         }
         name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return Path(self.trial.study_dir) / POSTERIORS_FOLDER / f"{name}.safetensors"

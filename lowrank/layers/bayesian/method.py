@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Bayesian(Method):
     It counts as the dense layer: that is the posterior mean before any group is removed.
 
     Attributes:
+        AFTER_TRAINING: the fields of removal and fine-tuning, on which the training of the posterior does not depend.
         prior: of the scales of groups.
         warmup_epochs: over which the weight of the divergence in the loss rises from 0 to 1.
         kl_weight: of the divergence after that; 1 is the evidence lower bound.
@@ -32,6 +33,10 @@ class Bayesian(Method):
         finetune_kd_weight: share of distillation in the loss of that training. It imitates the trial's teacher or, in a
             trial without one, the network before the removal.
     """
+
+    AFTER_TRAINING: ClassVar[frozenset[str]] = frozenset(
+        {"min_groups", "finetune_epochs", "finetune_lr", "finetune_kd_weight"}
+    )
 
     name: Literal["bayesian"] = "bayesian"
     prior: Literal["normal_jeffreys", "horseshoe"] = "normal_jeffreys"

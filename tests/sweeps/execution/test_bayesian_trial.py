@@ -71,6 +71,8 @@ def test_another_budget_takes_the_trained_posterior(tmp_path: Path) -> None:
     assert shared[0]["wrong_images"] == alone[-1]["wrong_images"]
     assert len(shared[0]["history"]) == EPOCHS
     assert "images_per_second" not in shared[0]["history"][0]
+    # Another removal needs no other training
+    assert len(steps(trial_config(tmp_path, "d", 500, min_groups=0.0, finetune_epochs=1))) == 1
     steps(trial_config(tmp_path, "c", 1000, prior="horseshoe"))
     assert len(list((tmp_path / POSTERIORS_FOLDER).iterdir())) == 2, "another prior is another training"
 
