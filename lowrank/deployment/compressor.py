@@ -48,6 +48,7 @@ from lowrank.deployment.attention import project_where_equal
 from lowrank.deployment.compressed import Compressed, LayerReport, other_parameters
 from lowrank.deployment.given_images import (
     check_labels,
+    check_logits_finite,
     check_repeatable,
     check_weights,
     first_images,
@@ -197,6 +198,7 @@ class Compressor:
         if not self.layer_list.layers:
             raise InputError(f"nothing can be made smaller: {_largest_kept(self.dense, self.layer_list)}")
         self.reference = network_logits(self.dense, self.choosing_images)
+        check_logits_finite(network, self.reference)
         if self.choosing_labels is not None:
             check_labels(self.choosing_labels, self.reference.shape[1])
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}

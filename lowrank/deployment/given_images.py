@@ -122,6 +122,24 @@ def check_weights(network: nn.Module) -> None:
             raise InputError(f"the network's weights must be finite, but `{name}` holds NaN or infinity")
 
 
+def check_logits_finite(network: nn.Module, logits: Tensor) -> None:
+    """Check that a network's logits hold neither NaN nor infinity, which no error of factors could be measured by.
+
+    Args:
+        network: the network, for the message.
+        logits: (B, K).
+
+    Raises:
+        InputError: some logits are not finite.
+    """
+    wrong = int((~torch.isfinite(logits)).any(1).sum())
+    if wrong:
+        raise InputError(
+            f"{type(network).__name__} must give finite logits, but for {wrong} of {len(logits)} images some are NaN "
+            "or infinity"
+        )
+
+
 def check_repeatable(network: nn.Module, images: Tensor) -> None:
     """Check that a network gives the same logits for the same images again.
 
@@ -132,10 +150,11 @@ def check_repeatable(network: nn.Module, images: Tensor) -> None:
         images: (B, C, H, W), as the network takes them.
 
     Raises:
-        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest.
+        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest, or are not finite.
     """
     with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
         first, second = (network_logits(network.eval(), images) for _ in range(2))
+    check_logits_finite(network, first)
     difference, largest = float((first - second).abs().max()), float(first.abs().max())
     if difference > REPEAT_TOLERANCE * max(largest, 1e-6):
         raise InputError(

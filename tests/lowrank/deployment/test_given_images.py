@@ -81,6 +81,17 @@ class Noisy(nn.Module):
         return self.inner(x + 0.1 * torch.randn_like(x))
 
 
+class Overflows(Noisy):
+    """Gives infinite logits for one image."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) / (x[:, :1, 0, 0] != IMAGES[self.index, :1, 0, 0])
+
+
 class LastOnly(nn.Module):
     """A single linear map, which gives the classes."""
 
@@ -96,6 +107,8 @@ class LastOnly(nn.Module):
     ("network", "options", "message"),
     [
         (Noisy(), {}, "Noisy must give the same logits for the same images each time in evaluation mode, but they"),
+        (Overflows(3), {}, "Overflows must give finite logits, but for 1 of 16 images some are NaN or infinity"),
+        (Overflows(20), {}, "Overflows must give finite logits, but for 1 of .* images some are NaN or infinity"),
         (
             LastOnly(),
             {},
