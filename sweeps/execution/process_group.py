@@ -56,8 +56,12 @@ class ProcessGroup:
         self._folder = tempfile.TemporaryDirectory(prefix="process-group-")
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        for index in range(count):
-            self._start(index)
+        try:
+            for index in range(count):
+                self._start(index)
+        except BaseException:
+            self._end_processes()
+            raise
 
     def _start(self, index: int) -> None:
         our_end, worker_end = Pipe()
@@ -170,6 +174,11 @@ class ProcessGroup:
         self._drop_next()
         self._end_processes()
 
+    def _start_next(self) -> None:
+        """Start the processes that take the place of these, if the machine has what they need."""
+        with suppress(OSError):  # these are not lost by that: they may only be slow, and `successor` tries again
+            self._next = ProcessGroup(self.count, self.device, self.threads)
+
     def _drop_next(self) -> None:
         if self._next is not None:
             self._next.close()
@@ -221,7 +230,7 @@ class ProcessGroup:
                 if not readable and (silent := heartbeats.silent()) is not None:
                     raise self._close_after_silence(silent, command)
                 if not readable and self._next is None and heartbeats.silent(SUSPICION_SECONDS) is not None:
-                    self._next = ProcessGroup(self.count, self.device, self.threads)
+                    self._start_next()
                 if not readable and watch.is_idle():
                     raise self._close_after_hang(command)
                 for pipe in (pipe for pipe in pipes if pipe in readable):

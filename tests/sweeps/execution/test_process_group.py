@@ -257,6 +257,36 @@ def test_others_that_could_not_start_are_replaced(silent_group, monkeypatch):
     assert first.closed
 
 
+def test_a_machine_that_cannot_start_others_waits_for_the_silent_process_all_the_same(silent_group, monkeypatch):
+    attempts: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        attempts.append(arguments)
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(process_group, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(process_group, "ProcessGroup", refuse)
+    group, _ = silent_group
+    with pytest.raises(WorkerLostError, match="process 0 of 1 of the trial hangs"):
+        group.train_epoch()
+    assert attempts
+
+
+def test_a_group_that_cannot_start_all_of_its_processes_leaves_none(monkeypatch):
+    start, begun = subprocess.Popen, []
+
+    def start_one(*arguments: Any, **options: Any) -> Any:
+        if begun:
+            raise BlockingIOError("Resource temporarily unavailable")
+        begun.append(start([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[0]
+
+    monkeypatch.setattr(process_group.subprocess, "Popen", start_one)
+    with pytest.raises(BlockingIOError):
+        ProcessGroup(2, "cpu", 1)
+    assert begun[0].poll() is not None
+
+
 def test_others_end_again_where_a_silent_process_was_only_slow(silent_group):
     group, answers = silent_group
 
