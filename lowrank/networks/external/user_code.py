@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lowrank.errors import InfeasibleError, InputError, LowrankError
 from lowrank.networks.images import ImageShape
@@ -182,11 +182,21 @@ def import_function(name: str) -> Callable[..., Any]:
     module = _import_file(name, Path(location)) if re.fullmatch(FILE_NAME, name) else _import_module(name, location)
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
+        choices = [key for key, value in vars(module).items() if key[0] != "_" and _makes_network(value, module)]
         raise InputError(
-            f"network {name!r}: {location} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
+            f"network {name!r}: {location} has no function or class {function_name!r}; it has: "
+            f"{', '.join(choices) or 'none'}"
         )
     return function
+
+
+def _makes_network(value: object, module: ModuleType) -> bool:
+    """Tell whether an attribute of a module is a function, or a class of networks that the module defines."""
+    from torch.nn import Module  # importing the user's code has imported torch already
+
+    if inspect.isclass(value):  # imported classes, such as a block of torchvision, are no choices
+        return issubclass(value, Module) and value.__module__ == module.__name__
+    return inspect.isfunction(value)
 
 
 def function_missing(path: str) -> InputError:
@@ -206,12 +216,17 @@ def function_missing(path: str) -> InputError:
         return InputError(f"network {path!r}: there is no file {path}; it is named path/to/file.py:function")
     except (SyntaxError, ValueError) as error:
         return InputError(f"network {path!r} cannot be read: {type(error).__name__}: {first_line(error)}")
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    names = [node.name for node in tree.body if _may_make_network(node) and node.name[0] != "_"]
     example = names[0] if names else "function"
     return InputError(
-        f"network {path!r} must name the function that makes it, such as {path}:{example}; the file has: "
+        f"network {path!r} must name the function or class that makes it, such as {path}:{example}; the file has: "
         f"{', '.join(names) or 'none'}"
     )
+
+
+def _may_make_network(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.ClassDef]:
+    """Tell whether a statement defines a function, or a class with a base, which may be a network."""
+    return isinstance(node, ast.FunctionDef) or (isinstance(node, ast.ClassDef) and bool(node.bases))
 
 
 def _import_module(name: str, module_name: str) -> ModuleType:

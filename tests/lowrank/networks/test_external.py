@@ -180,7 +180,7 @@ def test_modules_of_a_network_can_be_shipped(own_file: Path, monkeypatch: pytest
     [
         ("own.py:fails", r"network '.*own.py:fails' raised an error for fails.*: KeyError: 'key' \(own.py, line 10\)"),
         ("own.py:refuses", "only with more channels"),
-        ("own.py:nothing", r"has no function 'nothing'; it has: block, make, fails, refuses"),
+        ("own.py:nothing", r"has no function or class 'nothing'; it has: block, make, fails, refuses"),
         ("other.py:make", r"there is no file .*other.py"),
     ],
 )
@@ -191,6 +191,19 @@ def test_errors_of_the_users_code_are_one_line(
         make_network(NetworkSettings(name=f"{own_file.parent}/{name}"), (3, 12, 12), 7)
     assert main(["--network", f"{own_file.parent}/{name}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_classes_of_a_file_are_choices_too(tmp_path: Path) -> None:
+    path = tmp_path / "classes.py"
+    path.write_text(
+        "from torch.nn import Conv2d, Module\nclass Sizes: pass\nclass Mine(Module): pass\nclass _Part(Module): pass\n"
+    )
+    for name, message in (
+        (f"{path}:nothing", r"has no function or class 'nothing'; it has: Mine$"),
+        (str(path), rf"the function or class that makes it, such as {path}:Mine; the file has: Mine$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_network(NetworkSettings(name=name), (3, 12, 12), 7)
 
 
 def test_modules_of_the_user_may_import_torchvision(tmp_path: Path) -> None:

@@ -360,8 +360,8 @@ def test_networks_of_the_user(own_module: str) -> None:
         ("torchvision:resnet18", (1, 32, 32), "torchvision:resnet18 takes images of 3 channels, but got 1"),
         ("nowhere:make", (3, 32, 32), "network 'nowhere:make' cannot be imported: ModuleNotFoundError: No module"),
         ("broken_networks:make", (3, 32, 32), "'broken_networks:make' cannot be imported: ZeroDivisionError"),
-        ("own_networks:nothing", (3, 32, 32), "own_networks has no function 'nothing'"),
-        ("own_networks:number", (3, 32, 32), "own_networks has no function 'number'"),
+        ("own_networks:nothing", (3, 32, 32), "own_networks has no function or class 'nothing'"),
+        ("own_networks:number", (3, 32, 32), "own_networks has no function or class 'number'"),
         ("own_networks:asks", (3, 32, 32), r"own_networks:asks asks for `colour`; it can be given: .*num_classes"),
         ("own_networks:wrong", (3, 32, 32), r"own_networks:wrong must return a torch\.nn\.Module, but returned a int"),
     ],
@@ -374,7 +374,9 @@ def test_errors_name_impossible_networks(own_module: str, name: str, image: tupl
 
 def test_a_file_without_its_function_is_told_which_it_has(own_module: str, tmp_path: Path) -> None:
     path = tmp_path / "own_networks.py"
-    with pytest.raises(InputError, match=rf"must name the function that makes it, such as {path}:make; the file has: "):
+    with pytest.raises(
+        InputError, match=rf"must name the function or class that makes it, such as {path}:make; the file has: "
+    ):
         make_network(NetworkSettings(name=str(path)), (3, 8, 8), 10)
     with pytest.raises(InputError, match=r"there is no file absent\.py; it is named path/to/file\.py:function"):
         make_network(NetworkSettings(name="absent.py"), (3, 8, 8), 10)
