@@ -180,7 +180,8 @@ def parse_data_name(name: str) -> tuple[str, str | None]:
         return name, None
     kind, colon, folder = name.partition(":")
     if kind not in ON_DISK:
-        raise unknown("data set", name, CHOICES)
+        error = unknown("data set", name, CHOICES)
+        raise InputError(f"{error}; a folder of images is folder:{name}") if Path(name).expanduser().is_dir() else error
     if not colon or not folder:
         raise InputError(f"data set {name!r} must name its folder, e.g. {kind}:DIR")
     return kind, folder

@@ -201,6 +201,7 @@ def test_a_streamed_set_has_no_images_in_memory():
         ),
         ({"name": "parquet"}, r"^data set 'parquet' must name its folder, e\.g\. parquet:DIR$"),
         ({"name": "folder:"}, r"^data set 'folder:' must name its folder, e\.g\. folder:DIR$"),
+        ({"name": str(Path(__file__).parent)}, r"; a folder of images is folder:.*data$"),
         ({"name": "digits:x"}, r"^unknown data set 'digits:x'"),
         ({"train_images": 9}, r"^data set 'digits': `train_images` must be between 10 .* and 1150 .*, but got 9$"),
         ({"train_images": 1151}, r"^data set 'digits': `train_images` must be between 10 .*, but got 1151$"),
