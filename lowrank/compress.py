@@ -66,7 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--budget", nargs="+", default=["0.5"], metavar="SHARE",
         help="share of parameters that may remain (0.5), or params=0.5,mult_adds=0.6; several make one network each",
     )  # fmt: skip
-    limits.add_argument("--max-loss", type=float, metavar="POINTS", help="the smallest network that loses no more")
+    limits.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="the smallest network that loses no more on the images that choose",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--method", default="auto", metavar="NAME", help=", ".join(METHODS))
     how.add_argument("--allocation", default="auto", metavar="NAME", help=", ".join(ALLOCATIONS))
@@ -80,7 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     out.add_argument("--opset", type=int, metavar="N", help="of the ONNX files, 17 to 23 (default: 18)")
     out.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
-    out.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    out.add_argument(
+        "--json", action="store_true", help="print JSON and no table: one object, a list for several budgets"
+    )
     return parser
 
 

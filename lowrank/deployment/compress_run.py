@@ -509,13 +509,16 @@ def make_specification(small: Compressed, network: NetworkSettings, data: ImageD
 
 
 def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence[str]) -> None:
+    folders = [config.out / name for name in folder_names(outcomes)]
     if config.as_json:
-        reports = [outcome.as_dict() for outcome in outcomes]
+        reports = [
+            {"folder": str(folder), **outcome.as_dict()} for folder, outcome in zip(folders, outcomes, strict=True)
+        ]
         print(json.dumps(reports if len(config.budgets) > 1 else reports[0]))
     else:
         for outcome in outcomes:
             print("\n".join([*summary_lines(outcome, config), ""]))
-        print(f"written to {config.out}")
+        print(f"written to {', '.join(map(str, folders))}")
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
 
@@ -548,6 +551,12 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
          f"{small.mult_adds / small.dense_mult_adds:.1%}"),
         (f"error on {config.report_on}, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
     ]  # fmt: skip
+    if config.max_loss is not None and small.error_before is not None and small.error_after is not None:
+        loss = small.error_after - small.error_before  # on the images that the limit holds for
+        rows.append(
+            ("on the images that chose, %", f"{small.error_before:.2f}", f"{small.error_after:.2f}",
+             f"{loss:+.2f} points, at most {config.max_loss:g}")
+        )  # fmt: skip
     if outcome.error_finetuned is not None:
         label = f"after {_epochs(config)}, %"
         rows.append((label, "", f"{outcome.error_finetuned:.2f}", _rates(outcome.rates)))

@@ -69,9 +69,11 @@ def test_json_is_one_object_for_each_budget_and_nothing_else(tmp_path, without_p
         assert report["allocation"] == "energy"
         assert report["error_before"] < 15
         assert report["error_finetuned"] is not None
+        assert (Path(report["folder"]) / "report.json").is_file()
+        assert report["folder"].startswith(f"{out}/")
         assert list(report) == [
-            "params", "dense_params", "mult_adds", "dense_mult_adds", "error_before", "error_after", "error_finetuned",
-            "method", "allocation", "seconds", "layers",
+            "folder", "params", "dense_params", "mult_adds", "dense_mult_adds", "error_before", "error_after",
+            "error_finetuned", "method", "allocation", "seconds", "layers",
         ]  # fmt: skip
         for layer in report["layers"]:
             assert (layer["weight_error"] is None) == (layer["output_error"] is None)
@@ -137,6 +139,8 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
         "| parameters",
         "| mult-adds",
         "| error on test, %",
+        "| on the images that chose, %",
+        " points, at most 30 |",
         "| ms for 1 image",
         "| ms for 64 images",
         "| weight error | output error |",
