@@ -344,6 +344,7 @@ def reduce_gradients(
     They are written into `out` (2, C) if it is not None.
     """
     channels, rows = x.shape[1], gradient.numel() // x.shape[1]
+    grad_weight, grad_bias = (torch.empty_like(weight), torch.empty_like(bias)) if out is None else out
     tile, tiles = _tile(channels, rows, REDUCE.tile_size // 2 if pool else REDUCE.tile_size)
     programs, turns = _programs(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
@@ -351,22 +352,6 @@ def reduce_gradients(
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns,
         W=gradient.shape[3], RELU=relu, POOL=pool, **REDUCE.options,
     )  # fmt: skip
-    return gather_sums(sums, products, out)
-
-
-def gather_sums(sums: Tensor, products: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum what G programs have summed of a norm's gradient, always in the same order.
-
-    Args:
-        sums: of the gradient, (G, C).
-        products: of the gradient times the normalised input, (G, C).
-        out: (2, C), into which the results are written; None for new tensors.
-
-    Returns:
-        The gradients of the weight and bias, both (C,).
-    """
-    programs, channels = sums.shape
-    grad_weight, grad_bias = (sums.new_empty(channels) for _ in range(2)) if out is None else out
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, grad_bias, grad_weight, programs, **small)
     return grad_weight, grad_bias
@@ -475,21 +460,3 @@ def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tupl
 
 
 norm.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-@torch.library.custom_op("lowrank::statistics", mutates_args=())
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute each channel's mean and biased variance; they have no gradient.
-
-    Args:
-        x: (B, C, H, W).
-
-    Returns:
-        Both float32 (C,).
-    """
-    return batch_statistics(to_channels_last(x))
-
-
-@statistics.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(x.shape[1], device=x.device), torch.empty(x.shape[1], device=x.device)

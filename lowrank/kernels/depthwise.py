@@ -3,9 +3,6 @@
 The step of a small student is bound by memory traffic. A program works on four rows of an image at once, so that each
 row is read once for three of them; the backward kernel reads the gradient once for both results.
 
-With NORM the kernels apply a batch norm, and with RELU a ReLU, to each value that they read of x
-(lowrank.kernels.norm_depthwise). What lies outside of an image is zero behind the norm.
-
 Letters: B images, C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program, BLOCKS groups
 of four rows of an image, TILES such groups of all images, TURNS groups of a program, G programs of a sum.
 """
@@ -19,8 +16,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from lowrank.kernels.norm_formulas import scale_and_shift
 
 ROWS = 4  # of a program at a time; the kernels are written out for this number
 MAX_WIDTH = 64  # of an image: a program holds whole rows
@@ -54,35 +49,14 @@ def backward_config(width: int) -> LaunchConfig:
 
 
 @triton.jit
-def _activate(values, inside, scale, shift, element_type: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr):
-    """Apply the norm and the ReLU, rounded as if the result were written; zeros outside of the image."""
-    if NORM:
-        values = values * scale + shift
-        if RELU:
-            values = tl.where(values < 0, 0.0, values)  # NaN stays NaN
-        values = tl.where(inside, values.to(element_type).to(tl.float32), 0.0)
-    return values
-
-
-@triton.jit
-def _load_shifts(
-    x, image, row, w, channel, mask, scale, shift,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
-):  # fmt: skip
+def _load_shifts(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """Load a row shifted by one to the right, as it is, and by one to the left; zeros outside of the image."""
     start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
     inside = mask & (row >= 0) & (row < H)
-    first, middle, last = (
-        inside & ((w > 0) & (w < W))[:, None], inside & (w < W)[:, None], inside & (w < W - 1)[:, None]
-    )  # fmt: skip
-    left = tl.load(x + start - C, mask=first, other=0.0).to(tl.float32)
-    here = tl.load(x + start, mask=middle, other=0.0).to(tl.float32)
-    right = tl.load(x + start + C, mask=last, other=0.0).to(tl.float32)
-    return (
-        _activate(left, first, scale, shift, x.dtype.element_ty, NORM, RELU),
-        _activate(here, middle, scale, shift, x.dtype.element_ty, NORM, RELU),
-        _activate(right, last, scale, shift, x.dtype.element_ty, NORM, RELU),
-    )
+    before = tl.load(x + start - C, mask=inside & ((w > 0) & (w < W))[:, None], other=0.0).to(tl.float32)
+    middle = tl.load(x + start, mask=inside & (w < W)[:, None], other=0.0).to(tl.float32)
+    after = tl.load(x + start + C, mask=inside & (w < W - 1)[:, None], other=0.0).to(tl.float32)
+    return before, middle, after
 
 
 @triton.jit
@@ -100,10 +74,10 @@ def _store_row(out, values, image, row, w, channel, mask, C: tl.constexpr, H: tl
 
 
 @triton.jit
-def forward_kernel(
-    x, weight, out, norm_weight, norm_bias, mean, variance, eps,
+def _forward_kernel(
+    x, weight, out,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """Work on groups of four rows, one after the other: the kernel's entries are read once for all of them."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
@@ -111,30 +85,27 @@ def forward_kernel(
     u0, u1, u2 = _load_kernel_row(weight, channel, valid, 0)
     v0, v1, v2 = _load_kernel_row(weight, channel, valid, 1)
     t0, t1, t2 = _load_kernel_row(weight, channel, valid, 2)
-    scale, shift = t0, t0
-    if NORM:
-        scale, shift, _, _ = scale_and_shift(norm_weight, norm_bias, mean, variance, channel, valid, eps)
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
         image, top = tile // BLOCKS, (tile % BLOCKS) * 4
         mask = valid[None, :] & (w < W2)[:, None] & (tile < TILES)
-        lt, md, rt = _load_shifts(x, image, top - 1, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top - 1, w, channel, mask, C, H, W)
         a = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _load_shifts(x, image, top, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top, w, channel, mask, C, H, W)
         a += lt * v0 + md * v1 + rt * v2
         b = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _load_shifts(x, image, top + 1, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top + 1, w, channel, mask, C, H, W)
         a += lt * t0 + md * t1 + rt * t2
         b += lt * v0 + md * v1 + rt * v2
         c = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _load_shifts(x, image, top + 2, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top + 2, w, channel, mask, C, H, W)
         b += lt * t0 + md * t1 + rt * t2
         c += lt * v0 + md * v1 + rt * v2
         d = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _load_shifts(x, image, top + 3, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top + 3, w, channel, mask, C, H, W)
         c += lt * t0 + md * t1 + rt * t2
         d += lt * v0 + md * v1 + rt * v2
-        lt, md, rt = _load_shifts(x, image, top + 4, w, channel, mask, scale, shift, C, H, W, NORM, RELU)
+        lt, md, rt = _load_shifts(x, image, top + 4, w, channel, mask, C, H, W)
         d += lt * t0 + md * t1 + rt * t2
         _store_row(out, a, image, top, w, channel, mask, C, H, W)
         _store_row(out, b, image, top + 1, w, channel, mask, C, H, W)
@@ -150,33 +121,16 @@ def _load_row(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr,
 
 @triton.jit
 def _store_gradient(
-    out, values, raw, other, factors, image, row, w, channel, mask, scale, shift, centre, total, product,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
-    RELU: tl.constexpr,
+    out, values, raw, other, factors, image, row, w, channel, mask,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
-    """Store a row of x's gradient, or with NORM of its normalised form's; return the sums of the latter."""
-    if NORM:
-        inside = mask & (w < W)[:, None] & (row < H)
-        if RELU:
-            inside = inside & (raw * scale + shift > 0)
-        values = tl.where(inside, values, 0.0)
-        total += values
-        product += values * (raw - centre)
+    """Store a row of x's gradient; `raw` is the row of x."""
     if ADD:
         values += _load_row(other, image, row, w, channel, mask, C, H, W)
     if SCALE:
         factor = tl.load(factors + (image * H + row) * W + w, mask=(w < W) & (row < H), other=0.0)
         values += raw * factor[:, None]
     _store_row(out, values, image, row, w, channel, mask, C, H, W)
-    return total, product
-
-
-@triton.jit
-def _activate_row(
-    raw, row, w, mask, scale, shift, element_type: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    NORM: tl.constexpr, RELU: tl.constexpr,
-):  # fmt: skip
-    return _activate(raw, mask & (w < W)[:, None] & (row < H), scale, shift, element_type, NORM, RELU)
 
 
 @triton.jit
@@ -193,18 +147,14 @@ def _store_sums(target, first, second, third, valid):
 
 
 @triton.jit
-def backward_kernel(  # written out: kernels have no lists
-    gradient, x, weight, other, factors, grad_x, grad_weight, norm_weight, norm_bias, mean, variance, totals, products,
-    eps,
+def _backward_kernel(  # written out: kernels have no lists
+    gradient, x, weight, other, factors, grad_x, grad_weight,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
-    RELU: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """Work on groups of four rows, one after the other; each program sums its own part of the weight's gradient.
 
-    With ADD `other` is added to the input's gradient, with SCALE x times the factor of its position. With NORM each
-    program also sums its parts of the gradient of the norm's result, and of that times x less its mean over the
-    deviation.
+    With ADD `other` is added to the input's gradient, with SCALE x times the factor of its position.
     """
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     valid = channel < C
@@ -213,76 +163,53 @@ def backward_kernel(  # written out: kernels have no lists
     v2, v1, v0 = _load_kernel_row(weight, channel, valid, 1)
     t2, t1, t0 = _load_kernel_row(weight, channel, valid, 2)
     s0 = tl.zeros([W2, CH], dtype=tl.float32)
-    s1, s2, s3, s4, s5, s6, s7, s8, total, product = s0, s0, s0, s0, s0, s0, s0, s0, s0, s0
-    scale, shift, inverse, centre = t0, t0, t0, t0
-    if NORM:
-        scale, shift, inverse, centre = scale_and_shift(norm_weight, norm_bias, mean, variance, channel, valid, eps)
+    s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
         image, top = tile // BLOCKS, (tile % BLOCKS) * 4
         mask = valid[None, :] & (w < W2)[:, None] & (tile < TILES)
         p = _load_row(x, image, top, w, channel, mask, C, H, W)
-        pz = _activate_row(p, top, w, mask, scale, shift, x.dtype.element_ty, H, W, NORM, RELU)
-        lt, md, rt = _load_shifts(gradient, image, top - 1, w, channel, mask, scale, shift, C, H, W, False, False)
+        lt, md, rt = _load_shifts(gradient, image, top - 1, w, channel, mask, C, H, W)
         a = lt * t0 + md * t1 + rt * t2
-        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, pz)
+        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, p)
         q = _load_row(x, image, top + 1, w, channel, mask, C, H, W)
-        qz = _activate_row(q, top + 1, w, mask, scale, shift, x.dtype.element_ty, H, W, NORM, RELU)
-        lt, md, rt = _load_shifts(gradient, image, top, w, channel, mask, scale, shift, C, H, W, False, False)
+        lt, md, rt = _load_shifts(gradient, image, top, w, channel, mask, C, H, W)
         a += lt * v0 + md * v1 + rt * v2
         b = lt * t0 + md * t1 + rt * t2
-        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, pz)
-        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, qz)
+        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, p)
+        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, q)
         o = _load_row(x, image, top + 2, w, channel, mask, C, H, W)
-        oz = _activate_row(o, top + 2, w, mask, scale, shift, x.dtype.element_ty, H, W, NORM, RELU)
-        lt, md, rt = _load_shifts(gradient, image, top + 1, w, channel, mask, scale, shift, C, H, W, False, False)
+        lt, md, rt = _load_shifts(gradient, image, top + 1, w, channel, mask, C, H, W)
         a += lt * u0 + md * u1 + rt * u2
         b += lt * v0 + md * v1 + rt * v2
         c = lt * t0 + md * t1 + rt * t2
-        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, pz)
-        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, qz)
-        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, oz)
-        total, product = _store_gradient(
-            grad_x, a, p, other, factors, image, top, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, SCALE, NORM, RELU,
-        )  # fmt: skip
+        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, p)
+        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, q)
+        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, o)
+        _store_gradient(grad_x, a, p, other, factors, image, top, w, channel, mask, C, H, W, ADD, SCALE)
         p = _load_row(x, image, top + 3, w, channel, mask, C, H, W)
-        pz = _activate_row(p, top + 3, w, mask, scale, shift, x.dtype.element_ty, H, W, NORM, RELU)
-        lt, md, rt = _load_shifts(gradient, image, top + 2, w, channel, mask, scale, shift, C, H, W, False, False)
+        lt, md, rt = _load_shifts(gradient, image, top + 2, w, channel, mask, C, H, W)
         b += lt * u0 + md * u1 + rt * u2
         c += lt * v0 + md * v1 + rt * v2
         d = lt * t0 + md * t1 + rt * t2
-        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, qz)
-        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, oz)
-        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, pz)
-        total, product = _store_gradient(
-            grad_x, b, q, other, factors, image, top + 1, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, SCALE, NORM, RELU,
-        )  # fmt: skip
-        lt, md, rt = _load_shifts(gradient, image, top + 3, w, channel, mask, scale, shift, C, H, W, False, False)
+        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, q)
+        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, o)
+        s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, p)
+        _store_gradient(grad_x, b, q, other, factors, image, top + 1, w, channel, mask, C, H, W, ADD, SCALE)
+        lt, md, rt = _load_shifts(gradient, image, top + 3, w, channel, mask, C, H, W)
         c += lt * u0 + md * u1 + rt * u2
         d += lt * v0 + md * v1 + rt * v2
-        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, oz)
-        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, pz)
-        total, product = _store_gradient(
-            grad_x, c, o, other, factors, image, top + 2, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, SCALE, NORM, RELU,
-        )  # fmt: skip
-        lt, md, rt = _load_shifts(gradient, image, top + 4, w, channel, mask, scale, shift, C, H, W, False, False)
+        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, o)
+        s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, p)
+        _store_gradient(grad_x, c, o, other, factors, image, top + 2, w, channel, mask, C, H, W, ADD, SCALE)
+        lt, md, rt = _load_shifts(gradient, image, top + 4, w, channel, mask, C, H, W)
         d += lt * u0 + md * u1 + rt * u2
-        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, pz)
-        total, product = _store_gradient(
-            grad_x, d, p, other, factors, image, top + 3, w, channel, mask, scale, shift, centre, total, product,
-            C, H, W, ADD, SCALE, NORM, RELU,
-        )  # fmt: skip
+        s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, p)
+        _store_gradient(grad_x, d, p, other, factors, image, top + 3, w, channel, mask, C, H, W, ADD, SCALE)
     target = grad_weight + (tl.program_id(0) * C + channel) * 9
     _store_sums(target, s0, s1, s2, valid)
     _store_sums(target + 3, s3, s4, s5, valid)
     _store_sums(target + 6, s6, s7, s8, valid)
-    if NORM:
-        target = tl.program_id(0) * C + channel
-        tl.store(totals + target, tl.sum(total, 0), mask=valid)
-        tl.store(products + target, tl.sum(product * inverse, 0), mask=valid)
 
 
 @triton.jit
@@ -297,16 +224,8 @@ def _sum_kernel(parts, total, G, columns, N: tl.constexpr, CH: tl.constexpr, TUR
     tl.store(total + column, tl.sum(sums, 0), mask=column < columns)
 
 
-def launch_grid(x: Tensor, config: LaunchConfig) -> tuple[dict[str, int | None], tuple[int, int]]:
-    """Divide images among programs.
-
-    Args:
-        x: (B, C, H, W).
-        config: of the kernel.
-
-    Returns:
-        The constants of the kernel, and its grid (programs, parts of the channels).
-    """
+def _launch_grid(x: Tensor, config: LaunchConfig) -> tuple[dict[str, int | None], tuple[int, int]]:
+    """Divide the images among programs: return the constants of a kernel, and its grid."""
     images, channels, height, width = x.shape
     padded, blocks = triton.next_power_of_2(width), triton.cdiv(height, ROWS)
     part = min(triton.next_power_of_2(channels), max(config.tile_size // padded, 8))
@@ -347,8 +266,8 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
         (B, C, H, W) in x's dtype, channels-last.
     """
     x, out = x.contiguous(memory_format=torch.channels_last), _empty_like(x, weight)
-    constants, grid = launch_grid(x, forward_config(x.shape[3]))
-    forward_kernel[grid](x, weight.contiguous(), out, *[x] * 4, 0.0, **constants, NORM=False, RELU=False)
+    constants, grid = _launch_grid(x, forward_config(x.shape[3]))
+    _forward_kernel[grid](x, weight.contiguous(), out, **constants)
     return out
 
 
@@ -374,13 +293,13 @@ def depthwise_backward(
         Those by x, in its dtype, and by the weight, float32.
     """
     x, gradient = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, gradient))
-    constants, grid = launch_grid(x, backward_config(x.shape[3]))
+    constants, grid = _launch_grid(x, backward_config(x.shape[3]))
     grad_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     added = grad_x if other is None else other.contiguous(memory_format=torch.channels_last)
     scales = grad_x if factors is None else factors.contiguous()
-    backward_kernel[grid](
-        gradient, x, weight.contiguous(), added, scales, grad_x, parts, *[x] * 6, 0.0, **constants,
-        ADD=other is not None, SCALE=factors is not None, NORM=False, RELU=False,
+    _backward_kernel[grid](
+        gradient, x, weight.contiguous(), added, scales, grad_x, parts, **constants,
+        ADD=other is not None, SCALE=factors is not None,
     )  # fmt: skip
     return grad_x, sum_parts(parts, torch.float32)
 

@@ -115,7 +115,7 @@ def _takes_another_gradient(source: Node) -> bool:
         return len(source.args) == 3
     if source.target in (operations.norm_backward.default, operations.global_norm_backward.default):
         return FUSE_NORM_SUMS and len(source.args) == 9 and source.args[8] is False  # not where it was pooled
-    return source.target is operations.norm_depthwise_backward.default and len(source.args) == 9
+    return False
 
 
 def _same_shape_and_dtype(one: Node, other: Node) -> bool:

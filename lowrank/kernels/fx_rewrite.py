@@ -22,9 +22,6 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 
 # Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
-# Whether a norm and the depthwise convolution behind it become one operation: it holds a quarter less memory in
-# WRN-28-10, but on an H200 its backward kernel is slower from 16 x 16 positions on (docs/results/h200_kernels.txt)
-FUSE_PREACTIVATION = False
 # Whether the mean square over channels is an operation whose gradient the depthwise kernel adds: no card has timed it
 FUSE_ATTENTION = False
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
@@ -85,7 +82,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         batch_norm as norm,  # noqa: F401  # registers its operations
         depthwise,  # noqa: F401  # registers its operations
         mean_square,  # noqa: F401  # registers its operations
-        norm_depthwise,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
@@ -93,7 +89,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     changes: dict[str, Callable[[Graph, Node], bool]] = {
         "stem": _fuse_stem,
         "joined": _fuse_pointwise,
-        "preactivated": _fuse_norm_depthwise,
         "norm": partial(_replace_norm, processes=processes),
         "depthwise": _replace_depthwise,
         "pointwise": _replace_pointwise,
@@ -105,8 +100,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     counts = dict.fromkeys(changes, 0)
     if not fuse_pointwise or processes > 1:
         del changes["joined"]
-    if processes > 1 or not FUSE_PREACTIVATION:
-        del changes["preactivated"]
     if not FUSE_ATTENTION:
         del changes["attention"]
     if processes > 1:
@@ -179,11 +172,13 @@ def _fuse_norm(
     graph: Graph, node: Node, fusable: FusableMap | None, processes: int = 1, *, extend: bool = True
 ) -> bool:  # fmt: skip
     """Replace a batch norm and what follows; with `fusable` also the map before it, without `extend` it alone."""
-    parts = _norm_parts(node)
-    if parts is None:
+    if not _is_training_norm(node):
         return False
-    x, weight, bias, eps = parts
-    value = cast(Tensor, _example(x))
+    names = ("input", "running_mean", "running_var", "weight", "bias")
+    x, mean, variance, weight, bias = (_argument(node, index, name) for index, name in enumerate(names))
+    momentum, eps, value = _argument(node, 6, "momentum", 0.1), float(_argument(node, 7, "eps", 1e-5)), _example(x)
+    if None in (mean, variance, weight, bias, momentum) or value is None:
+        return False
     countable = _is_countable(value)
     if not countable and processes == 1:
         return False
@@ -205,54 +200,9 @@ def _fuse_norm(
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
     output, rows = _get_item(graph, new, 0), processes * value.numel() // value.shape[1]
-    _update_both_running(graph, node, _get_item(graph, new, 1), _get_item(graph, new, 2), rows)
+    _update_running(graph, mean, _get_item(graph, new, 1), momentum, 1.0)
+    _update_running(graph, variance, _get_item(graph, new, 2), momentum, rows / max(1, rows - 1))
     _replace(graph, chain, output)
-    return True
-
-
-def _norm_parts(node: Node) -> tuple[Any, Any, Any, float] | None:
-    """Return input, weight, bias and eps of a batch norm in training that has running statistics; None for another."""
-    if not _is_training_norm(node):
-        return None
-    names = ("input", "running_mean", "running_var", "weight", "bias")
-    x, mean, variance, weight, bias = (_argument(node, index, name) for index, name in enumerate(names))
-    if None in (mean, variance, weight, bias, _argument(node, 6, "momentum", 0.1)) or _example(x) is None:
-        return None
-    return x, weight, bias, float(_argument(node, 7, "eps", 1e-5))
-
-
-def _update_both_running(graph: Graph, norm: Node, mean: Node, variance: Node, rows: int) -> None:
-    """Let mean and biased variance over so many rows update the running ones of `norm`."""
-    momentum = _argument(norm, 6, "momentum", 0.1)
-    _update_running(graph, _argument(norm, 1, "running_mean"), mean, momentum, 1.0)
-    _update_running(graph, _argument(norm, 2, "running_var"), variance, momentum, rows / max(1, rows - 1))
-
-
-def _fuse_norm_depthwise(graph: Graph, node: Node) -> bool:
-    """Fuse a batch norm in training, and its ReLU, with the depthwise convolution that alone reads the result."""
-    parts = _norm_parts(node)
-    if parts is None:
-        return False
-    x, weight, bias, eps = parts
-    chain = [node]
-    relu = _extend(chain, lambda user: user.target in _RELUS)
-    last = chain[-1]
-    if not _extend(chain, lambda user: user.args[:1] == (last,)):
-        return False
-    conv, value = chain[-1], cast(Tensor, _example(x))
-    kernel, output = _depthwise_kernel(conv), _example(conv)
-    if kernel is None or output is None or output.dtype != value.dtype:
-        return False
-    with graph.inserting_before(node):
-        detached = graph.call_method("detach", (x,))
-        both = graph.call_function(torch.ops.lowrank.statistics.default, (detached,))
-    mean, variance = _get_item(graph, both, 0), _get_item(graph, both, 1)
-    with graph.inserting_before(conv):
-        kernel = graph.call_method("to", (kernel, torch.float32))
-        inputs = (x, weight, bias, mean, variance, kernel, eps, relu)
-        new = graph.call_function(torch.ops.lowrank.norm_depthwise.default, inputs)
-    _update_both_running(graph, node, mean, variance, value.numel() // value.shape[1])
-    _replace(graph, chain, new)
     return True
 
 
@@ -356,29 +306,23 @@ def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
     return node.args[0], _argument(node, 1, "weight"), _argument(node, 2, "bias"), options
 
 
-def _depthwise_kernel(node: Node) -> Any:
-    """Return the weight of a depthwise 3 x 3 convolution that the kernels can take; None for another node."""
+def _replace_depthwise(graph: Graph, node: Node) -> bool:
+    """Replace a depthwise 3 x 3 convolution without stride and bias."""
     from lowrank.kernels.depthwise import MAX_WIDTH
 
     parts = _conv_parts(node)
     if parts is None:
-        return None
+        return False
     x, weight, bias, options = parts
-    value, kernel = _example(x), _example(weight)
-    if value is None or kernel is None or not _is_countable(value) or bias is not None:
-        return None
+    value, kernel, output = _example(x), _example(weight), _example(node)
+    if value is None or kernel is None or output is None or not _is_countable(value) or bias is not None:
+        return False
     supported = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
     depthwise = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
-    return weight if options == supported and depthwise and value.shape[3] <= MAX_WIDTH else None
-
-
-def _replace_depthwise(graph: Graph, node: Node) -> bool:
-    """Replace a depthwise 3 x 3 convolution without stride and bias."""
-    weight, output = _depthwise_kernel(node), _example(node)
-    if weight is None or output is None:
+    if options != supported or not depthwise or value.shape[3] > MAX_WIDTH:
         return False
     with graph.inserting_before(node):
-        x = graph.call_method("to", (node.args[0], output.dtype))
+        x = graph.call_method("to", (x, output.dtype))
         weight = graph.call_method("to", (weight, torch.float32))
         new = graph.call_function(torch.ops.lowrank.depthwise.default, (x, weight))
     _replace(graph, [node], new)
