@@ -129,7 +129,7 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
 def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
     """Write a trial's network as a model that can be used without the study.
 
-    The tracker registers these models in MLflow. A network that cannot be written is skipped with a printed line.
+    The tracker registers those of the front in MLflow. A network that cannot be written is skipped with a printed line.
 
     Args:
         folder: the folder to write the model into.
