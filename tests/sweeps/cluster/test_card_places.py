@@ -13,7 +13,7 @@ from sweeps.cluster.card_places import CardPlaces
 
 @dataclass(eq=False)
 class Block:
-    """A placement group of the made scheduler."""
+    """A placement group of `Scheduler`."""
 
     share: float
     card: int | None = None
@@ -57,19 +57,19 @@ class Scheduler:
 
 @pytest.fixture
 def scheduler(monkeypatch) -> Scheduler:
-    made = Scheduler(3)
-    monkeypatch.setattr(card_places, "reserve", made.reserve)
-    monkeypatch.setattr(card_places, "remove_placement_group", made.remove)
-    return made
+    instance = Scheduler(3)
+    monkeypatch.setattr(card_places, "reserve", instance.reserve)
+    monkeypatch.setattr(card_places, "remove_placement_group", instance.remove)
+    return instance
 
 
-@pytest.mark.parametrize("most", [2, 4, 8])
-def test_each_card_has_one_place_and_then_twice_as_many(scheduler, most):
-    with CardPlaces(3, most) as places:
+@pytest.mark.parametrize("max_places", [2, 4, 8])
+def test_each_card_has_one_place_and_then_twice_as_many(scheduler, max_places):
+    with CardPlaces(3, max_places) as places:
         count = 1
-        while count <= most:
+        while count <= max_places:
             places.open(count)
-            assert scheduler.places(1 / most) == [count] * 3
+            assert scheduler.places(1 / max_places) == [count] * 3
             count *= 2
     assert scheduler.free == pytest.approx([1.0] * 3)
     assert scheduler.waiting == []

@@ -103,20 +103,20 @@ def _session(root: Path, number: int, pid: int, age: float, listeners: list[sock
 
 def test_folders_of_sessions_that_have_ended_are_removed_and_never_a_live_one(monkeypatch):
     monkeypatch.setattr(local_ray, "NEWEST_KEPT", 1)
-    gone = 2**22 + 1  # above the largest id of a process
+    ended_pid = 2**22 + 1  # above the largest id of a process
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="s") as root:  # a short path, for the sockets
         folder = Path(root)
         listeners: list[socket.socket] = []
-        ended = [_session(folder, 1, gone, 7200, None), _session(folder, 2, gone, 700, None)]
-        kept = [
-            _session(folder, 3, gone, 7200, None),  # the newest of those that have ended
+        ended = [_session(folder, 1, ended_pid, 7200, None), _session(folder, 2, ended_pid, 700, None)]
+        remaining = [
+            _session(folder, 3, ended_pid, 7200, None),  # the newest of those that have ended
             _session(folder, 4, os.getpid(), 7200, None),  # its driver runs
-            _session(folder, 5, gone, 7200, listeners),  # its driver runs in another container
-            _session(folder, 6, gone, 60, None),  # it may be about to begin
+            _session(folder, 5, ended_pid, 7200, listeners),  # its driver runs in another container
+            _session(folder, 6, ended_pid, 60, None),  # it may be about to begin
         ]
-        (folder / "session_latest").symlink_to(kept[3])
+        (folder / "session_latest").symlink_to(remaining[3])
         assert sorted(local_ray.remove_ended_sessions(folder)) == ended
-        assert sorted(path for path in folder.iterdir() if not path.is_symlink()) == kept
+        assert sorted(path for path in folder.iterdir() if not path.is_symlink()) == remaining
         assert local_ray.remove_ended_sessions(folder / "absent") == []
         listeners.pop().close()
 
