@@ -404,7 +404,10 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
         path = f"method.{index}" if isinstance(section, list) else "method"
         literals, domains = _split(path, entry)
         if not isinstance(literals.get("name", ""), str):
-            raise InputError(f"`{path}.name` must be a text, such as separable, but got {show_value(literals['name'])}")
+            several = ", or {choice: [...]} for several" if isinstance(literals["name"], list) else ""
+            raise InputError(
+                f"`{path}.name` must be a text, such as separable{several}, but got {show_value(literals['name'])}"
+            )
         names = alternative_names((literals, domains))
         methods = [resolve_method(name) for name in names]
         for key in entry:

@@ -67,7 +67,8 @@ def test_a_wrong_value_is_refused_with_an_example_that_is_right(model: type) -> 
         ("network.hidden=[]", "`network.hidden`: must be a list of at least 1 entry, but got []"),
         ("train.epochs=1.5", "`train.epochs`: must be a whole number, such as 128, but got 1.5"),
         ("train.lr=fast", "`train.lr`: must be a number, such as 0.2, but got 'fast'"),
-        ("method.name=[x]", "`method.name` must be a text, such as separable, but got ['x']"),
+        ("method.name=[x]", "`method.name` must be a text, such as separable, or {choice: [...]} for several, "
+                            "but got ['x']"),
         ("method.name=null", "`method.name` must be a text, such as separable, but got None"),
         ("method=3", "`method` must be a section with a `name`, such as {name: separable}, or a list of such sections, "
                      "but got 3"),
