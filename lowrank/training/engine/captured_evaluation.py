@@ -113,7 +113,7 @@ class CapturedEvaluation:
         """Evaluate batches; `prepare` has returned True for the first of them.
 
         Args:
-            batches: all of the same number of images, but for the last.
+            batches: none with more images than those that were recorded; one with fewer is run by itself.
             meter: takes in the losses and errors.
         """
         assert self.replay is not None
@@ -122,11 +122,9 @@ class CapturedEvaluation:
         if self._rebuild_weights is not None:
             self._rebuild_weights()
         for images, labels, *_ in batches:
-            count = len(labels)
-            if count < len(self._labels):
-                meter.take(self._meter)
+            if len(labels) < len(self._labels):
                 meter.add(self._few_logits(images), labels)
-                return
+                continue
             self._images.copy_(images)
             self._labels.copy_(labels)
             self.replay()

@@ -13,6 +13,7 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.training import trainer as trainer_module
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import captured_evaluation, compiled_forward
+from lowrank.training.metrics import EvalMeter
 from lowrank.training.trainer import Trainer
 from lowrank.utils import hold_lock
 from tests.support.recorder import OperationRecorder, recording_on_cpu
@@ -158,6 +159,23 @@ def test_images_of_an_incomplete_batch_are_counted_once(
     assert replayed == pytest.approx(plain, rel=1e-6)  # fewer images may be summed in another order
     assert torch.equal(wrong, plain_wrong)
     assert len(wrong) == 200
+
+
+def test_images_behind_an_incomplete_batch_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording_on_cpu(monkeypatch):
+        run, _ = trained()
+    assert run.captured_evaluation is not None
+    images, labels = torch.rand(100, 1, 8, 8), torch.arange(100) % CLASSES
+    batches = list(zip(images.split([40, 20, 40]), labels.split([40, 20, 40]), strict=True))
+    replayed, plain = (EvalMeter(CLASSES, torch.device("cpu"), 100) for _ in range(2))
+    run.network.eval()
+    with torch.no_grad():
+        run.captured_evaluation.run(iter(batches), replayed)  # type: ignore[arg-type]
+        for part, classes in batches:
+            plain.add(run.network(part), classes)
+    assert replayed.count == 100
+    assert replayed.read() == pytest.approx(plain.read(), rel=1e-5)
+    assert torch.equal(replayed.wrong_images, plain.wrong_images)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
