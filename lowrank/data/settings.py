@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from os.path import expanduser, isdir
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,7 +182,7 @@ def parse_data_name(name: str) -> tuple[str, str | None]:
     kind, colon, folder = name.partition(":")
     if kind not in ON_DISK:
         error = unknown("data set", name, CHOICES)
-        raise InputError(f"{error}; a folder of images is folder:{name}") if Path(name).expanduser().is_dir() else error
+        raise InputError(f"{error}; a folder of images is folder:{name}") if isdir(expanduser(name)) else error
     if not colon or not folder:
         raise InputError(f"data set {name!r} must name its folder, e.g. {kind}:DIR")
     return kind, folder
