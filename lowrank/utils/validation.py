@@ -19,6 +19,7 @@ _KINDS = {
     "int_parsing_size": _WHOLE, "tuple_type": _LIST, "list_type": _LIST, "dict_type": _SECTION,
     "mapping_type": _SECTION, "model_type": _SECTION,
 }  # fmt: skip
+_OF_ONE_VALUE = {name for name, kind in _KINDS.items() if kind not in (_LIST, _SECTION)} | {"literal_error"}
 _TYPES: dict[str, tuple[type, ...]] = {_TEXT: (str,), _NUMBER: (int, float), _WHOLE: (int,)}
 _EXAMPLES: dict[str, tuple[Any, ...]] = {
     _LIST: ([0.5, 0.5], [2, 3], ["a", "b"], [{"name": "value"}]), _SECTION: ({"name": "value"},), _NUMBER: (0.5,),
@@ -26,13 +27,14 @@ _EXAMPLES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def format_validation_error(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
+def format_validation_error(error: ValidationError, kind: type[BaseModel], where: str = "", several: str = "") -> str:
     """Return the first fault of a pydantic error.
 
     Args:
         error: of pydantic.
         kind: the model that was validated.
         where: path of the model's fields, e.g. `method`.
+        several: how a field of one value is given several, e.g. `{choice: [...]}`; said where a list was given.
 
     Returns:
         One line, e.g. "`method.dims`: must be less than or equal to 9, but got 12".
@@ -45,6 +47,9 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
     if fault["type"] == "missing":
         return f"`{path}` is missing"
     rule = _rule(fault, kind)
+    is_several = isinstance(fault["input"], list) and len(fault["input"]) > 1
+    if several and is_several and fault["type"] in _OF_ONE_VALUE:
+        rule += f", or {several} for several"
     if not fault["loc"]:  # the message of a rule between fields has the values
         return f"`{path}`: {rule}"
     return f"`{path}`: {rule}, but got {show_value(fault['input'])}"
@@ -133,13 +138,14 @@ def read_module_names(value: Any) -> Any:
     return tuple(str(name) if type(name) is int else name for name in names)
 
 
-def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "", several: str = "") -> Settings:
     """Make a model from values and validate it.
 
     Args:
         kind: the model's class.
         values: its fields.
         where: path of the fields, for messages, e.g. `method`.
+        several: how a field of one value is given several, for messages, e.g. `{choice: [...]}`.
 
     Returns:
         The model.
@@ -150,4 +156,4 @@ def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str =
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError(format_validation_error(error, kind, where)) from error
+        raise InputError(format_validation_error(error, kind, where, several)) from error

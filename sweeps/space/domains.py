@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | None
 DOMAIN_KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
+SEVERAL = "{choice: [...]}"  # how a field of one value is given several, for messages
 MAX_CHOICES = 1000  # of one choice
 MAX_INTEGER = 2**53  # up to it a float holds every whole number
 MIN_STEP = 1e-9  # values are rounded to 12 decimals

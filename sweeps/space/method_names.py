@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lowrank.errors import unknown
-from sweeps.space.domains import Domain, Value
+from sweeps.space.domains import SEVERAL, Domain, Value
 
 if TYPE_CHECKING:
     from lowrank.layers import Method
@@ -71,9 +71,10 @@ def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method
     Raises:
         InputError: a value is out of range.
     """
-    from lowrank.layers import make_method
+    from lowrank.utils import validate_model
 
     settings = {**alternative[0], **searched}
     method = resolve_method(str(settings["name"]))
     settings["name"] = method.model_fields["name"].default  # a thin baseline's method is dense or separable
-    return make_method({key: value for key, value in settings.items() if key in method.model_fields})
+    fields = {key: value for key, value in settings.items() if key in method.model_fields}
+    return validate_model(method, fields, "method", SEVERAL)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank.errors import InputError
 from lowrank.training import RECIPE_FIELD, Recipe, recipe_fields
 from lowrank.utils import validate_model
-from sweeps.space.domains import Domain, Value
+from sweeps.space.domains import SEVERAL, Domain, Value
 from sweeps.space.method_names import Alternative
 from sweeps.space.settings import (
     LIMITS,
@@ -184,4 +184,4 @@ class Space:
             if key not in Recipe.model_fields:
                 choices = ", ".join(sorted((RECIPE_FIELD, *Recipe.model_fields)))
                 raise InputError(f"unknown field `{section}.{key}`; choose from: {choices}")
-        return validate_model(Recipe, fields, section)
+        return validate_model(Recipe, fields, section, SEVERAL)

@@ -15,7 +15,7 @@ from typing import Any
 from lowrank.errors import InputError, shorten, show_value, unknown
 from lowrank.utils import absolute_path, validate_model
 from sweeps.space.checks import check_space
-from sweeps.space.domains import Domain, is_domain, parse_domain
+from sweeps.space.domains import SEVERAL, Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, find_space, read_yaml
 from sweeps.space.method_names import REFERENCES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
@@ -268,15 +268,15 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         name=name,
         question=" ".join(question.split()),
         data=validate_model(DataSettings, _section_fields(content, "data"), "data"),
-        network=validate_model(NetworkSettings, network, "network"),
+        network=validate_model(NetworkSettings, network, "network", SEVERAL),
         train=train,
         alternatives=_alternatives(content.get("method")),
-        budget=validate_model(BudgetSettings, budget, "budget"),
+        budget=validate_model(BudgetSettings, budget, "budget", SEVERAL),
         references=_references(content.get("references", [])),
         search=validate_model(SearchSettings, _section_fields(content, "search"), "search"),
         resources=validate_model(ResourceSettings, _section_fields(content, "resources"), "resources"),
         answer=validate_model(AnswerSettings, _section_fields(content, "answer"), "answer"),
-        start=validate_model(StartSettings, _literals(content, "start", domains), "start"),
+        start=validate_model(StartSettings, _literals(content, "start", domains), "start", SEVERAL),
         teacher=parse_teacher(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(source)),
@@ -404,7 +404,7 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
         path = f"method.{index}" if isinstance(section, list) else "method"
         literals, domains = _split(path, entry)
         if not isinstance(literals.get("name", ""), str):
-            several = ", or {choice: [...]} for several" if isinstance(literals["name"], list) else ""
+            several = f", or {SEVERAL} for several" if isinstance(literals["name"], list) else ""
             raise InputError(
                 f"`{path}.name` must be a text, such as separable{several}, but got {show_value(literals['name'])}"
             )

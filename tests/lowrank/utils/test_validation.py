@@ -67,6 +67,15 @@ def test_a_wrong_value_is_refused_with_an_example_that_is_right(model: type) -> 
         ("network.hidden=[]", "`network.hidden`: must be a list of at least 1 entry, but got []"),
         ("train.epochs=1.5", "`train.epochs`: must be a whole number, such as 128, but got 1.5"),
         ("train.lr=fast", "`train.lr`: must be a number, such as 0.2, but got 'fast'"),
+        ("train.lr=[0.1, 0.2]", "`train.lr`: must be a number, such as 0.2, or {choice: [...]} for several, "
+                                "but got [0.1, 0.2]"),
+        ("budget.allocation=[even, energy]", "`budget.allocation`: must be 'even', 'stage', 'layer', 'energy' or "
+                                             "'sensitivity', or {choice: [...]} for several, but got "
+                                             "['even', 'energy']"),
+        ("search.sampler=[grid, random]", "`search.sampler`: must be 'tpe', 'nsga2', 'gp', 'random', 'qmc' or 'grid', "
+                                          "but got ['grid', 'random']"),
+        ("method.dims=[2, 3]", "`method.dims`: must be a whole number, such as 3, or {choice: [...]} for several, "
+                               "but got [2, 3]"),
         ("method.name=[x]", "`method.name` must be a text, such as separable, or {choice: [...]} for several, "
                             "but got ['x']"),
         ("method.name=null", "`method.name` must be a text, such as separable, but got None"),
