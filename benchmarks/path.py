@@ -16,6 +16,7 @@ the network itself (`NETWORK`), of which another network has others; and the res
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import tempfile
@@ -224,7 +225,9 @@ def measure(name: str) -> dict[str, set[str]]:
     """Take a way once; returns its modules by step."""
     prepare, _ = WAYS[name]
     with tempfile.TemporaryDirectory() as folder:
-        return record_modules(prepare(Path(folder)))
+        way = prepare(Path(folder))
+        gc.collect()  # so that nothing which ran before is closed on the way
+        return record_modules(way)
 
 
 def main() -> int:
