@@ -101,12 +101,18 @@ class CardPlaces:
         for upper in [upper for upper in self._blocks if upper <= places]:
             self._release(self._blocks.pop(upper))
 
-    def close_one(self) -> None:
+    def close_one(self) -> Any:
         """Hold the place of a trial that is about to leave a card with more trials than it should have.
 
-        All other places are taken or held, so that it can be no other one.
+        All other places are taken or held, so that it can be no other one. A worker that asks for a place before the
+        trial has left may still get it.
+
+        Returns:
+            The placement group, which waits until the trial has left.
         """
-        self._blocks.setdefault(self._max_places + 1, []).append(reserve(1 / self._max_places))
+        block = reserve(1 / self._max_places)
+        self._blocks.setdefault(self._max_places + 1, []).append(block)
+        return block
 
     @staticmethod
     def _release(blocks: Sequence[Any]) -> None:

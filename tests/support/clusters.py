@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.environment import changed_environment
 from tests.support.processes import child_pids, command_line, is_running
 from tests.support.ray_private import forget_default_cluster
 from tests.support.waiting import wait_until
@@ -19,7 +19,6 @@ class Machines:
     """A head and workers of one CPU each."""
 
     def __init__(self) -> None:
-        os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
         from ray.cluster_utils import Cluster
 
         quiet = {"include_dashboard": False}
@@ -66,10 +65,13 @@ def _kill(node: Any, *kinds: str) -> None:
 @contextmanager
 def machines() -> Iterator[Machines]:
     """A cluster until the block ends."""
-    found = Machines()
-    try:
-        yield found
-    finally:
-        workers = found.worker_pids()
-        found.end()
-        wait_until(lambda: not any(is_running(pid) for pid in workers), "the processes of trials to miss their raylet")
+    with changed_environment({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}):
+        cluster = Machines()
+        try:
+            yield cluster
+        finally:
+            workers = cluster.worker_pids()
+            cluster.end()
+            wait_until(
+                lambda: not any(is_running(pid) for pid in workers), "the processes of trials to miss their raylet"
+            )

@@ -376,8 +376,9 @@ def test_ray_itself_puts_trials_where_a_card_has_a_place(monkeypatch):
                 workers += [Worker.remote() for _ in range(count)]  # type: ignore[attr-defined]
                 cards = ray.get([worker.card.remote() for worker in workers], timeout=scaled(60))
                 assert sorted(cards) == sorted([0, 1] * upper)
-            places.close_one()
+            block = places.close_one()
             ray.kill(workers[cards.index(1)])
+            assert block.wait(scaled(60))
             another = Worker.remote()  # type: ignore[attr-defined]
             assert ray.wait([another.card.remote()], timeout=1.0)[0] == []
         assert not cards_are_free(2)
