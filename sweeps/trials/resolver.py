@@ -522,6 +522,8 @@ class Resolver:
     def _fingerprint(self) -> str:
         if self.space.start.weights == NETWORK_WEIGHTS:
             return builder_fingerprint(self.space.network, self.image_shape, self.classes)
+        if str(self.space.start.weights).startswith(TRIAL_WEIGHTS):  # of a recorded trial that is trained again
+            return str(self.space.start.weights).removeprefix(TRIAL_WEIGHTS)
         path = Path(str(self.space.start.weights))
         if not path.is_file():
             raise InputError(f"`start.weights`: there is no file {path}")
