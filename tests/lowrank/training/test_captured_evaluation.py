@@ -17,6 +17,7 @@ from lowrank.training.metrics import EvalMeter
 from lowrank.training.trainer import Trainer
 from lowrank.utils import hold_lock
 from tests.support.recorder import OperationRecorder, recording_on_cpu
+from tests.support.traced_graphs import graphs_without_compiler
 from tests.support.training import copied_state, small_recipe, small_trainer, tensor_train
 
 CLASSES = 10
@@ -299,21 +300,11 @@ def test_a_replayed_validation_that_diverges_is_traced_to_its_layer(monkeypatch:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What is traced; it runs without a compiler."""
-    traced: list[torch.fx.GraphModule] = []
-
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        traced.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(compiled_forward, "_COMPILED", type(compiled_forward._COMPILED)())
-    monkeypatch.setattr(compiled_forward, "compile_graph", keep)
-    monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: None)
     monkeypatch.setattr(captured_evaluation, "LONG_EVALUATION_BATCHES", 0)
-    yield traced
-    torch._dynamo.reset()
+    with graphs_without_compiler(monkeypatch) as traced:
+        yield traced
 
 
 def test_networks_that_differ_in_their_factors_share_one_compiled_evaluation(

@@ -31,6 +31,7 @@ from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils import hold_lock
+from tests.support.traced_graphs import graphs_without_compiler
 from tests.support.training import filled_cache
 
 SMALL = NetworkSettings(width=0.125)
@@ -47,18 +48,8 @@ def data() -> ImageData:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Trunks are traced as ever and then run as they were traced, without a compiler; what was traced."""
-    found: list[Any] = []
-
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        found.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(compiled_forward, "_COMPILED", type(compiled_forward._COMPILED)())
-    monkeypatch.setattr(compiled_forward, "compile_graph", keep)
-    monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: None)
-    yield found
-    torch._dynamo.reset()
+    with graphs_without_compiler(monkeypatch) as traced:
+        yield traced
 
 
 def student(method: dict[str, Any] | None = None, params: int = PARAMS, **network: Any) -> nn.Module:

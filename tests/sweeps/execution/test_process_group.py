@@ -278,7 +278,7 @@ def test_a_group_that_cannot_start_all_of_its_processes_leaves_none(monkeypatch)
     def start_one(*arguments: Any, **options: Any) -> Any:
         if begun:
             raise BlockingIOError("Resource temporarily unavailable")
-        begun.append(start([sys.executable, "-c", "import time; time.sleep(60)"]))
+        begun.append(start([sys.executable, "-c", "import signal; signal.pause()"]))
         return begun[0]
 
     monkeypatch.setattr(process_group.subprocess, "Popen", start_one)
