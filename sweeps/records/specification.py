@@ -126,7 +126,12 @@ class StartSection(_Section):
     @property
     def trial_id(self) -> str | None:
         """Id of the trial of this study whose weights these are; None for those of a file or a network."""
-        return self.source.removeprefix(TRIAL_WEIGHTS) if self.source.startswith(TRIAL_WEIGHTS) else None
+        return self.trial_of(self.source)
+
+    @staticmethod
+    def trial_of(source: str) -> str | None:
+        """Return the id of the trial that a source of weights names; None where it names none."""
+        return source.removeprefix(TRIAL_WEIGHTS) if source.startswith(TRIAL_WEIGHTS) else None
 
 
 class TeacherSection(_Section):

@@ -522,8 +522,9 @@ class Resolver:
     def _fingerprint(self) -> str:
         if self.space.start.weights == NETWORK_WEIGHTS:
             return builder_fingerprint(self.space.network, self.image_shape, self.classes)
-        if str(self.space.start.weights).startswith(TRIAL_WEIGHTS):  # of a recorded trial that is trained again
-            return str(self.space.start.weights).removeprefix(TRIAL_WEIGHTS)
+        trial_id = StartSection.trial_of(str(self.space.start.weights))
+        if trial_id is not None:  # a recorded trial is trained again
+            return trial_id
         path = Path(str(self.space.start.weights))
         if not path.is_file():
             raise InputError(f"`start.weights`: there is no file {path}")
