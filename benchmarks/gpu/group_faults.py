@@ -1,12 +1,13 @@
 """One process of a trial on two cards is killed, hangs or runs out of memory: when the trial trains again.
 
     python -m benchmarks.gpu.group_faults --out DIR [--data parquet:DIR] [--seconds 200] [--device cpu] [--one-trial]
+        [--fault NAME ...]
 
 A real study of three trials, each on two cards, and each hit once, by another fault, as soon as it has a checkpoint.
 `--one-trial` hits one trial three times, each time after it has trained again, which saves the end of two trials.
-The memory of a card runs out since another process takes all but a part of it while the trial's processes begin anew.
-`--device cpu` does the same to two processes on a CPU, whose memory is limited by the system. On cards the study is
-ended once the last trial trains again.
+`--fault` hits with the named ones alone. The memory of a card runs out since another process takes all but a part of
+it while the trial's processes begin anew. `--device cpu` does the same to two processes on a CPU, whose memory is
+limited by the system. On cards the study is ended once the last trial trains again.
 
 The columns: seconds until the next attempt has trained an epoch, and the same since memory ran out; how much of these
 the attempt's start was; epochs on record before, and those that are trained once more; processes of the old attempt
@@ -86,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batch-size", type=int, help="of both cards together (4096; 50 on a CPU)")
     parser.add_argument("--one-trial", action="store_true", help="hit one trial with each fault")
+    parser.add_argument("--fault", nargs="+", choices=FAULTS, default=FAULTS, dest="faults", help="which ones (all)")
     parser.add_argument("--epochs", type=int, help="of each trial (25; 40 on a CPU; 2000 of one trial)")
     parser.add_argument("--engine", choices=("plain", "captured"), default="plain", help="of each trial (plain)")
     parser.add_argument("--seconds", type=float, default=200.0, help="after which all ends (200)")
@@ -190,7 +192,7 @@ class Faults:
     def run(self) -> None:
         """Hit a trial with each fault, one after the other."""
         hit: set[str] = set()
-        for fault in FAULTS:
+        for fault in self.args.faults:
             filler = start_filler() if fault == "out of memory" and self.args.device == "cuda" else None
             try:
                 trial = self.wait(lambda: self._running(hit))
@@ -339,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     with (args.out / f"{NAME}.txt").open("w") as file:
         show(measured, line, Console(file=file, width=WIDTH))
     show(measured, line)
-    good = len(table) == len(FAULTS) and all(goal.met for goal in goals)
+    good = len(table) == len(args.faults) and all(goal.met for goal in goals)
     return 0 if good and not any(row["left"] for row in table) else 1
 
 
