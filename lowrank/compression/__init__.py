@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         divergence as divergence,
         efficient as efficient,
         energy_candidates as energy_candidates,
+        least_costs as least_costs,
         measured_candidates as measured_candidates,
         probe_places as probe_places,
     )
@@ -144,7 +145,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "counting_conventions": "CONVENTIONS",
         "file_size": "FileSizeCalculator measure_file_size safetensors_size",
         "from_trained.allocation": (
-            "Candidate allocate divergence efficient energy_candidates measured_candidates probe_places"
+            "Candidate allocate divergence efficient energy_candidates least_costs measured_candidates probe_places"
         ),
         "from_trained.batch_norm": "find_nearer_batch_norms reestimate_batch_norms",
         "from_trained.calibration": "batches_of fitting_count network_logits",

@@ -191,6 +191,8 @@ def run_compress(config: CompressConfig) -> int:
         outcomes = [_outcome(smallest, config, dense, data, images, before, steps)]
     else:
         for budget in config.budgets:
+            compressor.check_least_size(dict(budget), config.method)
+        for budget in config.budgets:
             compressor.check_budget(dict(budget), config.method)
         outcomes = [
             _outcome(

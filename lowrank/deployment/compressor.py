@@ -35,6 +35,7 @@ from lowrank.compression import (
     fitting_count,
     kernel_of,
     layer_named,
+    least_costs,
     list_layers,
     make_problems,
     measured_candidates,
@@ -86,6 +87,8 @@ ATTENTION_IMAGES = 8
 _DENSE = Dense()
 
 Progress = Callable[[str], None]
+Forms = Sequence[Sequence[tuple[int, int]]]
+"""Parameters and mult-adds of what each layer can become."""
 
 
 def compress_network(
@@ -238,12 +241,33 @@ class Compressor:
             if best is not None and best.divergence < NEAR_ENOUGH:
                 break
         if best is None:
-            raise InfeasibleError(self._least_size(methods))
+            raise InfeasibleError(self._least_size([self._table_forms(name) for name in methods]))
         best = self._with_batch_norms(best)
         return self._report(best, time.perf_counter() - begin)
 
+    def check_least_size(self, budget: float | Mapping[str, float], method: str = "auto") -> None:
+        """Check that rank 1 everywhere is within a budget, without calibration.
+
+        This is exact for a limit on parameters, and for every limit if one method is named.
+
+        Args:
+            budget: as for `compress`.
+            method: one of METHODS, or "auto".
+
+        Raises:
+            InfeasibleError: the network cannot be that small; a size that can be reached is named.
+            InputError: a setting is wrong.
+        """
+        if method != "auto" and method not in METHODS:
+            raise unknown("method", method, ("auto", *METHODS))
+        limits = self._limits(budget)
+        forms = [self._smallest_forms(name) for name in _tried(method)]
+        if all(_exceed(limits, layers) for layers in forms):
+            # Of its two methods "mixed" has, for certain, the form with fewer parameters
+            raise InfeasibleError(self._least_size([[[min(costs)] for costs in layers] for layers in forms]))
+
     def check_budget(self, budget: float | Mapping[str, float], method: str = "auto") -> None:
-        """Check that the network can be so small, before anything that takes long.
+        """Check that the network can be so small; calibrates, unless `check_least_size` already refuses.
 
         Args:
             budget: as for `compress`.
@@ -253,11 +277,20 @@ class Compressor:
             InfeasibleError: the network cannot be that small; the least possible size is named.
             InputError: a setting is wrong.
         """
-        if method != "auto" and method not in METHODS:
-            raise unknown("method", method, ("auto", *METHODS))
+        self.check_least_size(budget, method)
         limits, methods = self._limits(budget), _tried(method)
         if all(allocate(self.tables(name, "energy"), limits) is None for name in methods):
-            raise InfeasibleError(self._least_size(methods))
+            raise InfeasibleError(self._least_size([self._table_forms(name) for name in methods]))
+
+    def _smallest_forms(self, method: str) -> Forms:
+        """The costs of each layer at rank 1; of "mixed", those of each method of AUTO."""
+        names = AUTO if method == "mixed" else (method,)
+        methods = [METHODS[name](bias=True) for name in names]  # type: ignore[call-arg]
+        return [[least_costs(layer.shape, settings) for settings in methods] for layer in self.layer_list.layers]
+
+    def _table_forms(self, method: str) -> Forms:
+        """The costs of each layer's candidates."""
+        return [[one.costs for one in candidates] for candidates in self.tables(method, "energy").values()]
 
     def _limits(self, budget: float | Mapping[str, float]) -> tuple[float | None, float | None]:
         """The most parameters and mult-adds of the replaceable layers together."""
@@ -282,19 +315,19 @@ class Compressor:
         )
         return params, mult_adds
 
-    def _least_size(self, methods: Sequence[str]) -> str:
-        """Say how small the network can be; each limit is named with the least share that it can have."""
+    def _least_size(self, forms: Sequence[Forms]) -> str:
+        """Say how small the network can be; each limit is named with the least share that it can have.
+
+        Args:
+            forms: of each method that may be chosen.
+        """
         lines, stays = [], []
         for axis, (name, total) in enumerate(
             (("parameters", self.layer_list.params), ("mult-adds", self.layer_list.mult_adds))
         ):
             dense = [(_DENSE.params, _DENSE.mult_adds)[axis](layer.shape) for layer in self.layer_list.layers]
             fixed = total - sum(dense)
-            tables = [self.tables(method, "energy") for method in methods]
-            least = min(
-                sum(min(candidate.costs[axis] for candidate in candidates) for candidates in table.values())
-                for table in tables
-            )
+            least = min(_least(layers, axis) for layers in forms)
             share = math.ceil(1000 * (fixed + least) / total) / 1000  # rounded up: a budget that can be reached
             lines.append(f"{fixed + least:,} of {total:,} {name} ({share:.1%})")
             stays.append(f"{fixed:,}")
@@ -475,6 +508,16 @@ def _largest_kept(network: nn.Module, layers: LayerList) -> str:
     ]
     largest = max([*plain, *other_parameters(network)], key=lambda report: report.params)
     return f"the largest is `{largest.name}` ({largest.kind}, {largest.params:,} parameters): {largest.reason}"
+
+
+def _least(forms: Forms, axis: int) -> int:
+    """The least parameters (axis 0) or mult-adds (axis 1) of all layers together."""
+    return sum(min(costs[axis] for costs in layer) for layer in forms)
+
+
+def _exceed(limits: tuple[float | None, float | None], forms: Forms) -> bool:
+    """Whether even the least parameters or mult-adds of all layers together exceed their limit."""
+    return any(limit is not None and _least(forms, axis) > limit for axis, limit in enumerate(limits))
 
 
 def _tried(method: str) -> tuple[str, ...]:

@@ -49,15 +49,16 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
 
     Raises:
         InputError: no layer can be replaced, no stratum can be met, or no point of a grid can be trained; the text
-            says why.
+            says why, of several methods for the one with the smallest network.
     """
     check_replaceable(space, resolver)
     if space.search.sampler == "grid":
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):
             problem = "no method can meet the budget" if space.has_budget else "no point of the grid can be trained"
-            first = next(iter(reasons_by_method([(point, str(error)) for point, error in infeasible])))
-            raise InputError(f"{problem}: {first}")
+            sizes = {str(error): _size(error) for _, error in infeasible}
+            reasons = reasons_by_method([(point, str(error)) for point, error in infeasible])
+            raise InputError(f"{problem}: {min(reasons, key=lambda reason: sizes[reason])}")
         return resolver.strata, {}
     if not space.has_budget:
         return resolver.strata, {}

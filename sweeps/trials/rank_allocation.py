@@ -22,6 +22,7 @@ from lowrank.compression import (
     FileSizeCalculator,
     NetworkPlan,
     allocate,
+    least_costs,
 )
 from lowrank.data import ImageData, draw_training_images
 from lowrank.deployment import Compressor
@@ -107,18 +108,20 @@ class RankAllocator:
         Raises:
             InfeasibleError: the network cannot be that small, or does not reach the budget's minimum.
         """
-        plan, table = self.layer_plan, self.costs(method.name, allocation)
+        plan, least = self.layer_plan, self._least_costs(method)
+        limits = [self._inside(budget.params, "params"), self._inside(budget.mult_adds, "mult_adds")]
+        if any(limit is not None and size > limit for size, limit in zip(least, limits, strict=True)):
+            raise self._too_small(method, least, budget)  # before anything is measured
         weighted = {
             name: [replace(cost.candidate, error=cost.candidate.error * weights.get(name, 1.0)) for cost in costs]
-            for name, costs in table.items()
+            for name, costs in self.costs(method.name, allocation).items()
         }
-        limits = [self._inside(budget.params, "params"), self._inside(budget.mult_adds, "mult_adds")]
         if budget.bytes is not None and limits[0] is None:
             limits[0] = float(plan.params(_DENSE))
         for _ in range(BYTE_STEPS):
             picked = allocate(weighted, limits)
             if picked is None:
-                raise self._too_small(method, table, budget)
+                raise self._too_small(method, least, budget)
             sized = self._allocation(picked, allocation)
             excess = budget.exceeded(plan, sized, file_size)
             if excess is None:
@@ -151,14 +154,28 @@ class RankAllocator:
             methods.append(_DENSE if choice is None else choice.method)
         return Allocation(self.layer_plan.layers, tuple(methods), allocation)
 
-    def _too_small(self, method: Method, table: RankCosts, budget: Budget) -> InfeasibleError:
-        plan = self.layer_plan
-        least = plan.fixed_params + sum(min(cost.candidate.costs[0] for cost in costs) for costs in table.values())
-        limit = f"{budget.params:,} parameters" if budget.params is not None else "the budget"
+    def _least_costs(self, method: WholeKernelMethod) -> tuple[int, int]:
+        """The least parameters and mult-adds of the substituted layers together: rank 1 everywhere."""
+        fitted = type(method)(bias=True)  # as layers are fitted
+        costs = [
+            [times * cost for cost in least_costs(shape, fitted)]
+            for group in self.layer_plan.layers for shape, times in group.shapes
+        ]  # fmt: skip
+        return sum(params for params, _ in costs), sum(mult_adds for _, mult_adds in costs)
+
+    def _too_small(self, method: Method, least: tuple[int, int], budget: Budget) -> InfeasibleError:
+        plan, params = self.layer_plan, self.layer_plan.fixed_params + least[0]
+        limits, sizes, fixed = [], [f"{params:,} parameters"], [f"{plan.fixed_params:,}"]
+        if budget.params is not None:
+            limits.append(f"{budget.params:,} parameters")
+        if budget.mult_adds is not None:
+            limits.append(f"{budget.mult_adds:,} mult-adds")
+            sizes.append(f"{plan.fixed_mult_adds + least[1]:,} mult-adds")
+            fixed.append(f"{plan.fixed_mult_adds:,}")
         return InfeasibleError(
-            f"{method.name} has no ranks within {limit} in {plan.name}: the least size is {least:,} parameters, of "
-            f"which {plan.fixed_params:,} are never substituted",
-            smallest=int(least),
+            f"{method.name} has no ranks within {' and '.join(limits) or 'the budget'} in {plan.name}: the least size "
+            f"is {' and '.join(sizes)}, of which {' and '.join(fixed)} are never substituted",
+            smallest=params,
         )
 
     def output_errors(self, method: str, allocation: Allocation) -> dict[str, float]:

@@ -16,7 +16,7 @@ import torch
 
 from lowrank.compression.from_trained.fit import Problem, fit_factors, tucker_tails
 from lowrank.compression.from_trained.in_order import Choice, Layer
-from lowrank.layers import Dense, Tucker2, WholeKernelMethod
+from lowrank.layers import ConvShape, Dense, Tucker2, WholeKernelMethod
 
 STEPS = 14
 """Values of each rank that are tried, from 1 to the rank at which the dense layer is as small."""
@@ -89,6 +89,22 @@ def energy_candidates(layer: Layer, method: WholeKernelMethod, problems: Sequenc
         choice = Choice(method.model_copy(update={"ranks": ranks}), ranks)
         candidates.append(Candidate(choice, _costs(layer, choice), missed / energy))
     return efficient(candidates)
+
+
+def least_costs(shape: ConvShape, method: WholeKernelMethod) -> tuple[int, int]:
+    """Count the smallest form of a layer, without calibration.
+
+    Args:
+        shape: of the layer.
+        method: the kind of its factors.
+
+    Returns:
+        Parameters and mult-adds of one image at rank 1, the least of all candidates in both; those of the dense layer
+        where no factors are smaller.
+    """
+    ones = (1,) * len(method.full_ranks(shape))
+    smallest = method.model_copy(update={"ranks": ones})
+    return smallest.params(shape), smallest.mult_adds(shape)
 
 
 def _costs(layer: Layer, choice: Choice) -> tuple[int, int]:

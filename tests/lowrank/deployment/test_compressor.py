@@ -131,6 +131,17 @@ def test_a_budget_below_the_least_size_is_refused_with_that_size(compressor) -> 
     compressor.check_budget(float(named.group(1)) / 100, "svd")  # a share that was named can be reached
 
 
+@pytest.mark.parametrize("method", ["auto", "svd"])
+@pytest.mark.parametrize("budget", [0.001, {"mult_adds": 0.001}, {"params": 0.9, "mult_adds": 0.001}])
+def test_a_budget_below_rank_1_everywhere_is_refused_before_calibration(dense, method, budget) -> None:
+    images, _ = images_of("train")
+    lines: list[str] = []
+    fresh = Compressor(dense, [images[:32]], calibration=32, progress=lines.append)
+    with pytest.raises(InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* of [\d,]+ mult-adds"):
+        fresh.compress(budget, method=method)
+    assert lines == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

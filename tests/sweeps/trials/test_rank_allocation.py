@@ -11,11 +11,13 @@ import pytest
 
 from lowrank.compression.budget import Budget
 from lowrank.errors import InfeasibleError, InputError
+from lowrank.layers import make_method
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.records.names import RANK_COSTS_FILE
 from sweeps.records.specification import identify
 from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
+from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 from tests.support.specifications import change
@@ -87,14 +89,44 @@ def test_a_limit_on_bytes_is_met(halving):
     assert 50_000 < size <= 60_000
 
 
-def test_a_budget_that_cannot_be_met_names_the_least_size(halving):
-    with pytest.raises(
-        InfeasibleError, match=r"the least size is [\d,]+ parameters, of which [\d,]+ are never"
-    ) as error:
-        halving.rank_allocator.solve(
-            halving.plan(halving.space.network).sized({"name": "spatial_svd"}), "energy", Budget(params=1_000), {}, None
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(params=1_000), r"1,000 parameters in \w+: the least size is [\d,]+ parameters, of which [\d,]+ are"),
+        (Budget(mult_adds=900), r"900 mult-adds in \w+: the least size is [\d,]+ parameters and [\d,]+ mult-adds,"),
+    ],
+)  # fmt: skip
+def test_a_budget_that_cannot_be_met_is_refused_with_the_least_size_before_costs_are_measured(budget, message, digits):
+    unmeasured = resolver(digits)
+    allocator, method = unmeasured.rank_allocator, make_method({"name": "spatial_svd"})
+    allocator._measure = None  # type: ignore[assignment, method-assign]  # it would fail
+    with pytest.raises(InfeasibleError, match=message) as error:
+        allocator.solve(method, "energy", budget, {}, None)
     assert f"the least size is {error.value.smallest:,} parameters" in str(error.value)
+
+
+def test_the_least_size_that_is_named_can_be_reached(halving):
+    allocator, method = halving.rank_allocator, make_method({"name": "spatial_svd"})
+    with pytest.raises(InfeasibleError) as error:
+        allocator.solve(method, "energy", Budget(params=1_000), {}, None)
+    smallest = allocator.solve(method, "energy", Budget(params=error.value.smallest), {}, None)
+    assert halving.plan(halving.space.network).params(smallest) == error.value.smallest
+
+
+def test_of_several_methods_the_smallest_size_is_named_before_costs_are_measured(digits):
+    several = resolver(
+        digits, method={"name": {"choice": ["spatial_svd", "tucker2"]}, "bias": True}, search={"sampler": "grid"},
+        budget={**CONTENT["budget"], "params": 0.01},
+    )  # fmt: skip
+    several.rank_allocator._measure = None  # type: ignore[assignment, method-assign]  # it would fail
+    sizes = {}
+    for name in ("spatial_svd", "tucker2"):
+        with pytest.raises(InfeasibleError) as error:
+            several.resolve({"method.name": name})
+        sizes[name] = error.value.smallest
+    assert sizes["tucker2"] < sizes["spatial_svd"]
+    with pytest.raises(InputError, match=rf"tucker2 has no ranks .* the least size is {sizes['tucker2']:,} parameters"):
+        reachable_strata(several.space, several)
 
 
 def test_a_layers_weight_moves_parameters_to_it(halving):

@@ -11,15 +11,20 @@ from hypothesis import given, settings, strategies as st
 from lowrank.compression.from_trained.allocation import (
     Candidate,
     allocate,
+    dense_candidate,
     divergence,
     efficient,
+    least_costs,
     measured_candidates,
     probe_places,
     rank_grid,
 )
 from lowrank.compression.from_trained.in_order import Choice, Layer
 from lowrank.layers.base_method import ConvShape
+from lowrank.layers.low_rank.cp_kernel import CPKernel
+from lowrank.layers.low_rank.spatial_svd import SpatialSVD
 from lowrank.layers.low_rank.svd import SVD
+from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel
 from lowrank.layers.low_rank.tucker2 import Tucker2
 
 CHOICE = Choice(SVD(), (1,))
@@ -102,6 +107,23 @@ def test_ranks_that_are_tried_are_smaller_than_the_dense_layer(method) -> None:
     for ranks in grid:
         assert method.chain_params(layer.shape, ranks) < 32 * 48 * 9
         assert method.chain_mult_adds(layer.shape, ranks) < 32 * 48 * 9 * 64
+
+
+@pytest.mark.parametrize("shape", [
+    ConvShape(32, 48, (3, 3), padding=(1, 1), in_area=64, out_area=64, mixed_area=64),
+    ConvShape(3, 8, (5, 5), stride=(2, 2), padding=(2, 2), in_area=64, out_area=16, mixed_area=32),
+    ConvShape(16, 32, (1, 1), in_area=64, out_area=64, mixed_area=64),
+    ConvShape(16, 16, (3, 3), padding=(1, 1), groups=4, in_area=64, out_area=64, mixed_area=64),
+    ConvShape(1, 2, (1, 1), in_area=64, out_area=64, mixed_area=64),  # no factors are smaller
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [SVD, SpatialSVD, Tucker2, CPKernel, TensorTrainKernel])
+def test_rank_1_costs_the_least_of_all_candidates(shape, kind) -> None:
+    layer, method = Layer("conv", shape), kind(bias=True)
+    costs = [dense_candidate(layer).costs]
+    costs += [
+        (method.chain_params(shape, ranks), method.chain_mult_adds(shape, ranks)) for ranks in rank_grid(layer, method)
+    ]
+    assert least_costs(shape, method) == (min(one[0] for one in costs), min(one[1] for one in costs))
 
 
 def test_divergence_is_zero_for_equal_logits_alone() -> None:
