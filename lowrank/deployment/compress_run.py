@@ -6,7 +6,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -35,7 +35,7 @@ from lowrank.io import (
 )
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings, default_images, make_network, without_weights
-from lowrank.utils import ExitCode, atomic_folder, commit, format_count, make_output_parents, write_text
+from lowrank.utils import Countdown, ExitCode, atomic_folder, commit, format_count, make_output_parents, write_text
 
 Budget = Mapping[str, float]
 
@@ -175,7 +175,8 @@ def run_compress(config: CompressConfig) -> int:
     dense = _trained_network(config, data, preprocessing, steps).to(device)
     images = _split_images(config, data, device)
     chance = 100 * (1 - 1 / len(data.classes))
-    before = error_rate(dense, *images.reporting)
+    steps(f"measuring the given network's error on {len(images.reporting[1]):,} images")
+    before = error_rate(dense, *images.reporting, progress=steps)
     if before > 0.9 * chance:
         raise InputError(
             f"the network's error on {data.name} is {before:.1f} %, that of chance is {chance:.1f} %: the weights, the "
@@ -316,19 +317,28 @@ def _images(data: ImageData, split: Literal["train", "val", "test"], device: tor
 
 
 @torch.no_grad()
-def error_rate(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+def error_rate(
+    network: nn.Module, images: Tensor, labels: Tensor, progress: Callable[[str], None] = lambda line: None
+) -> float:
     """Measure the error of a network in percent.
 
     Args:
         network: put into evaluation mode.
         images: (B, C, H, W), normalised.
         labels: (B).
+        progress: called with a line on how far it is, every few seconds, where standard error is a terminal.
 
     Returns:
         The share of images that get another class than their label, times 100.
     """
-    classes = torch.cat([network.eval()(part).argmax(1) for part in images.split(256)])
-    return 100 * float((classes != labels).double().mean())
+    network.eval()
+    batches = images.split(256)
+    countdown = Countdown(progress, "evaluating, batch", len(batches), announced=True)
+    classes = []
+    for part in batches:
+        countdown.step("")
+        classes.append(network(part).argmax(1))
+    return 100 * float((torch.cat(classes) != labels).double().mean())
 
 
 def _smallest_within(compressor: Compressor, config: CompressConfig, steps: _Steps) -> Compressed:
@@ -360,7 +370,7 @@ def _outcome(
     steps: _Steps,
 ) -> Outcome:  # fmt: skip
     begin = time.perf_counter()
-    after = error_rate(small.network, *images.reporting)
+    after = error_rate(small.network, *images.reporting, progress=steps)
     steps(f"{small.params:,} parameters by {small.method}: {after:.2f} % error before any training")
     network, finetuned, rates = small.network, None, None
     if config.finetune:
@@ -370,7 +380,7 @@ def _outcome(
             labels_only=config.labels_only, progress=steps,
         )  # fmt: skip
         network, rates = trained.network, trained.rates
-        finetuned = error_rate(network, *images.reporting)
+        finetuned = error_rate(network, *images.reporting, progress=steps)
         steps(f"{finetuned:.2f} % error after {_epochs(config)}")
     seconds = small.seconds + time.perf_counter() - begin
     return Outcome(

@@ -343,7 +343,10 @@ class Compressor:
         layers = [self.dense.get_submodule(layer.name) for layer in self.layer_list.layers]
         self.progress(f"calibrating {len(layers)} layer{'s' * (len(layers) != 1)} on {len(self.calibration):,} images")
         names = [layer.name for layer in self.layer_list.layers]
-        moments = collect_all_moments(self.dense, names, self.batches(), self._outputs)
+        calls = sum(layer.calls for layer in self.layer_list.layers) * len(batches_of(self.calibration))
+        countdown, began = Countdown(self.progress, "calibrating", calls, announced=True), time.perf_counter()
+        moments = collect_all_moments(self.dense, names, self.batches(), self._outputs, countdown.step)
+        self.progress(f"calibrated in {time.perf_counter() - began:.1f} s")
         return {
             name: make_problems(moments.pop(name), kernel_of(layer))  # type: ignore[arg-type]
             for name, layer in zip(names, layers, strict=True)

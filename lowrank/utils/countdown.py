@@ -34,13 +34,16 @@ class Countdown:
         progress: called with each line.
         task: what is done, the beginning of each line.
         total: how many parts there are.
+        announced: whether a line has already said that the work begins. Then nothing is printed in its first INTERVAL,
+            and nothing at all where standard error is no terminal.
     """
 
-    def __init__(self, progress: Callable[[str], None], task: str, total: int):
+    def __init__(self, progress: Callable[[str], None], task: str, total: int, *, announced: bool = False):
         self.progress, self.task, self.total = progress, task, total
+        self._silent = announced and not sys.stderr.isatty()
         self._started: float | None = None
         self._begun = 0
-        self._printed = -INTERVAL
+        self._printed = time.perf_counter() if announced else -INTERVAL
 
     def step(self, part: str) -> None:
         """Print the line of the part that begins now, unless another was printed just before.
@@ -56,7 +59,7 @@ class Countdown:
             remaining = (now - self._started) / self._begun * (self.total - self._begun)
             line += f"; about {remaining:.0f} s left" if remaining >= 1 else ""
         self._begun += 1
-        if now - self._printed >= INTERVAL:
+        if now - self._printed >= INTERVAL and not self._silent:
             self._printed = now
             self.progress(line)
 

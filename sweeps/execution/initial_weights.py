@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from lowrank.compression import fit_student, init_from_network, output_errors
@@ -16,7 +18,12 @@ MEASURED = 256  # images over which outputs are compared where a start needs non
 
 
 def set_initial_weights(
-    student: nn.Module, specification: TrialSpec, data: ImageData, study_dir: str, relay: str | None = None
+    student: nn.Module,
+    specification: TrialSpec,
+    data: ImageData,
+    study_dir: str,
+    relay: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, object]]:
     """Set the weights that a student starts from, in place.
 
@@ -28,6 +35,7 @@ def set_initial_weights(
         data: its data set.
         study_dir: folder of the study.
         relay: name of the checkpoint relay, through which the weights of a trial come; None for none.
+        progress: called with lines on how far a fit is.
 
     Returns:
         For each layer that was fitted its name, method and ranks (where it has any), `weight_error`
@@ -54,8 +62,9 @@ def set_initial_weights(
     dense = dense.to(device).eval()
     if start.how is not None:
         fitted = fit_student(
-            student, dense, images, in_order=start.how != "outputs", through_relu=start.how == "in_order_relu"
-        )
+            student, dense, images, in_order=start.how != "outputs", through_relu=start.how == "in_order_relu",
+            progress=progress,
+        )  # fmt: skip
         return [
             _describe(fit.name, student.get_submodule(fit.name), fit.weight_error, fit.output_error)
             for fit in fitted.layers

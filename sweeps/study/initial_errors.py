@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
 from lowrank.data import ImageData, eval_batches
-from lowrank.utils import INTERVAL
+from lowrank.utils import INTERVAL, Countdown
 from sweeps.records import Trial
 from sweeps.trials import make_student
 
 SECONDS = 120.0
 """Of processor time: after them `--plan` begins no further measurement, because a fit can take a minute on a CPU."""
+BATCH = 512
+"""Validation images that are evaluated at once."""
 
 
 class InitialErrors:
@@ -22,7 +25,8 @@ class InitialErrors:
     Args:
         data: the data set.
         seconds: of processor time, after which no further measurement begins.
-        progress: called with one line for a measurement, at most every other second.
+        progress: called with one line for a measurement, at most every other second; on a terminal also with lines on
+            how far it is.
 
     Attributes:
         measured: percent, by stratum and by the setting's name.
@@ -66,9 +70,11 @@ class InitialErrors:
 
         student, _ = make_student(trial.specification, self._data)
         student.to(self._device)
-        set_initial_weights(student, trial.specification, self._data, study_dir="")
+        set_initial_weights(student, trial.specification, self._data, study_dir="", progress=self._progress)
         student.eval()
         wrong = torch.zeros((), dtype=torch.int64, device=self._device)
-        for images, labels, *_ in eval_batches(self._data, "val", self._device, 512):
+        batches = math.ceil(len(self._data.val) / BATCH)
+        countdown = Countdown(self._progress, "evaluating, batch", batches, announced=True)
+        for images, labels, *_ in countdown.over(eval_batches(self._data, "val", self._device, BATCH)):
             wrong += (student(images).argmax(1) != labels).sum()
         return 100 * int(wrong) / len(self._data.val)

@@ -57,8 +57,8 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         if infeasible and len(infeasible) == len(points):
             problem = "no method can meet the budget" if space.has_budget else "no point of the grid can be trained"
             sizes = {str(error): _size(error) for _, error in infeasible}
-            reasons = reasons_by_method([(point, str(error)) for point, error in infeasible])
-            raise InputError(f"{problem}: {min(reasons, key=lambda reason: sizes[reason])}")
+            by_method = reasons_by_method([(point, str(error)) for point, error in infeasible])
+            raise InputError(f"{problem}: {min(by_method, key=lambda reason: sizes[reason])}")
         return resolver.strata, {}
     if not space.has_budget:
         return resolver.strata, {}

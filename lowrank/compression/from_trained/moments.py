@@ -142,7 +142,11 @@ def _add_call(sums: _Sums, layer: Plain, x: Tensor, y: Tensor) -> None:
 
 @torch.no_grad()
 def collect_all_moments(
-    network: nn.Module, names: Sequence[str], batches: Iterable[Tensor], outputs: LayerOutputs | None = None
+    network: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Tensor],
+    outputs: LayerOutputs | None = None,
+    progress: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Moments]:
     """Collect the moments of several layers in one pass over the images.
 
@@ -151,15 +155,19 @@ def collect_all_moments(
         names: of the layers.
         batches: the calibration images (B, C, H, W).
         outputs: stores the layers' outputs on the way, where there is memory for them.
+        progress: called for each call of a layer, with the batch and the layer's name, before the call's moments are
+            added.
 
     Returns:
         The centred moments by name.
     """
     sums = {name: _Sums() for name in names}
+    batch = 0
 
     def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, Plain)
+            progress(f"batch {batch}, {name}")
             _add_call(sums[name], module, inputs[0].detach(), output.detach())
             if outputs is not None:
                 outputs.store(name, output)
@@ -168,7 +176,7 @@ def collect_all_moments(
 
     handles = [network.get_submodule(name).register_forward_hook(add(name)) for name in names]
     try:
-        for images in batches:
+        for batch, images in enumerate(batches, start=1):  # noqa: B007  # the hooks read it
             network(images)
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ from lowrank.compression.from_trained.layer_list import layer_named, list_layers
 from lowrank.compression.init_from_dense import structured_layers
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
-from lowrank.utils import keep_modes
+from lowrank.utils import Countdown, keep_modes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,13 @@ class StudentFit:
 
 @torch.no_grad()
 def fit_student(
-    student: nn.Module, dense: nn.Module, images: Tensor, *, in_order: bool = True, through_relu: bool = False
+    student: nn.Module,
+    dense: nn.Module,
+    images: Tensor,
+    *,
+    in_order: bool = True,
+    through_relu: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> StudentFit:
     """Set a student, in place, so that its layers give what the trained ones give.
 
@@ -53,6 +59,7 @@ def fit_student(
         in_order: fit each layer on what the layers before it, already replaced, really give; otherwise on what the
             trained network gives there.
         through_relu: fit layers with a ReLU directly behind them to what is left after it.
+        progress: called with a line on how far the fit is, every few seconds, where standard error is a terminal.
 
     Returns:
         How well each layer was met, and whether batch norms were estimated again.
@@ -81,7 +88,10 @@ def fit_student(
     def batches() -> Iterator[Tensor]:
         return iter(batches_of(fitting))
 
-    fitted, fits = fit_in_order(dense, order, choices, batches, in_order=in_order, through_relu=through_relu)
+    countdown = Countdown(progress, "fitting", len(order), announced=True)
+    fitted, fits = fit_in_order(
+        dense, order, choices, batches, in_order=in_order, progress=countdown.step, through_relu=through_relu
+    )
     reference = network_logits(dense, judging)
     before = divergence(network_logits(fitted, judging), reference)
     nearer = find_nearer_batch_norms(fitted, batches, judging, reference, before)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lowrank.utils import countdown
 from sweeps.space.parse import parse_space
 from sweeps.study.initial_errors import InitialErrors
 from sweeps.trials.resolver import Resolver
@@ -38,6 +39,17 @@ def test_errors_are_measured_once_for_each_size_and_rise_as_it_falls(started):
     small, large = (errors.measured[trial.stratum]["spatial_svd"] for trial in trials)
     assert large == pytest.approx(2.08, abs=1.0), "the trained network has 2.08 %"
     assert small > large + 1
+
+
+def test_a_terminal_shows_how_far_a_measurement_is(started, monkeypatch):
+    monkeypatch.setattr(countdown.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(countdown, "INTERVAL", 0.0)
+    lines: list[str] = []
+    InitialErrors(started.data, progress=lines.append).add("spatial_svd", started.resolve({"budget.params": 0.9}))
+    parts = [line.split(";")[0] for line in lines]
+    assert parts[0].startswith("measuring errors before any training: spatial_svd, ")
+    assert parts[1] == "fitting: 1 of 9, stem.0"
+    assert parts[9:] == ["fitting: 9 of 9, classifier", "evaluating, batch: 1 of 1"]
 
 
 def test_what_is_not_measured_for_want_of_time_is_counted(started):

@@ -61,6 +61,7 @@ def test_measuring_says_how_far_it_is(digits, capsys):
         "measuring what ranks of spatial_svd cost in the variance of outputs, layer by layer",
         "calibrating 8 layers on 72 images",
     ]
+    assert lines.splitlines()[2].startswith("calibrated in ")
     assert "ranks of spatial_svd: 1 of 8" in lines
 
 

@@ -78,7 +78,10 @@ def test_one_pass_gives_the_moments_and_outputs_of_every_layer() -> None:
     network, images = network_and_images()
     outputs = LayerOutputs(limit=1e9)
     names = ("stem.0", "first", "twice", "last")
-    moments = collect_all_moments(network, names, images.split(3), outputs)
+    parts: list[str] = []
+    moments = collect_all_moments(network, names, images.split(3), outputs, parts.append)
+    order = ("stem.0", "first", "twice", "twice", "last")
+    assert parts == [f"batch {batch + 1}, {name}" for batch in range(len(images.split(3))) for name in order]
     for name in names:
         layer, calls = network.get_submodule(name), 2 if name == "twice" else 1
         pairs = [pair for part in images.split(3) for pair in layer_calls(network, layer, part, calls)]
