@@ -150,6 +150,7 @@ def _check_options(config: TeacherConfig) -> None:
 
 def _train(config: TeacherConfig, root: Path) -> int:
     from lowrank.data import load_data
+    from lowrank.distillation import WEIGHTS_FILE
     from sweeps.teachers import name_taken_error, register_or_explain, train_with_progress
 
     for flag in ("name", "network"):
@@ -164,7 +165,7 @@ def _train(config: TeacherConfig, root: Path) -> int:
     for note in data.notes:
         print(f"note on the data: {note}", flush=True)
     train_with_progress(space, data, root, name, device)
-    print(f"use it with `teacher: {name}` in a space")
+    print(f"use it with `teacher: {name}` in a space, or as `--weights {root / name / WEIGHTS_FILE}`")
     register_or_explain(root, name, config.tracking_uri)
     return ExitCode.DONE
 

@@ -160,7 +160,7 @@ def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
         f"trial {point.trial_id}: {point.name}, {point.params:,} parameters, {point.own_error:.2f} % validation error"
         f"{seeds}"
     ]
-    lines.append(f"compared on {proof.images}")
+    lines.append(f"largest difference of logits from the trained network on {proof.images}, and error of each file:")
     for file in proof.export.files:
         error = "" if file.error is None else f", {file.error:.2f} % error"
         verdict = "same" if file.matches else "NOT THE SAME"

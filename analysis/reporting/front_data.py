@@ -164,12 +164,17 @@ def _series(
 def _subtitle(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> str:
     header = study.header
     searched = [point for point in points if point.role is Role.SEARCH]
+    seeds = sorted({point.seeds for point in searched if point.finished})
+    repeated = bool(seeds) and seeds[-1] > 1  # then a point is the mean over its seeds
     parts = [
         data_label(header.data.name),
         header.network.name,
         _certainty(searched, evidence),
-        f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
-        f"seed {header.seed}" if header.seed is not None else None,
+        f"{len(searched)} {'setting' if repeated else 'trial'}{'s' * (len(searched) != 1)}, "
+        f"{sum(p.finished for p in searched)} completed",
+        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds each (bars: standard deviation)"
+        if repeated
+        else (f"seed {header.seed}" if header.seed is not None else None),
         time.strftime("%Y-%m-%d", time.gmtime(header.time)) if header.time else None,
     ]
     return "  |  ".join(part for part in parts if part)

@@ -29,7 +29,7 @@ SMALLEST_FONT = 5.0  # points, of a subtitle that must fit the width
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
-BAND_LABEL = " (grey: 95 %)"  # an entry of its own would be too many for the rows of the legend
+BAND_LABEL = " (grey: 95 % interval)"  # an entry of its own would be too many for the rows of the legend
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def new_page(
     if mark := mixed_text(mixed_fields(study)):
         page.text(mark, "note")
     link = ("MLflow", tracking.words, tracking.link) if tracking else None
-    page.details("How it came about: command, data, machines, seeds, versions", provenance.facts, link)
+    page.details("Command, data, machines, seeds, versions", provenance.facts, link)
     return page
 
 
@@ -175,11 +175,11 @@ def heat_map_section(page: Page, study: StudyRecord, report: Report, folder: Pat
     for number, heat in enumerate(report.heat_maps):
         when, grey = "", "nothing trained to its end (s: stopped early, x: failed)"
         if heat.epoch is not None:
-            when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
+            when, grey = f" after epoch {heat.epoch}, the last that all of them reached", "did not reach it"
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
-            f"{heat.column_quantity}, {describe_seeds(*heat.seeds)}. Small: settings tried, where "
-            f"cells differ in that; the lowest of more looks better. Grey: {grey}. Empty: not tried."
+            f"{heat.column_quantity}, {describe_seeds(*heat.seeds)}. Small figures: settings tried, where "
+            f"cells differ in that; the lowest of more looks better. Light grey: {grey}. Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_map_table(name, heat).write(folder)

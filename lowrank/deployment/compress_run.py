@@ -41,6 +41,7 @@ Budget = Mapping[str, float]
 
 SEARCH_STEPS = 9
 """Sizes that `--max-loss` tries between 1/64 and all of the parameters."""
+_SPLITS = {"val": "validation", "test": "test"}
 REPORT_FILE = "report.json"
 RUN_FILE = "compress.json"
 """What was asked of the command, when and on what machine, beside the networks that it made."""
@@ -182,7 +183,10 @@ def run_compress(config: CompressConfig) -> int:
             f"the network's error on {data.name} is {before:.1f} %, that of chance is {chance:.1f} %: the weights, the "
             "images' normalisation (--mean, --std), their size or the order of classes do not belong together"
         )
-    steps(f"the given network: {before:.2f} % error on {len(images.reporting[1]):,} {config.report_on} images")
+    steps(
+        f"the given network: {before:.2f} % error on {len(images.reporting[1]):,} {_SPLITS[config.report_on]} images, "
+        "which choose nothing"
+    )
     compressor = Compressor(
         dense, [images.calibration], keep=config.keep, only=config.only, calibration=config.calibration,
         validation=images.choosing, progress=steps,
@@ -222,8 +226,8 @@ def _describe_images(preprocessing: ImagePreprocessing | None, data: ImageData) 
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
     preface = "" if preprocessing is None else f"{preprocessing.describe()}; "
     return (
-        f"{preface}normalised by the mean ({mean}) and deviation ({std}) of the training images, since nothing says "
-        "what the weights expect; --mean and --std say it"
+        f"{preface}normalised by the mean ({mean}) and deviation ({std}) of the training images, since no file "
+        "beside the weights says what they expect; --mean and --std set others"
     )
 
 
@@ -402,6 +406,8 @@ def _write(
     make_output_parents(config.out)
     with atomic_folder(config.out, replace=config.overwrite) as folder:
         for index, outcome in enumerate(outcomes):
+            if len(outcomes) > 1:
+                steps(f"files of the network with {outcome.compressed.params:,} parameters:")
             target = folder / names[index]
             target.mkdir(exist_ok=True)
             outcomes[index] = _write_one(outcome, target, config, dense, data, images, expected, steps, failed)
@@ -480,7 +486,7 @@ def _card(
     preprocessing: ImagePreprocessing, export: Export, sizes: dict[str, int],
 ) -> CardContent:  # fmt: skip
     """What the card says: the files' own error, then the tables that are printed too."""
-    small, part = outcome.compressed, {"val": "validation", "test": "test"}[config.report_on]
+    small, part = outcome.compressed, _SPLITS[config.report_on]
     images = f"{export.images:,} {part} images of {data.name}"
     title, *table = summary_lines(outcome, config)
     return CardContent(
@@ -561,7 +567,7 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
         ("parameters", f"{small.dense_params:,}", f"{small.params:,}", f"{small.params / small.dense_params:.1%}"),
         ("mult-adds", f"{small.dense_mult_adds:,}", f"{small.mult_adds:,}",
          f"{small.mult_adds / small.dense_mult_adds:.1%}"),
-        (f"error on {config.report_on}, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
+        (f"{_SPLITS[config.report_on]} error, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
     ]  # fmt: skip
     if config.max_loss is not None and small.error_before is not None and small.error_after is not None:
         loss = small.error_after - small.error_before  # on the images that the limit holds for
@@ -581,7 +587,9 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
     lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
     if outcome.latencies:
         lines += [f"Times: float32; {describe_machine(outcome.latencies)}.", ""]
-    layers = [("layer", "kind", "factors", "ranks", "parameters", "before", "weight error", "output error", "")]
+    layers = [
+        ("layer", "kind", "factors", "ranks", "parameters", "parameters before", "weight error", "output error", "")
+    ]
     layers += [
         (layer.name, layer.kind, layer.method, " ".join(map(str, layer.ranks)), f"{layer.params:,}",
          f"{layer.dense_params:,}", _percent(layer.weight_error), _percent(layer.output_error), layer.reason)

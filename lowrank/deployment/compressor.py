@@ -382,12 +382,12 @@ class Compressor:
         if allocation == "energy":
             settings = METHODS[method](bias=True)  # type: ignore[call-arg]
             problems = self._problems
-            countdown = Countdown(self.progress, f"ranks of {method}", len(layers))
+            countdown = Countdown(self.progress, f"listing ranks of {method}", len(layers))
             return {
                 layer.name: energy_candidates(layer, settings, problems[layer.name]) for layer in countdown.over(layers)
             }
         energies = self.tables(method, "energy")
-        countdown = Countdown(self.progress, f"what {method} costs", len(layers))
+        countdown = Countdown(self.progress, f"measuring the loss with fewer ranks of {method}", len(layers))
         return {layer.name: self._measured(layer, energies[layer.name]) for layer in countdown.over(layers)}
 
     def _measured(self, layer: Layer, candidates: list[Candidate]) -> list[Candidate]:

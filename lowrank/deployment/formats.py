@@ -280,7 +280,7 @@ def export_formats(
     forms, failures = _forms(network, specification, preprocessing, opset)
     written = []
     for form in forms:
-        step(f"{form.network}, {form.kind}")
+        step(f"writing {form.file}")
         path = folder / form.file
         try:
             form.write(path)

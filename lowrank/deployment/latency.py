@@ -63,7 +63,7 @@ def measure_latency(
     """
     latencies = []
     for batch in batches:
-        step(f"latency, batch {batch}")
+        step(f"measuring latency, batch {batch}")
         images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(0))
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(WARM_UPS):

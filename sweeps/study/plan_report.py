@@ -333,7 +333,7 @@ def _class_line(data: ImageData) -> str:
     sizes = sorted(zip(data.class_counts("train"), data.classes, strict=True), key=lambda size: (-size[0], size[1]))
     (most, largest), (least, smallest) = sizes[0], sizes[-1]
     if len(sizes) <= _LISTED_CLASSES:
-        line = f"{len(sizes)}, training images {', '.join(f'{name}: {count:,}' for count, name in sizes)}"
+        line = f"{len(sizes)}; training images of class {', '.join(f'{name}: {count:,}' for count, name in sizes)}"
     elif least == most:
         line = f"{len(sizes)}, with {most:,} training images each"
     else:
@@ -443,7 +443,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     for label, (_, low, high) in sorted(plan.strata.items(), key=lambda stratum: stratum[1][1:]):
         lines.append(f"  {label}: {low:,} to {high:,}")
         if space.has_budget and len(plan.reached[label]) > 1:
-            lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
+            lines.append(f"    largest setting of each method (parameters left unused): {_sizes(plan.reached[label])}")
         lines += [f"    {line}" for line in _output_error_lines(plan.output_errors.get(label, {}))]
         if label in plan.initial_errors:
             lines.append(f"    {_initial_error_line(plan.initial_errors[label])}")
@@ -478,8 +478,8 @@ def _output_error_lines(methods: dict[str, dict[str, float]]) -> list[str]:
         worst = max(replaced, key=replaced.__getitem__)
         middle = statistics.median(replaced.values())
         lines.append(
-            f"{name}: {len(replaced)} of {len(errors)} layers replaced, error of outputs {middle:.2f} in the middle, "
-            f"most in {worst} ({replaced[worst]:.2f})"
+            f"{name}: {len(replaced)} of {len(errors)} layers replaced, relative error of outputs {middle:.2f} in the "
+            f"median, largest in {worst} ({replaced[worst]:.2f})"
         )
     return lines
 
@@ -497,7 +497,8 @@ def _decidable_line(images: int, seeds: int) -> str:
     )
     with_seeds = f"{seeds} seeds" if seeds > 1 else "one seed"
     return (
-        f"decides (in 4 of 5 studies; less surely where seeds differ), {images:,} images, {with_seeds}: {differences}"
+        "differences that can be told from chance (in 4 of 5 studies; less often where seeds differ), "
+        f"{images:,} images, {with_seeds}: {differences}"
     )
 
 

@@ -98,15 +98,16 @@ def summary_line(shown: Progress) -> str:
         for status in (Status.RUNNING, Status.STOPPED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)
         if shown.counts.get(status)
     ]
-    remaining = "?" if shown.remaining is None else f"about {format_duration(shown.remaining)}"
-    return ", ".join(parts) + f"; {format_duration(shown.elapsed)} gone, {remaining} left"
+    remaining = "time left unknown" if shown.remaining is None else f"about {format_duration(shown.remaining)} left"
+    return ", ".join(parts) + f"; {format_duration(shown.elapsed)} elapsed, {remaining}"
 
 
-def describe(trial: TrialRecord) -> str:
+def describe(trial: TrialRecord, *, with_seed: bool = False) -> str:
     """Describe a trial in a few words: method, shape, size, error.
 
     Args:
         trial: the trial.
+        with_seed: name its seed, by which alone trials of one setting differ.
 
     Returns:
         E.g. `tensor_train 3 dims rank scale 0.4, 85,000 parameters: 12.50 % validation error`.
@@ -117,7 +118,8 @@ def describe(trial: TrialRecord) -> str:
     shape += [f"rank scale {method.rank_scale:g}"] if method.rank_scale is not None else []
     error = "" if trial.val_error is None else f": {trial.val_error:.2f} % validation error"
     shape += [f"by {allocation.by}"] if allocation is not None else []
-    return f"{' '.join([trial.method, *shape])}, {trial.counts['params']:,} parameters{error}"
+    seed = f"seed {trial.seed}, " if with_seed else ""
+    return f"{' '.join([trial.method, *shape])}, {seed}{trial.counts['params']:,} parameters{error}"
 
 
 class ProgressView:
@@ -186,12 +188,13 @@ class ProgressView:
 
     def _lines(self, shown: Progress) -> None:
         ended = [trial for trial in self.record.trials.values() if trial.status in TERMINAL]
+        several = len({trial.seed for trial in self.record.trials.values()}) > 1
         for trial in [trial for trial in ended if trial.trial_id not in self._trials_shown]:
             self._trials_shown.add(trial.trial_id)
             if trial.status is not Status.INFEASIBLE:
                 how = "adopted" if trial.adopted else _SHORT[trial.status]
                 why = f"; trial {trial.trial_id[:6]}: {trial.reason}" if trial.status in _ERRORS else ""
-                self.print_line(f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]{why}")
+                self.print_line(f"{how:13} {describe(trial, with_seed=several)} [{shown.ended}/{shown.total}]{why}")
         if time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
             self.print_line(summary_line(shown))

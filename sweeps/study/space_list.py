@@ -25,6 +25,7 @@ def print_spaces(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps([{"name": name, "question": question} for name, question in questions.items()], indent=2))
     else:
+        width = max(map(len, questions))
         for name, question in questions.items():
-            print(f"{name:14} {question}")
+            print(f"{name:{width}} {question}")
     return 0

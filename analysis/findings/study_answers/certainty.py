@@ -253,8 +253,9 @@ def describe_equivalence(result: Equivalence, reference: str, base: FrontPoint, 
             f"(95 % interval {gap.low:.1f} to {gap.high:.1f}, {chosen})."
         )
     return (
-        f"Whether a smaller network is as good as {reference}, to {_points(result.margin)}, we cannot tell: the best, "
-        f"{best}, is at most {gap.upper:.1f} points worse (95 %, {chosen}). {_what_would_decide(result, evidence)}"
+        f"We cannot tell whether a smaller network is as good as {reference}, within {_points(result.margin)}: the "
+        f"best, {best}, is at most {gap.upper:.1f} points worse (95 %, {chosen}). "
+        f"{_what_would_decide(result, evidence)}"
     )
 
 

@@ -24,7 +24,9 @@ def test_the_lines_name_trial_files_latencies_and_problems():
     proof = replace(proof, export=replace(export, files=files))
     lines = proof_lines(collect_points(record)[0], proof, Path("out"))
     assert lines[0].endswith("100 parameters, 3.50 % validation error (4.00 % in the mean of 2 seeds)")
-    assert lines[1] == "compared on the 360 validation images"
+    assert lines[1] == (
+        "largest difference of logits from the trained network on the 360 validation images, and error of each file:"
+    )
     assert lines[2].startswith("  factorised.safetensors")
     assert lines[2].endswith("12,345 bytes, difference 3.0e+00, 9.00 % error: NOT THE SAME")
     assert lines[3].endswith("difference 1.0e-06, 9.00 % error: same")

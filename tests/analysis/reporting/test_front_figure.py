@@ -45,6 +45,15 @@ class TestPlot:
         for part in ("digits", "resnet9", "24 trials", "seed 0", "360 validation images", "2026-09-21"):
             assert part in plot.subtitle
 
+    def test_the_subtitle_of_a_repeated_study_counts_settings_and_seeds(self, study):
+        points = collect_points(study)
+        first = next(number for number, point in enumerate(points) if point.role is Role.SEARCH and point.finished)
+        points[first] = replace(points[first], seeds=3, mean_error=points[first].own_error, spread=0.4)
+        subtitle = front_plot(study, points).subtitle
+        assert "24 settings, " in subtitle
+        assert "1 to 3 seeds each (bars: standard deviation)" in subtitle
+        assert "seed 0" not in subtitle
+
     def test_a_method_looks_the_same_in_every_picture(self, tmp_path):
         few = load_study(write_study(tmp_path / "few", Plan(trials=8, methods=("hashed", "tucker"), endings=False)))
         styles = {line.label: (line.colour, line.marker) for line in front_plot(few, collect_points(few)).series}

@@ -138,7 +138,7 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
     for word in (
         "| parameters",
         "| mult-adds",
-        "| error on test, %",
+        "| test error, %",
         "| on the images that chose, %",
         " points, at most 30 |",
         "| ms for 1 image",
@@ -356,7 +356,7 @@ def test_weights_that_a_function_returns_need_no_file(tmp_path, capsys, without_
     assert main([*network, *QUICK, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert f"weights: those that {tmp_path / 'mine.py'}:make is built with" in printed.err
-    assert "since nothing says what the weights expect; --mean and --std say it" in printed.err
+    assert "since no file beside the weights says what they expect; --mean and --std set others" in printed.err
     assert "made from its own weights by python -m lowrank.compress" in (tmp_path / "out" / "README.md").read_text()
 
 

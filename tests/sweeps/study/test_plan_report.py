@@ -35,10 +35,10 @@ def write_set(root: Path, counts: dict[str, int], side: int = 12) -> ImageData:
 def test_classes_and_their_sizes(tmp_path: Path, digits: ImageData):
     data = write_set(tmp_path / "few", {"cat": 40, "dog": 10})
     assert _class_line(data) == (
-        "classes: 2, training images cat: 26, dog: 6; uneven: see the balanced error, and train.class_weights or "
-        "train.sampler: balanced"
+        "classes: 2; training images of class cat: 26, dog: 6; uneven: see the balanced error, and "
+        "train.class_weights or train.sampler: balanced"
     )
-    assert _class_line(digits).startswith("classes: 10, training images 1: 117, 3: 117, 5: 117, 4: 116")
+    assert _class_line(digits).startswith("classes: 10; training images of class 1: 117, 3: 117, 5: 117, 4: 116")
     many = write_set(tmp_path / "many", {f"c{number:02}": 6 + number % 2 for number in range(12)})
     assert _class_line(many).startswith("classes: 12, with 4 (c10) to 5 (c09) training images")
     even = write_set(tmp_path / "even", {f"c{number:02}": 5 for number in range(11)})

@@ -29,7 +29,7 @@ def test_trials_under_way_count_by_their_epochs():
     found = record(trial("a", Status.COMPLETED, 100), *(trial(name, Status.RUNNING, 80) for name in "bcde"))
     shown = progress(found, 6, 0.0, 0.0, 84.0)  # 4.2 trials' work in 84 s; 4 fifths and one more are to come
     assert shown.remaining == pytest.approx(84 / 4.2 * 1.8)
-    assert summary_line(shown) == "1/6 trials, 4 running; 1:24 gone, about 0:36 left"
+    assert summary_line(shown) == "1/6 trials, 4 running; 1:24 elapsed, about 0:36 left"
 
 
 def test_work_of_earlier_sittings_says_nothing_of_this_ones_pace():
@@ -102,8 +102,8 @@ def test_a_summary_comes_every_fifteen_seconds_where_there_is_no_terminal(monkey
             clock.now += seconds
             view.update()
     assert shown(console) == [
-        "0/2 trials, 1 running; 0:16 gone, ? left",
-        "0/2 trials, 1 running; 0:32 gone, ? left",
+        "0/2 trials, 1 running; 0:16 elapsed, time left unknown",
+        "0/2 trials, 1 running; 0:32 elapsed, time left unknown",
     ]
 
 
@@ -132,10 +132,12 @@ def test_a_terminal_shows_the_best_of_each_stratum(monkeypatch):
     text = Text.from_ansi(console.file.getvalue()).plain
     assert "best so far  s:  dense, 11 parameters: 4.00 % validation error" in text
     assert "l:  dense, 29 parameters: 3.00 % validation error" in text
-    assert "5/5 trials; 0:00 gone" in text
+    assert "5/5 trials; 0:00 elapsed" in text
 
 
 def test_a_trial_is_described_by_its_shape():
     shaped = trial("a", Status.RUNNING, 0)
     shaped.specification = make_specification(method={"name": "tensor_train", "dims": 3, "rank_scale": 0.4})
     assert describe(shaped) == "tensor_train 3 dims rank scale 0.4, 1 parameters"
+    shaped.specification = make_specification(method={"name": "tensor_train", "dims": 3, "rank_scale": 0.4}, seed=2)
+    assert describe(shaped, with_seed=True) == "tensor_train 3 dims rank scale 0.4, seed 2, 1 parameters"

@@ -54,7 +54,7 @@ def test_plan_of_the_grid_counts_networks_once(capsys):
     assert main(["--space", "tt_schedule", "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "122 at most, references included, of 129 points" in shown
-    assert "decides (in 4 of 5 studies; less surely where seeds differ), " in shown
+    assert "differences that can be told from chance (in 4 of 5 studies; less often where seeds differ), " in shown
     assert "work: " in shown
 
 
@@ -62,7 +62,8 @@ def test_plan_of_the_grid_counts_networks_once(capsys):
 def test_a_plan_says_which_difference_the_study_will_decide(seeds, words):
     decided = [f"{decidable_difference(288, seeds, error):.1f} points at an error of {error} %" for error in (2, 5, 20)]
     assert _decidable_line(288, seeds) == (
-        "decides (in 4 of 5 studies; less surely where seeds differ), 288 images, " + f"{words}: {', '.join(decided)}"
+        "differences that can be told from chance (in 4 of 5 studies; less often where seeds differ), 288 images, "
+        + f"{words}: {', '.join(decided)}"
     )
 
 
