@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowrank.networks.images import ImageShape as ImageShape
     from lowrank.networks.own_networks import (
         copy_network as copy_network,
+        take_logits as take_logits,
         unwrap_network as unwrap_network,
     )
     from lowrank.networks.registry import (
@@ -51,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "external.transformers_models": "Logits",
         "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",
-        "own_networks": "copy_network unwrap_network",
+        "own_networks": "copy_network take_logits unwrap_network",
         "registry": (
             "CONVERTING_NETWORKS NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code "
             "default_images for_counting is_own_code make_network network_from_options takes_width "

@@ -57,7 +57,7 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
             raise InputError(
                 f"{name} keeps `{key}` in its state, a {type(state).__name__}, but files of weights hold tensors alone"
             )
-    network.register_forward_hook(_plain_logits)
+    network.register_forward_hook(take_logits)
     return network
 
 
@@ -115,8 +115,17 @@ def _fix_sizes(network: nn.Module, name: str, image_shape: ImageShape) -> None:
         raise InputError(f"{name} does not run `{lazy[0]}` in evaluation, so its size stays unknown; give it a size")
 
 
-def _plain_logits(network: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-    """Return the logits inside an output; None, which leaves the output as it is, where there are none inside."""
+def take_logits(network: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    """Take the logits out of an output; a forward hook that keeps nothing.
+
+    Args:
+        network: that was run.
+        inputs: of the network.
+        output: of the network.
+
+    Returns:
+        The logits; None, which leaves the output as it is, where there are none inside.
+    """
     if isinstance(output, Mapping):
         inside = output.get("logits")
     elif isinstance(output, tuple | list) and len(output) == 1:

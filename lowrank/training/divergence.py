@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from lowrank.data import Batch
 from lowrank.errors import LowrankError
+from lowrank.training.engine.host_state import RandomState, random_state, set_random_state
 from lowrank.training.engine.precision import MIN_SCALE
-from lowrank.training.engine.step import TrainStep, random_state, set_random_state
+from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.variational import VariationalTraining
 from lowrank.utils import ForwardHooks
@@ -131,12 +132,13 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     overflows is far beyond any use.
 
     Args:
-        tensors: floating, on one device.
+        tensors: on one device; those of whole numbers are always finite.
 
     Returns:
         A bool on the device, of shape ().
     """
-    return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 1))).all()
+    numbers = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    return torch.isfinite(torch.stack(torch._foreach_norm(numbers, 1))).all()
 
 
 class DivergenceMonitor:
@@ -156,7 +158,7 @@ class DivergenceMonitor:
         self._train_step, self._batches, self._load_state = train_step, batches, load_state
         self._limit = EXPLOSION_FACTOR * math.log(max(2, classes))
         self._state: dict[str, Tensor] = {}
-        self._random: list[Tensor] = []
+        self._random: RandomState | None = None
         self._start = 0  # steps of this epoch that were done when the state was copied
 
     def begin(self) -> None:
@@ -234,8 +236,8 @@ class DivergenceMonitor:
         for name, now in self._train_step.network.named_parameters():
             then = self._state[f"network.{name}"]
             sums = squares.setdefault(name.rpartition(".")[0], [0.0, 0.0])
-            sums[0] += (now - then).double().square().sum().item()
-            sums[1] += then.double().square().sum().item()
+            sums[0] += (now - then).abs().double().square().sum().item()
+            sums[1] += then.abs().double().square().sum().item()
         return {name: math.sqrt(moved / max(size, 1e-30)) for name, (moved, size) in squares.items()}
 
     def _trace(self, meter: TrainMeter, done: int) -> DivergedError:
@@ -258,6 +260,7 @@ class DivergenceMonitor:
         """Repeat the steps from the copy to `last` (from 0); the first faulty one runs once more with hooks."""
         train_step = self._train_step
         self._load_state(self._state)
+        assert self._random is not None, "an epoch begins with a copy"
         set_random_state(self._random, train_step.device)
         batches = itertools.islice(self._batches(), self._start, last + 1)
         for step, batch in enumerate(batches, start=self._start):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class ExponentialMovingAverage:
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
-        self._live = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
-        self.tensors = _copies(self._live)
+        self._sources = _find_sources(network)
+        self.tensors = _copies(self._live())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -43,12 +44,12 @@ class ExponentialMovingAverage:
             step: that has just been taken, from 0 over the whole run.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._live.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._live().values()), 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Give the network the average as its weights inside `with`."""
-        weights = _copies(self._live)
+        weights = _copies(self._live())
         self._write(self.tensors)
         try:
             yield
@@ -57,12 +58,16 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._live.items():
+        for name, tensor in self._live().items():
             tensor.copy_(values[name])
+
+    def _live(self) -> dict[str, Tensor]:
+        """The network's present tensors."""
+        return {name: source() for name, source in self._sources.items()}
 
     def restart(self) -> None:
         """Start again from the network's present weights."""
-        self.load(self._live)
+        self.load(self._live())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved average.
@@ -77,6 +82,26 @@ class ExponentialMovingAverage:
             raise InputError("the average in the checkpoint is of another network")
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
+
+
+def _find_sources(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Say where each averaged tensor of a network's state lies; a step may put another buffer in the place of one."""
+    buffers = {
+        f"{prefix}.{name}".removeprefix("."): partial(module._buffers.__getitem__, name)
+        for prefix, module in network.named_modules(remove_duplicate=False)
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name in module._buffers
+    }
+    averaged = ((name, tensor) for name, tensor in network.state_dict().items() if _is_averaged(tensor))
+    return {name: buffers[name] if name in buffers else partial(_same, tensor) for name, tensor in averaged}
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -37,6 +37,7 @@ from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.captured_evaluation import CapturedEvaluation
 from lowrank.training.engine.cuda_graph import make_captured_epoch
 from lowrank.training.engine.data_parallel import DataParallelGroup
+from lowrank.training.engine.host_state import seeded
 from lowrank.training.engine.precision import LossScaler, use_channels_last, working_dtype
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import EvalMeter, TrainMeter, machine_metrics, reset_peak_memory
@@ -221,9 +222,7 @@ class Trainer:
                 self.captured_epoch.begin_epoch()
         meter = self._new_meter(self.steps_per_epoch)
         self.step_losses = meter.losses
-        generators = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
-        with generators, self._kernel_search():
-            torch.manual_seed((self.order_seed * EPOCH_SEED_STRIDE + self.epoch) % 2**63)
+        with self._seeded(), self._kernel_search():
             self._monitor.begin()
             self.timers.begin()
             self.steps_taken = checked = 0
@@ -237,6 +236,10 @@ class Trainer:
                     checked = step + 1
             self.steps_taken = None
         return meter
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        """Let random choices inside the network follow from the seed and the number of epochs done, inside `with`."""
+        return seeded(self.order_seed * EPOCH_SEED_STRIDE + self.epoch, self.device)
 
     @contextmanager
     def _kernel_search(self) -> Iterator[None]:
@@ -340,7 +343,7 @@ class Trainer:
         """
         while True:
             try:
-                with self._kernel_search():
+                with self._seeded(), self._kernel_search():  # some networks draw in evaluation too
                     return self._evaluate(split)
             except torch.OutOfMemoryError:
                 if self._eval_batch == 1:

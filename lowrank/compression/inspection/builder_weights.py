@@ -69,7 +69,7 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
         fixed = [
             key
             for key, value in module.named_parameters(prefix=name, recurse=False)
-            if value.requires_grad and key in second and value.min() < value.max() and torch.equal(value, second[key])
+            if value.requires_grad and key in second and _varies(value) and torch.equal(value, second[key])
         ]
         if fixed and _reset(module) is not None:
             modules.append(name)
@@ -100,9 +100,14 @@ def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     same = {key: value for key, value in first.items() if key in second and torch.equal(value, second[key])}
     for name, module in networks[0].named_modules():
         parameter_names = (key for key, _ in module.named_parameters(prefix=name, recurse=False) if key in same)
-        if _reset(module) is not None and any(torch.unique(same[key]).numel() > 1 for key in parameter_names):
+        if _reset(module) is not None and any(_varies(same[key]) for key in parameter_names):
             return same
     return {}
+
+
+def _varies(tensor: Tensor) -> bool:
+    """Return whether a tensor of any type has two different values."""
+    return tensor.numel() > 1 and not bool((tensor == tensor.flatten()[0]).all())
 
 
 def _build_twice(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> list[nn.Module]:

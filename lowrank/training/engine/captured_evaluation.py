@@ -30,6 +30,7 @@ from lowrank.training.engine.cuda_graph import (
     must_end,
     usual_kernels,
 )
+from lowrank.training.engine.host_state import undone_attributes
 from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import Recorder, Run, recording_obstacle
@@ -105,7 +106,8 @@ class CapturedEvaluation:
             return False
         is_recorded = self.replay is not None and self._images.shape == batch[0].shape
         if not is_recorded and self._may_record and remaining > 0:
-            with self._timers.timed(EVALUATION_SET_UP), self._train_step.undone():
+            attributes = undone_attributes(self._train_step.network)
+            with self._timers.timed(EVALUATION_SET_UP), self._train_step.undone(), attributes:
                 self._record(epoch.recorder, batch, compiled=epoch.compiled and remaining >= LONG_EVALUATION_BATCHES)
         return self.replay is not None and self._images.shape == batch[0].shape
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import platform
-import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,9 @@ from torch.func import functional_call
 from lowrank.distillation import Signals, Taps
 from lowrank.kernels import compile_graph, compile_obstacle
 from lowrank.layers import BatchedRebuild, StructuredMap
+from lowrank.networks import take_logits
 from lowrank.training.engine.data_parallel import GlobalBatchNorm
+from lowrank.training.engine.host_state import INTERNAL_ATTRIBUTES, plain_value
 from lowrank.training.objective import Loss
 from lowrank.utils import LockedError, hold_lock
 
@@ -37,7 +38,6 @@ COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each
 _KERNELS = Path(__file__).parents[2] / "kernels"
 
 _COMPILED: OrderedDict[object, _CompiledTemplate] = OrderedDict()
-INTERNAL_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 C = TypeVar("C", bound="_CompiledTemplate")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -91,6 +91,7 @@ class _CompiledTemplate:
         self.template = template
         self._key = (type(template).__name__, *key, autocast, processes)
         self.names = [name for name, _ in _tensors(template)]
+        self._other_names = _other_names(template)
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
         backend = compile_graph if processes == 1 else partial(compile_graph, processes=processes)
         self._run = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
@@ -114,8 +115,11 @@ class _CompiledTemplate:
 
     def _output(self, tensors: list[Tensor], images: Tensor) -> Any:
         """Run the template with these tensors."""
+        named = dict(zip(self.names, tensors, strict=True))
+        named |= {other: named[name] for other, name in self._other_names.items()}
         with self._autocast():
-            return functional_call(self.template, dict(zip(self.names, tensors, strict=True)), (images,))
+            # Torch's own ties name a module's tensor twice where the module stands in two places, and leave it there
+            return functional_call(self.template, named, (images,), tie_weights=False)
 
     def _call(self, *arguments: Any) -> Any:
         """Run the compiled function."""
@@ -386,7 +390,7 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     Raises:
         NotCompilableError: a module of the network has hooks.
     """
-    hooked = next((name for name, module in network.named_modules() if any(getattr(module, h) for h in _HOOKS)), None)
+    hooked = next((name for name, module in network.named_modules() if set(_hooks_of(module)) - {take_logits}), None)
     if hooked is not None:
         raise NotCompilableError(f"its module `{hooked}` has hooks")
     memo: dict[int, Any] = {}
@@ -406,9 +410,25 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     return template
 
 
+def _hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Yield the hooks that run with a module."""
+    return (hook for kind in _HOOKS for hook in getattr(module, kind).values())
+
+
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_parameters()
     yield from network.named_buffers()
+
+
+def _other_names(network: nn.Module) -> dict[str, str]:
+    """Name the tensors that several modules share, by each further name; the value is the first one."""
+    first_names = {id(tensor): name for name, tensor in _tensors(network)}
+    return {
+        name: first_names[id(tensor)]
+        for prefix, module in network.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and (name := f"{prefix}.{key}".removeprefix(".")) != first_names[id(tensor)]
+    }
 
 
 def describe(template: nn.Module) -> object | None:
@@ -422,7 +442,7 @@ def describe(template: nn.Module) -> object | None:
     """
     parts: list[object] = []
     for name, module in template.named_modules(remove_duplicate=False):
-        parts.append((name, type(module)))
+        parts.append((name, type(module), *_hooks_of(module)))
         for attribute, value in sorted(vars(module).items()):
             if attribute in INTERNAL_ATTRIBUTES:
                 continue
@@ -434,32 +454,6 @@ def describe(template: nn.Module) -> object | None:
         (name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for name, tensor in _tensors(template)
     ]
     return tuple(parts)
-
-
-def plain_value(value: Any) -> tuple[bool, object]:
-    """Say whether a module's attribute can be compared.
-
-    Args:
-        value: of the attribute.
-
-    Returns:
-        Whether it can be compared; and, if so, the same as a hashable value.
-    """
-    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | type) or _is_function(value):
-        return True, (type(value), value)
-    if isinstance(value, dict):
-        value = tuple(value.items())
-    if isinstance(value, tuple | list):
-        parts = [plain_value(part) for part in value]
-        return all(comparable for comparable, _ in parts), (type(value), tuple(part for _, part in parts))
-    return False, None
-
-
-def _is_function(value: Any) -> bool:
-    """Say whether a value is a function that closes over nothing."""
-    return isinstance(value, types.BuiltinFunctionType) or (
-        isinstance(value, types.FunctionType) and value.__closure__ is None
-    )
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from lowrank.distillation import BatchSignals
 from lowrank.kernels import suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
+from lowrank.training.engine.host_state import undone_attributes
 from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import (
@@ -217,14 +218,15 @@ class CapturedEpoch:
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
-        if self.recorder is not None or self.compiled:
-            self._watch(images, labels, signals)
-        self._make_momentum()
-        if self.compiled:
-            self._compile()
-        if self.recorder is not None:
-            self._attributes = attributes(self._train_step.network)
-            self._record(self.recorder)
+        with undone_attributes(self._train_step.network):
+            if self.recorder is not None or self.compiled:
+                self._watch(images, labels, signals)
+            self._make_momentum()
+            if self.compiled:
+                self._compile()
+            if self.recorder is not None:
+                self._record(self.recorder)
+        self._attributes = attributes(self._train_step.network)
 
     def _watch(self, images: Tensor, labels: Tensor, signals: BatchSignals | None) -> None:
         """Look for what a recorded step would freeze; where there is something, neither record nor compile.

@@ -8,17 +8,19 @@ was recorded. So before a step is recorded, a network runs on a few images, and 
 from __future__ import annotations
 
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowrank.training.engine.compiled_forward import INTERNAL_ATTRIBUTES, plain_value
+from lowrank.training.engine.host_state import INTERNAL_ATTRIBUTES, comparable_state
 
 Run = Callable[[], None]
 HostState = dict[str, object]
@@ -106,17 +108,22 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
 
     Args:
         network: whose attributes are watched.
-        run: the network's forward and backward pass on some images; it runs twice, since a first pass may keep what all
-            later ones use.
+        run: the network's forward and backward pass on some images; it runs three times, since a first pass may keep
+            what all later ones use.
         recorder: will record it; None where it is only compiled.
 
     Returns:
         One clause for a message; None where nothing is known against it.
     """
+    device = next(network.parameters()).device
+    at_first = _torch_random(device)
     run()
-    before, reads = _host_state(network), _HostReads()
+    at_second, results, reads = _torch_random(device), _Results(), _HostReads()
+    with results:
+        run()
+    at_third, before = _torch_random(device), _host_state(network)
     try:
-        with nullcontext() if recorder is None else recorder.forbid_waiting(), reads:
+        with nullcontext() if recorder is None else recorder.forbid_waiting(), reads, _Reuse(results) as reuse:
             run()
     except torch.OutOfMemoryError:
         raise
@@ -126,8 +133,12 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
         return f"the network waits for the device in `forward` ({reads.last})"
     if reads.operation is not None:
         return f"the network reads the value of a tensor in `forward` ({reads.operation})"
+    if torch.equal(at_second, at_third) and not torch.equal(at_first, at_second):
+        return "the network sets the seed of torch's random generator in `forward`"
     change = changed_attribute(before, _host_state(network))
-    return change and f"the network {change} in each step"
+    if change is not None:
+        return f"the network {change} in each step"
+    return reuse.operation and f"the network reads a tensor that its last step has made ({reuse.operation})"
 
 
 class _HostReads(TorchDispatchMode):
@@ -150,6 +161,65 @@ class _HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Results(TorchDispatchMode):
+    """Notes the memory that operations make.
+
+    Attributes:
+        tensors: the results, which keep their memory from being used again.
+        addresses: of the memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self.addresses: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        inputs = _addresses((args, kwargs))
+        for tensor in _pytree.tree_leaves(results):
+            new = _addresses(tensor) - inputs
+            if new:
+                self.tensors.append(tensor)
+                self.addresses |= new
+        return results
+
+
+class _Reuse(TorchDispatchMode):
+    """Notes the first operation that reads memory which an earlier step has made.
+
+    A recorded step would read what that one step has left for ever, wherever Python keeps it: in a buffer that is
+    replaced, in an attribute, in a list, in memory that a parameter was given.
+
+    Args:
+        earlier: of that step.
+
+    Attributes:
+        operation: its name; None where there is none.
+    """
+
+    def __init__(self, earlier: _Results):
+        super().__init__()
+        self._earlier = earlier
+        self.operation: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.operation is None and not self._earlier.addresses.isdisjoint(_addresses((args, kwargs))):
+            self.operation = str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _addresses(values: Any) -> set[int]:
+    """Collect where the memory of all plain tensors in arguments or results begins."""
+    tensors = (value for value in _pytree.tree_leaves(values) if isinstance(value, Tensor))
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.layout is torch.strided} - {0}
+
+
+def _torch_random(device: torch.device) -> Tensor:
+    """Copy the state of the generator that the network's device uses."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 def _waits(func: Any, args: Any) -> bool:
     """Say whether the host must wait for a value of the device before it goes on after an operation."""
     if func is torch.ops.aten.index.Tensor:  # tagged for its masks; the size that whole numbers select is known
@@ -162,10 +232,35 @@ def _host_state(network: nn.Module) -> HostState:
     state: HostState = {"draws numbers of Python's `random`": random.getstate()}
     if next(network.parameters()).device.type != "cpu":  # there it is the device's own, and recorded with all else
         state["draws random numbers of torch on the CPU"] = torch.get_rng_state().numpy().tobytes()
-    if "numpy" in sys.modules:
-        _, key, *rest = sys.modules["numpy"].random.get_state()
-        state["draws numbers of `numpy.random`"] = (key.tobytes(), *rest)
-    return state | attributes(network)
+    state["draws numbers of `numpy.random`"] = repr(np.random.get_state(legacy=False))
+    return state | _kept_tensors(network) | attributes(network)
+
+
+@dataclass(frozen=True, eq=False)
+class _Version:
+    """A tensor and how often it was changed in place; another tensor in its place is no change of it."""
+
+    tensor: Tensor
+    version: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Version) and (self.tensor is not other.tensor or self.version == other.version)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _kept_tensors(network: nn.Module) -> HostState:
+    """Collect the tensors that are attributes, which neither a checkpoint nor compiled code has as inputs."""
+    return {
+        f"changes its tensor `{attribute}`{_where(name)}": _Version(value, value._version)
+        for name, module in network.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _where(module: str) -> str:
+    return f" of module `{module}`" if module else ""
 
 
 def attributes(network: nn.Module) -> HostState:
@@ -179,12 +274,11 @@ def attributes(network: nn.Module) -> HostState:
     """
     state: HostState = {}
     for name, module in network.named_modules():
-        where = f" of module `{name}`" if name else ""
         for attribute, value in vars(module).items():
             if attribute not in INTERNAL_ATTRIBUTES:
-                comparable, plain = _comparable(value)
+                comparable, plain = comparable_state(value)
                 if comparable:
-                    state[f"changes its attribute `{attribute}`{where}"] = plain
+                    state[f"changes its attribute `{attribute}`{_where(name)}"] = plain
     return state
 
 
@@ -199,9 +293,3 @@ def changed_attribute(before: HostState, after: HostState) -> str | None:
         The first key of `before` whose value differs; None where none does.
     """
     return next((name for name, value in before.items() if name in after and after[name] != value), None)
-
-
-def _comparable(value: Any) -> tuple[bool, object]:
-    if isinstance(value, random.Random):
-        return True, value.getstate()
-    return plain_value(value)

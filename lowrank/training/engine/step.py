@@ -19,6 +19,7 @@ from lowrank.distillation import BatchSignals
 from lowrank.layers import StructuredMap
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, GradientBuckets
+from lowrank.training.engine.host_state import random_state, set_random_state, undone_buffers
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
 from lowrank.training.metrics import GradientMeter, TrainMeter
 from lowrank.training.objective import Forward, Objective
@@ -272,40 +273,17 @@ class TrainStep:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Undo what steps inside `with` do to weights, momentum and the random generators."""
+        """Undo what steps inside `with` do to weights, buffers, momentum and the random generators."""
         copies = [(tensor, tensor.clone()) for tensor in self.live_tensors()]
         random = random_state(self.device)
         try:
-            yield
+            with undone_buffers(self.network):
+                yield
         finally:
             with torch.no_grad():
                 for tensor, before in copies:
                     tensor.copy_(before)
             set_random_state(random, self.device)
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Copy the state of the generators that a training step may draw from.
-
-    Args:
-        device: where the step runs.
-
-    Returns:
-        The state of the CPU's generator and, on a GPU, that of the device's.
-    """
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restore the generators.
-
-    Args:
-        states: what `random_state` returned.
-        device: where the steps run.
-    """
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

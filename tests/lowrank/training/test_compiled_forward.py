@@ -107,6 +107,20 @@ def test_incomparable_networks_share_nothing_and_hooks_are_refused(graphs):
         shared_forward(odd)
 
 
+@pytest.mark.parametrize("name", ["lazy", "boxed", "auxiliary", "tied_layer", "tied_parameter"])
+def test_a_network_of_the_users_is_compiled_with_the_hook_that_takes_its_logits(data, graphs, name):
+    settings = NetworkSettings(name=f"tests.support.own_networks:{name}")
+    runs = []
+    for engine in ("compiled", "plain"):
+        torch.manual_seed(0)
+        runs.append(trainer(data, engine, make_network(settings, data.image_shape, 10)))
+    torch.testing.assert_close(losses(runs[0]), losses(runs[1]), rtol=1e-4, atol=1e-5)
+    assert runs[0].captured_epoch.compiled
+    assert len(graphs) == 1
+    (function,) = compiled_forward._COMPILED.values()
+    assert all(tensor.is_meta for tensor in function.template.state_dict().values())
+
+
 @pytest.mark.parametrize("name", ["plain", "distilled, clipped, averaged"])
 def test_the_compiled_function_trains_as_the_plain_loop_and_is_traced_once(data, graphs, name):
     distilled = {"attention_weight": 1000.0, "kd_weight": 0.5, "clip_norm": 0.5, "ema_decay": 0.9}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,77 @@ def test_an_exported_model_of_an_odd_network_is_read_and_merged(name: str, tmp_p
     loaded = load_model(path, trusted_network=settings.name)
     assert torch.equal(loaded(images), model(images))
     assert torch.allclose(merge(loaded)(images), model(images), atol=1e-5)
+
+
+class Odd(nn.Module):
+    """A network whose features pass through `last`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def last(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(x.flatten(1)))
+
+
+class Drops(Odd):
+    """Draws from generators of the host, in training and in evaluation."""
+
+    def last(self, x: Tensor) -> Tensor:
+        kept = random.random() < 0.5 if self.training else np.random.random() < 0.5
+        return nn.functional.dropout(x, 0.2, training=True) * kept
+
+
+def test_random_choices_of_any_generator_follow_from_the_seed() -> None:
+    networks, measured = [Drops(), Drops()], []
+    networks[1].load_state_dict(networks[0].state_dict())
+    for seed, network in enumerate(networks):
+        run = small_trainer(small_recipe(epochs=2), network=network)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        before = random.getstate()
+        measured.append([run.train_epoch()["val_loss"] for _ in range(2)])
+        assert random.getstate() == before  # other code of the process draws from it too
+    assert measured[0] == measured[1]
+
+
+def test_the_moving_average_follows_a_buffer_that_is_replaced(tmp_path: Path) -> None:
+    class KeepsMean(Odd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(64))
+            self.register_buffer("turn", torch.ones(64, dtype=torch.complex64))
+
+        def last(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
+                self.turn = self.turn * 1j
+            return x - self.mean * self.turn.real
+
+    run = small_trainer(small_recipe(epochs=1, ema_decay=0.9), network=KeepsMean())
+    evaluated = run.train_epoch()["val_loss"]
+    assert run.weights()["network.mean"].norm() > 0
+    assert run.network.mean.norm() > 0
+    again = small_trainer(small_recipe(epochs=1), network=KeepsMean())
+    again.load_state(run.weights())
+    assert again.evaluate("val")["loss"] == pytest.approx(evaluated, rel=1e-5)
+
+
+def test_parameters_of_whole_numbers_and_of_no_numbers_are_trained_beside() -> None:
+    class Numbers(Odd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.power = nn.Parameter(torch.tensor([2]), requires_grad=False)
+            self.empty = nn.Parameter(torch.zeros(0))
+
+        def last(self, x: Tensor) -> Tensor:
+            return x**self.power
+
+    assert small_trainer(small_recipe(epochs=1), network=Numbers()).train_epoch()["val_loss"] > 0
 
 
 def test_frozen_layers_do_not_change() -> None:
