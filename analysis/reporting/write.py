@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from html import unescape
@@ -16,7 +15,7 @@ from analysis.reporting.sections import SECTIONS, new_page
 from analysis.reporting.summary_table import write_summary_csv
 from analysis.stats import FrontPoint, collect_points
 from analysis.utils import silent
-from lowrank.utils import write_text
+from lowrank.utils import relative_path, write_text
 from sweeps.records import (
     EPOCHS_FILE,
     FRONT_PICTURE,
@@ -63,7 +62,7 @@ def write_report(
         step("numbers")
         if not is_study(source):
             write_tables(study, folder)
-        report = build_report(study, _displayed(source if is_study(source) else folder), executor)
+        report = build_report(study, Path(relative_path(source if is_study(source) else folder)), executor)
         page = new_page(study, report.provenance, tracking_link(study, source, uri), folder, executor)
         for name, section in SECTIONS:
             step(name)
@@ -148,8 +147,3 @@ def _identity(path: Path) -> FileIdentity | None:
         return None
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-def _displayed(folder: Path) -> Path:
-    """A folder as the reader would type it."""
-    return Path(os.path.relpath(folder)) if folder.resolve().is_relative_to(Path.cwd()) else folder.resolve()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from analysis.research_log.study_entries import study_entries
 from analysis.sources import load_typed_notes
 from analysis.utils import silent
 from lowrank.errors import InputError
-from lowrank.utils import absolute_path
+from lowrank.utils import absolute_path, relative_path
 from sweeps.records import (
     StudyEvents,
     StudyHeader,
@@ -111,7 +110,7 @@ def collect_entries(
     for folder in sources.studies:
         step(folder.name)
         history = load_history(folder)
-        entries += study_entries(history, read_notes(folder), _typed(history, folder, uri), shown_path(folder))
+        entries += study_entries(history, read_notes(folder), _typed(history, folder, uri), relative_path(folder))
     for folder in sources.teachers:
         step(folder.name)
         entries.append(teacher_entry(folder))
@@ -120,18 +119,6 @@ def collect_entries(
         entries.append(compress_entry(folder))
     entries.sort(key=lambda entry: (entry.began, entry.key))
     return [entry for entry in _with_changes(_with_unique_keys(entries)) if entry.began >= since]
-
-
-def shown_path(folder: Path) -> str:
-    """Return a folder as one would type it here.
-
-    Args:
-        folder: any.
-
-    Returns:
-        The relative path where it is below the current folder, else the absolute one.
-    """
-    return os.path.relpath(folder) if folder.resolve().is_relative_to(Path.cwd()) else str(folder.resolve())
 
 
 def _typed(history: StudyEvents, folder: Path, uri: str | None) -> Mapping[str, str]:

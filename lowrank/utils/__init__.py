@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         free_name as free_name,
         make_output_parents as make_output_parents,
         nearest_existing as nearest_existing,
+        relative_path as relative_path,
         remove_leftovers as remove_leftovers,
         sync as sync,
         temporary_path as temporary_path,
@@ -79,7 +80,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "atomic_files": (
             "TEMPORARY_SUFFIX absolute_path atomic_folder atomic_path atomic_write check_output_folder file_hash "
-            "free_name make_output_parents nearest_existing remove_leftovers sync temporary_path write_bytes write_text"
+            "free_name make_output_parents nearest_existing relative_path remove_leftovers sync temporary_path "
+            "write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown INTERVAL print_progress",

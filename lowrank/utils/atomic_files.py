@@ -352,3 +352,16 @@ def absolute_path(path: str | Path, what: str = "the path") -> Path:
             f"{show_value(str(path))}"
         )
     return absolute
+
+
+def relative_path(path: Path) -> str:
+    """Write a path as the user would type it.
+
+    Args:
+        path: an absolute path, or one relative to the working directory.
+
+    Returns:
+        The path, relative where it lies in the working directory, else absolute.
+    """
+    absolute = path.resolve()
+    return os.path.relpath(path) if absolute.is_relative_to(Path.cwd()) else str(absolute)

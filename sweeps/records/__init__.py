@@ -154,7 +154,6 @@ if TYPE_CHECKING:
         hold_study_folder as hold_study_folder,
         new_study_folder as new_study_folder,
         read_space_file as read_space_file,
-        relative_path as relative_path,
         resume_command as resume_command,
         studies_root as studies_root,
         write_space_file as write_space_file,
@@ -216,7 +215,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "study_folders": (
             "check_studies_folder find_study_folder hold_new_study_folder hold_study_folder new_study_folder "
-            "read_space_file relative_path resume_command studies_root write_space_file"
+            "read_space_file resume_command studies_root write_space_file"
         ),
         "tables": (
             "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY epochs_to_table read_tables results_to_table start_kind "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError, show_value
-from lowrank.utils import absolute_path, nearest_existing, write_text
+from lowrank.utils import absolute_path, nearest_existing, relative_path, write_text
 from sweeps.records.journal import BusyError, study_lock
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SERIES_FILE, SPACE_FILE
 from sweeps.space import DEFAULT_OUT, read_yaml
@@ -277,15 +277,3 @@ def resume_command(folder: Path, storage: str | None = None) -> str:
     if storage:
         words += ["--storage", storage]
     return shlex.join(words)
-
-
-def relative_path(folder: Path) -> str:
-    """Write a folder as the user would type it.
-
-    Args:
-        folder: an absolute path.
-
-    Returns:
-        The path, relative where it lies in the working directory.
-    """
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
-from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact
+from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact, relative_path
 from sweeps.records import (
     JOURNAL_FILE,
     MLFLOW_FILE,
@@ -36,7 +36,6 @@ from sweeps.records import (
     StudyRecord,
     apply_event,
     is_study_disk_full,
-    relative_path,
     resume_command,
     write_space_file,
 )
