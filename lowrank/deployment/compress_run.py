@@ -35,7 +35,16 @@ from lowrank.io import (
 )
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings, default_images, make_network, without_weights
-from lowrank.utils import Countdown, ExitCode, atomic_folder, commit, format_count, make_output_parents, write_text
+from lowrank.utils import (
+    Countdown,
+    ExitCode,
+    atomic_folder,
+    commit,
+    format_count,
+    make_output_parents,
+    relative_path,
+    write_text,
+)
 
 Budget = Mapping[str, float]
 
@@ -536,7 +545,7 @@ def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence
     else:
         for outcome in outcomes:
             print("\n".join([*summary_lines(outcome, config), ""]))
-        print(f"written to {', '.join(map(str, folders))}")
+        print(f"written to {', '.join(map(relative_path, folders))}")
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
 

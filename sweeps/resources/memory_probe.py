@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lowrank.data import DataOutline, load_data, synthetic_data
 from lowrank.training import measure_step, probe_memory
-from lowrank.utils import atomic_write, first_line, last_line
+from lowrank.utils import atomic_write, first_line, last_line, relative_path
 from sweeps.cluster import assigned_device, connect, limit_memory, out_of_memory
 from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, TrialSpec, studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
@@ -94,7 +94,7 @@ def probe_space(space: Space, options: RunOptions) -> int:
         print(json.dumps(rows, indent=2))
     else:
         print_rows(rows, share)
-        print(f"written into {path}")
+        print(f"written into {relative_path(path)}")
     return 0 if any(row["status"] == FITS for row in rows) else 1
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lowrank.utils import OneLineParser, run_command
+from lowrank.utils import OneLineParser, relative_path, run_command
 from sweeps.storage.fetch import fetch_study
 
 
@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    folder = fetch_study(options.uri, options.name, options.out.resolve())
-    print(f"fetched into {folder}; its trials in MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
+    folder = relative_path(fetch_study(options.uri, options.name, options.out.resolve()))
+    print(f"fetched into {folder}; its trials in MLflow: python -m sweeps.tracking {shlex.quote(folder)}")
     return 0
 
 

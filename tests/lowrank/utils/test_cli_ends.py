@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowrank.errors import LowrankError, show_choices, show_value
-from lowrank.utils import ExitCode, absolute_path, run_command
+from lowrank.utils import ExitCode, absolute_path, relative_path, run_command
 from lowrank.utils.cli import MESSAGE_CHARACTERS, report_error
 
 
@@ -61,6 +61,13 @@ def test_values_and_choices_in_messages_are_short():
 def test_a_path_that_cannot_be_is_an_input_error(path: str):
     with pytest.raises(LowrankError, match="--weights"):
         absolute_path(path, "--weights")
+
+
+def test_a_path_is_shown_as_one_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert relative_path(tmp_path / "here" / "a" / "b") == relative_path(Path("a/b")) == "a/b"
+    assert relative_path(Path("../b")) == relative_path(tmp_path / "b") == str(tmp_path / "b")
 
 
 def test_a_command_at_the_end_of_a_message_is_whole(capsys: pytest.CaptureFixture[str]):

@@ -130,6 +130,14 @@ def test_a_running_study_is_not_fetched_over(stored, study, capsys):
     assert "is being run by another process" in capsys.readouterr().err
 
 
+def test_the_command_names_the_folder_as_one_would_type_it(stored, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([stored.uri, "small", "--out", "fetched here"]) == 0
+    assert capsys.readouterr().out == (
+        "fetched into fetched here/small; its trials in MLflow: python -m sweeps.tracking 'fetched here/small'\n"
+    )
+
+
 def test_a_storage_that_does_not_answer_is_one_line(stored, study, monkeypatch):
     def fails(self, name):
         raise OSError("no route\nto host")
