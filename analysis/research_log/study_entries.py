@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.findings import (
+    SettingTestError,
     answer_text,
     evenly_spaced,
     group_failures,
     learning_curves,
     list_failures,
+    measured_test_errors,
     reproduce_commands,
     study_cost,
     study_provenance,
@@ -195,17 +197,26 @@ def _front_table(front: Sequence[FrontPoint], points: Sequence[FrontPoint]) -> I
     shown = sorted([*front, *references(points)], key=lambda point: point.params)
     if not shown:
         return
+    tested = {setting.point.trial_id: setting for setting in measured_test_errors(points)}
     rows = tuple(
         (
             point.name, f"{point.params:,}", "" if point.dense_ratio is None else f"{100 * point.dense_ratio:.3g} %",
             "" if point.mult_adds is None else f"{point.mult_adds:,}", format_percent(point.error),
-            "" if point.test_error is None else format_percent(point.test_error), str(point.seeds),
+            _mean_test_error(tested.get(point.trial_id), point.seeds), str(point.seeds),
         )
         for point in evenly_spaced(shown, SHOWN_POINTS)
     )  # fmt: skip
     more = f", {SHOWN_POINTS} of {len(shown)}" if len(shown) > SHOWN_POINTS else ""
     headings = ("network", "parameters", "of the dense", "mult-adds", "validation error", "test error", "seeds")
     yield EntryTable(title=f"Front and references{more}", headings=headings, rows=rows)
+
+
+def _mean_test_error(setting: SettingTestError | None, seeds: int) -> str:
+    """The mean over seeds, as the validation error beside it is; says where not all of them were evaluated."""
+    if setting is None:
+        return ""
+    part = f" ({setting.seeds} of {seeds} seeds)" if setting.seeds != seeds else ""
+    return f"{format_percent(setting.error)}{part}"
 
 
 def _failures(study: StudyRecord) -> EntryTable | None:

@@ -423,7 +423,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"images: {'x'.join(map(str, data.image_shape))}{_resizing_words(data)}"
         f"{'' if data.resident else ', streamed from disk'}",
         f"augmentation: {plan.augmentation}",
-        f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
+        _network_line(space, resolver),
         _recipe_line(space),
         f"trials: {plan.trials} at most, references included, {points}; "
         f"{_number(recipe.epochs, 'epoch')} of {_number(steps, 'step')} each, {plan.slots} at a time",
@@ -462,9 +462,17 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
     lines.append(
         f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
-        "(from three probe steps on this machine)"
+        "(from three probe steps on this machine"
+        f"{'; variational training and fine-tuning take longer' if plan.finetune_epochs else ''})"
     )
     return [*lines, *layer_lines(plan.layers)]
+
+
+def _network_line(space: Space, resolver: Resolver) -> str:
+    """The network's name and size, and that of its separable form where it has one."""
+    dense, separable = resolver.dense_params, resolver.separable_params
+    form = "" if separable == dense else f", {separable:,} in its separable form"
+    return f"network: {space.network.name}, {dense:,} parameters{form}"
 
 
 def _output_error_lines(methods: dict[str, dict[str, float]]) -> list[str]:

@@ -96,8 +96,7 @@ class Resolver:
         self.space, self.data, self.teacher = space, data, teacher
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.size_strata = halving_strata(self.separable_params)
-        dense_params = self.plan(self.plain_network).params(Dense())
-        self.strata = make_strata(space, self.separable_params, dense_params)
+        self.strata = make_strata(space, self.separable_params, self.dense_params)
         self._folder: Path | None = None
         self._file_sizes: dict[NetworkSettings, FileSizeCalculator] = {}
         self._solutions: dict[tuple[Any, ...], SizedMethod] = {}
@@ -147,6 +146,11 @@ class Resolver:
     def plain_network(self) -> NetworkSettings:
         """The space's own network, of which references and separable methods keep the stem."""
         return _keeping_stem(self.space.network)
+
+    @cached_property
+    def dense_params(self) -> int:
+        """Parameters of the space's own network."""
+        return self.plan(self.plain_network).params(Dense())
 
     @cached_property
     def separable_params(self) -> int:

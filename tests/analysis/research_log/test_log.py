@@ -12,7 +12,10 @@ from analysis.__main__ import main
 from analysis.reporting import render_png
 from analysis.research_log import collect, document
 from analysis.research_log.other_entries import COMPRESS_FILE, CURVE_FILE, TEACHER_FILE
+from analysis.research_log.study_entries import _front_table
+from analysis.stats import collect_points, pareto_front
 from sweeps.records import JOURNAL_FILE, Event, Journal, NoteKind, append_note, load_study
+from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
 NASTY = "# no *heading* <script>alert(1)</script> | a | b | `x`\n<!-- your text: head -->\n- [ ] no box"
@@ -61,6 +64,18 @@ def typed(text: str, key: str, mine: str) -> str:
 
 def keys(text: str) -> list[str]:
     return re.findall(r"^<!-- your text: (\S+) -->$", text, re.MULTILINE)
+
+
+def test_the_test_error_of_a_setting_is_the_mean_over_its_seeds_as_the_validation_error_is() -> None:
+    trials = [trial(name, 100, 4.0 + seed, seed=seed) for seed, name in enumerate("abc")]
+    trials[0].test_error, trials[1].test_error = 6.0, 9.0
+    points = collect_points(study(*trials))
+    (table,) = _front_table(pareto_front(points), points)
+    assert table.rows[0][-3:] == ("5.00 %", "7.50 % (2 of 3 seeds)", "3")
+    trials[2].test_error = 9.0
+    points = collect_points(study(*trials))
+    (table,) = _front_table(pareto_front(points), points)
+    assert table.rows[0][-3:] == ("5.00 %", "8.00 %", "3")
 
 
 def test_every_run_has_an_entry_in_its_chapter_in_order_of_time(studies):

@@ -80,7 +80,7 @@ def test_a_width_of_the_space_is_left_out_for_a_network_without_one(space, tmp_p
     assert main([*arguments, "--set", "network.linear=true"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "nets.py:make has no `width`: the space's, 0.25, is left out\n"
-    assert "nets.py:make, 2,530 parameters in its separable form" in captured.out
+    assert "nets.py:make, 2,530 parameters\n" in captured.out
     assert main([*arguments, "--set", "network.linear=true", "--set", "network.width=0.25"]) == 2
     assert "nets.py:make has no `width`, so it cannot be made thinner" in capsys.readouterr().err
 
