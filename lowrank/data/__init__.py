@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         absolute_data_name as absolute_data_name,
         check_data_folder as check_data_folder,
         default_augmentation as default_augmentation,
+        default_shift_share as default_shift_share,
         parse_data_name as parse_data_name,
     )
     from lowrank.data.watched_loader import DecoderPool as DecoderPool
@@ -67,7 +68,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "reading.synthetic": "DataOutline synthetic_data",
         "settings": (
             "AugmentationSettings DataSettings Interpolation ResizeMode absolute_data_name check_data_folder "
-            "default_augmentation parse_data_name"
+            "default_augmentation default_shift_share parse_data_name"
         ),
         "watched_loader": "DecoderPool",
     },

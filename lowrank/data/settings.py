@@ -162,7 +162,8 @@ _DEFAULT_AUGMENTATION = {
     "csv": AugmentationSettings(shift=4, flip=True, cutout=8),
     "idx": AugmentationSettings(shift=2, cutout=8),
 }
-_LARGEST_SHARE = 4  # a shift or a cutout that nobody asked for is at most the side over this
+_SHIFT_SIDES = {"idx": 28}  # side in pixels of the images that the shift of a set on disk belongs to; others: 32
+_LARGEST_CUTOUT = 4  # a cutout that nobody asked for is at most the side over this
 
 
 def parse_data_name(name: str) -> tuple[str, str | None]:
@@ -228,7 +229,8 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
 def default_augmentation(data_name: str, image_shape: tuple[int, int, int]) -> AugmentationSettings:
     """Return the augmentation that suits a data set, with seed 0.
 
-    That of a built-in set was chosen for it. That of other sets shifts and cuts out at most a quarter of the side.
+    That of a built-in set was chosen for it. That of other sets shifts by the same share of the side at every size:
+    by an eighth, which is the study's 4 pixels of 32. It cuts out at most a quarter of the side.
 
     Args:
         data_name: as in `DataSettings`.
@@ -241,8 +243,25 @@ def default_augmentation(data_name: str, image_shape: tuple[int, int, int]) -> A
         InputError: the data set is unknown.
     """
     kind, folder = parse_data_name(data_name)
-    augmentation, limit = _DEFAULT_AUGMENTATION[kind], min(image_shape[1:]) // _LARGEST_SHARE
+    augmentation, side = _DEFAULT_AUGMENTATION[kind], min(image_shape[1:])
     if folder is None:
         return augmentation
-    bounded = {"shift": min(augmentation.shift, limit), "cutout": min(augmentation.cutout, limit)}
-    return augmentation.model_copy(update=bounded)
+    shift, reference_side = default_shift_share(data_name) or (0, 1)
+    scaled = {"shift": shift * side // reference_side, "cutout": min(augmentation.cutout, side // _LARGEST_CUTOUT)}
+    return augmentation.model_copy(update=scaled)
+
+
+def default_shift_share(data_name: str) -> tuple[int, int] | None:
+    """Return by which share of the side a data set on disk is shifted.
+
+    Args:
+        data_name: as in `DataSettings`.
+
+    Returns:
+        Pixels, and of how many, e.g. (4, 32); None for a built-in set, whose shift was chosen for its size.
+
+    Raises:
+        InputError: the data set is unknown.
+    """
+    kind, folder = parse_data_name(data_name)
+    return None if folder is None else (_DEFAULT_AUGMENTATION[kind].shift, _SHIFT_SIDES.get(kind, 32))

@@ -99,7 +99,11 @@ def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any
 
 
 def augmentation_for(
-    recipe: Recipe, data_name: str, image_shape: tuple[int, int, int], seed: int
+    recipe: Recipe,
+    data_name: str,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    defaults: Mapping[str, Any] | None = None,
 ) -> AugmentationSettings:
     """Choose the augmentation of a recipe on a data set.
 
@@ -108,6 +112,7 @@ def augmentation_for(
         data_name: of the data set.
         image_shape: (C, H, W) of its images.
         seed: of what is drawn for each image; in a study its own, not the trial's.
+        defaults: values that replace those that suit the data set.
 
     Returns:
         The settings.
@@ -124,4 +129,5 @@ def augmentation_for(
                 f"`train.{key}` must be at most {max(1, limit)} pixels for images of {width}x{height}, "
                 f"but got {chosen[key]}"
             )
-    return default_augmentation(data_name, image_shape).model_copy(update={**chosen, "seed": seed})
+    fields = {**(defaults or {}), **chosen, "seed": seed}
+    return default_augmentation(data_name, image_shape).model_copy(update=fields)

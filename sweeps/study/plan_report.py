@@ -21,7 +21,7 @@ from lowrank.compression import (
     make_variational,
     network_to_count,
 )
-from lowrank.data import ImageData, load_data, steps_per_epoch
+from lowrank.data import ImageData, default_shift_share, load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Separable
 from lowrank.networks import NetworkSettings
@@ -320,12 +320,18 @@ def _augmentation_words(space: Space, resolver: Resolver) -> str:
     searched = [field for field in ("shift", "flip", "cutout") if f"train.{field}" in space.domains]
     views = augmentation_for(space.recipe({}), resolver.data.name, resolver.image_shape, space.search.seed)
     words = {
-        "shift": f"shifted by up to {_number(views.shift, 'pixel')}" if views.shift else "",
+        "shift": f"shifted by up to {_number(views.shift, 'pixel')}{_shift_rule(space)}" if views.shift else "",
         "flip": "mirrored left to right (train.flip: false for letters, digits or signs)" if views.flip else "",
         "cutout": f"a square of {_number(views.cutout, 'pixel')} cut out" if views.cutout else "",
     }
     parts = [f"train.{field} is searched" if field in searched else text for field, text in words.items()]
     return ", ".join(filter(None, parts)) or "none"
+
+
+def _shift_rule(space: Space) -> str:
+    """By which share of the side images are shifted, where neither the user nor the recipe says by how much."""
+    share = default_shift_share(space.data.name) if space.recipe({}).shift is None else None
+    return "" if share is None else f" ({share[0]} of {share[1]} at every size; train.shift sets another)"
 
 
 def _class_line(data: ImageData) -> str:

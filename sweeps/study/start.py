@@ -5,16 +5,18 @@ All input of the user is checked here, before anything is written. Then `sweeps.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from lowrank.data import ImageData, absolute_data_name, load_data
+from lowrank.data import ImageData, absolute_data_name, default_augmentation, load_data
 from lowrank.errors import InputError, show_value
 from lowrank.utils import ExitCode, redact
 from sweeps.records import (
@@ -227,7 +229,10 @@ def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMir
                 "study; begin a new one, or resume it with that version"
             )
         retrain = retrain.with_teacher(teacher)
-    return run_study(space, Resolver(space, data, teacher), config, retrain, history, mirror)
+    resolver = Resolver(space, data, teacher, _recorded_augmentation(record))
+    for line in _augmentation_lines(resolver):
+        print(line, flush=True)
+    return run_study(space, resolver, config, retrain, history, mirror)
 
 
 def _run_new(
@@ -344,12 +349,40 @@ def _check_same_start(record: StudyRecord, data: ImageData) -> None:
         check_fingerprint(specification, (data.image_shape, len(data.classes)))
 
 
+def _recorded_augmentation(record: StudyRecord) -> dict[str, Any]:
+    """The augmentation that the study's trials have by default; another default would give them other ids."""
+    specifications = [trial.specification for trial in record.trials.values() if trial.specification is not None]
+    return {
+        field: getattr(specification.views, field)
+        for field in ("shift", "flip", "cutout")
+        for specification in specifications if getattr(specification.train, field) is None
+    }  # fmt: skip
+
+
+def _augmentation_lines(resolver: Resolver) -> list[str]:
+    """Say where a study goes on with another augmentation than a new one would have."""
+    current = default_augmentation(resolver.data.name, resolver.image_shape)
+    changed = {
+        field: (value, getattr(current, field)) for field, value in resolver.default_augmentation.items()
+        if value != getattr(current, field)
+    }  # fmt: skip
+    return [
+        f"images are augmented as the study was begun, with `{field}` {json.dumps(before)}; a new study has "
+        f"{json.dumps(now)}"
+        for field, (before, now) in changed.items()
+    ]
+
+
 def _resolve_same_teacher(
     space: Space, data: ImageData, config: StudyConfig, record: StudyRecord
 ) -> ResolvedTeacher | None:  # fmt: skip
     """Find the teacher, and check that its weights are those that the study began with."""
+    recorded, settings = record.header.teacher, space.teacher
+    if recorded is not None and settings is not None and settings.train is not None and not settings.name:
+        # Its name says how it was trained, by the defaults of then
+        space = replace(space, teacher=settings.model_copy(update={"name": recorded.name}))
     teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
-    expected = record.header.teacher.weights if record.header.teacher else None
+    expected = recorded.weights if recorded is not None else None
     if teacher is not None and expected is not None and expected != teacher.weights.sha256:
         raise InputError(
             f"the teacher {teacher.name} has changed since the study began: its sha256 is "

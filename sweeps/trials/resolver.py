@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import cached_property
@@ -87,13 +87,18 @@ class Resolver:
         space: the space.
         data: its data set.
         teacher: the space's teacher; None where it has none.
+        default_augmentation: fields of the augmentation that replace those that suit the data set.
 
     Raises:
         InputError: a recipe of the space names a part that its network does not have.
     """
 
-    def __init__(self, space: Space, data: ImageData, teacher: ResolvedTeacher | None = None):
+    def __init__(
+        self, space: Space, data: ImageData, teacher: ResolvedTeacher | None = None,
+        default_augmentation: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.space, self.data, self.teacher = space, data, teacher
+        self.default_augmentation = default_augmentation or {}
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.size_strata = halving_strata(self.separable_params)
         self.strata = make_strata(space, self.separable_params, self.dense_params)
@@ -472,7 +477,9 @@ class Resolver:
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
     ) -> TrialSpec:  # fmt: skip
         """The sections with all of their fields given: a later default must not change what was trained."""
-        views = augmentation_for(recipe, self.data.name, self.image_shape, self.space.search.seed)
+        views = augmentation_for(
+            recipe, self.data.name, self.image_shape, self.space.search.seed, self.default_augmentation
+        )
         return TrialSpec.parse({
             "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),

@@ -194,11 +194,15 @@ def test_default_augmentation():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "shift", "cutout"),
-    [(8, 8, 2, 2), (28, 28, 4, 7), (64, 10, 2, 2), (3, 3, 0, 0), (224, 224, 4, 8)],
-)
-def test_small_images_are_shifted_and_cut_out_by_at_most_a_quarter(height, width, shift, cutout):
-    augmentation = default_augmentation("folder:somewhere", (3, height, width))
+    ("name", "height", "width", "shift", "cutout"),
+    [
+        ("folder:somewhere", 8, 8, 1, 2), ("folder:somewhere", 16, 16, 2, 4), ("csv:somewhere", 28, 28, 3, 7),
+        ("parquet:somewhere", 64, 10, 1, 2), ("folder:somewhere", 3, 3, 0, 0), ("folder:somewhere", 224, 224, 28, 8),
+        ("idx:somewhere", 28, 28, 2, 7), ("idx:somewhere", 14, 14, 1, 3),
+    ],
+)  # fmt: skip
+def test_sets_on_disk_are_shifted_by_one_share_of_the_side_at_every_size(name, height, width, shift, cutout):
+    augmentation = default_augmentation(name, (3, height, width))
     assert (augmentation.shift, augmentation.cutout) == (shift, cutout)
 
 

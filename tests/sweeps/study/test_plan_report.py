@@ -48,8 +48,8 @@ def test_classes_and_their_sizes(tmp_path: Path, digits: ImageData):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({}, "shifted by up to 3 pixels, mirrored left to right (train.flip: false for letters, digits or signs), a "
-             "square of 3 pixels cut out"),
+        ({}, "shifted by up to 1 pixel (4 of 32 at every size; train.shift sets another), mirrored left to right "
+             "(train.flip: false for letters, digits or signs), a square of 3 pixels cut out"),
         ({"flip": False, "shift": 0}, "a square of 3 pixels cut out"),
         ({"flip": False, "shift": 6, "cutout": {"choice": [0, 4]}},
          "shifted by up to 6 pixels, train.cutout is searched"),
