@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         number_format as number_format,
         use_channels_last as use_channels_last,
     )
-    from lowrank.training.objective import check_training_step as check_training_step, split_output as split_output
+    from lowrank.training.objective import split_output as split_output
     from lowrank.training.optimizer import check_network as check_network
     from lowrank.training.recipe import Recipe as Recipe
     from lowrank.training.recipes import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         recipe_fields as recipe_fields,
     )
     from lowrank.training.trainer import Trainer as Trainer, recorded_names as recorded_names
+    from lowrank.training.training_check import check_training_step as check_training_step
     from lowrank.training.variational import SGD_NOTICE as SGD_NOTICE
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -51,11 +52,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine.device_memory": "free_memory",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",
         "engine.precision": "number_format use_channels_last",
-        "objective": "check_training_step split_output",
+        "objective": "split_output",
         "optimizer": "check_network",
         "recipe": "Recipe",
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",
         "trainer": "Trainer recorded_names",
+        "training_check": "check_training_step",
         "variational": "SGD_NOTICE",
     },
 )
