@@ -111,7 +111,11 @@ if TYPE_CHECKING:
         find_trained_weights as find_trained_weights,
     )
     from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
-    from lowrank.compression.inspection.network_pass import check_classifier as check_classifier, run_order as run_order
+    from lowrank.compression.inspection.network_pass import (
+        check_classifier as check_classifier,
+        check_unchanged as check_unchanged,
+        run_order as run_order,
+    )
     from lowrank.compression.inspection.plain_layers import register_equivalent as register_equivalent
     from lowrank.compression.merging import merge as merge
     from lowrank.compression.plan import NetworkPlan as NetworkPlan
@@ -158,7 +162,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "init_from_dense": "InitReport init_from_network",
         "inspection.builder_weights": "find_builder_weights find_trained_weights",
         "inspection.counting_rules": "register_counting_rule",
-        "inspection.network_pass": "check_classifier run_order",
+        "inspection.network_pass": "check_classifier check_unchanged run_order",
         "inspection.plain_layers": "register_equivalent",
         "merging": "merge",
         "plan": "NetworkPlan",

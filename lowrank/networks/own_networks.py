@@ -31,8 +31,8 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
         The network.
 
     Raises:
-        InputError: it is TorchScript, has no parameters, its weights are not float32, it keeps state that is no tensor,
-            or its lazy layers cannot take such an image.
+        InputError: it is TorchScript, has no parameters, its weights are not float32 or share memory, it keeps state
+            that is no tensor, or its lazy layers cannot take such an image.
     """
     network = unwrap_network(network)
     if isinstance(network, torch.jit.ScriptModule):
@@ -52,6 +52,18 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
                 f"{name} must have float32 weights, but `{key}` is {str(value.dtype).removeprefix('torch.')}: return "
                 "network.float(); recipes choose the precision of the training"
             )
+        if value.is_complex() and value.requires_grad:
+            raise InputError(
+                f"{name} must have float32 weights, but `{key}` is complex: keep its real and imaginary part as a last "
+                "axis of two, and let `forward` take torch.view_as_complex of it"
+            )
+        if _repeats_memory(value):
+            raise InputError(
+                f"{name} has the parameter `{key}`, whose entries share memory as `expand` leaves it: give it memory "
+                "of its own by clone()"
+            )
+    for module in network.modules():
+        _give_buffers_memory(module)
     for key, state in network.state_dict().items():
         if not isinstance(state, Tensor):
             raise InputError(
@@ -59,6 +71,19 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
             )
     network.register_forward_hook(take_logits)
     return network
+
+
+def _repeats_memory(tensor: Tensor) -> bool:
+    """Return whether entries of a tensor are one number in memory, as `expand` leaves them."""
+    strided = tensor.layout is torch.strided
+    return strided and any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _give_buffers_memory(module: nn.Module) -> None:
+    """Copy expanded buffers: neither a checkpoint nor an undone step can be written into them."""
+    for key, buffer in module._buffers.items():
+        if buffer is not None and _repeats_memory(buffer):
+            module._buffers[key] = buffer.clone(memory_format=torch.contiguous_format)
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
@@ -107,7 +132,7 @@ def _fix_sizes(network: nn.Module, name: str, image_shape: ImageShape) -> None:
     try:
         with keep_modes(network):
             network.eval()(torch.zeros(1, *image_shape))
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"the lazy layers of {name} cannot take an image of {image_shape}: {reason}") from error
     lazy = [key for key, value in network.named_parameters() if is_lazy(value)]

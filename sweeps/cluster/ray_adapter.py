@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorDiedError, NodeDiedError
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+
+from lowrank.utils import first_line
 
 if TYPE_CHECKING:
     from ray.job_config import JobConfig
@@ -346,6 +348,23 @@ def trial_error(trial: RayTrial) -> object:
     """
     error = getattr(trial.temporary_state, _ERROR_ATTRIBUTE, None)
     return "no reason was given" if error is None else error
+
+
+def error_reason(error: object) -> str:
+    """Say in one line what ended an attempt.
+
+    Args:
+        error: from `trial_error`. Ray copies the traceback of a worker's error into the text, and the reason behind it;
+            of an error of several lines that would be the last one.
+
+    Returns:
+        The class and the first line of a worker's error; the last line of any other text.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, Exception):
+        module = "" if type(cause).__module__ == "builtins" else f"{type(cause).__module__}."
+        return f"{module}{type(cause).__qualname__}: {first_line(cause)}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def keep_trial_errors_in_memory() -> None:

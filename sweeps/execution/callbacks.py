@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from sweeps.cluster import drop_metric_statistics, trial_error
+from sweeps.cluster import drop_metric_statistics, error_reason, trial_error
 from sweeps.execution.retries import RetryPolicy
 from sweeps.execution.trainable import LOST
 from sweeps.execution.trial_config import TrialConfig, trial_config
@@ -232,7 +232,7 @@ class Recorder(_NoState, Callback):
 
     def _repeat_or_fail(self, trial_id: str, error: object) -> None:
         """Launch a trial again after a failed attempt, with a notice of why, or record that it has failed."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:MAX_REASON]
+        reason = error_reason(error)[:MAX_REASON]
         if self._may_retry(trial_id, error):
             if not self._search.record.trials[trial_id].ended:
                 self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")

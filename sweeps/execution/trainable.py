@@ -24,6 +24,7 @@ from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
 from lowrank.layers import Bayesian
+from lowrank.networks import describe_error
 from lowrank.training import (
     DivergedError,
     Trainer,
@@ -39,7 +40,7 @@ from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trial_config import trial_config
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, comes_again
 from sweeps.records import (
     FULL_ERROR,
     MACHINE_METRICS,
@@ -229,13 +230,16 @@ class TrialTrainable(tune.Trainable):
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
             return {**report, "notices": self._take_notices(), **_ended(Status.DIVERGED, str(error))}
-        except (RuntimeError, MemoryError) as error:
+        except (Exception, SystemExit) as error:
             if out_of_memory(error):
                 ended = _ended(Status.OUT_OF_MEMORY, first_line(error))
-                return {**report, "notices": self._take_notices(), **ended}
-            if device_lost(error):
+            elif device_lost(error):
                 raise WorkerLostError(first_line(error)) from error
-            raise
+            elif comes_again(error, self.device):
+                ended = _ended(Status.FAILED, describe_error(error))
+            else:
+                raise
+            return {**report, "notices": self._take_notices(), **ended}
         report |= {"notices": self._take_notices(), "wrong_images": self.wrong_images}
         report |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():

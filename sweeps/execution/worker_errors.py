@@ -1,8 +1,11 @@
-"""Errors after which a worker process is replaced: a lost device, device memory that does not come back."""
+"""What errors of a training mean: for the worker process, which may have to be replaced, and for the trial."""
 
 from __future__ import annotations
 
+import traceback
+
 import torch
+from torch import nn
 
 from lowrank.data import ImageData
 from lowrank.errors import LowrankError
@@ -13,6 +16,21 @@ ALLOWED_MB = 1000.0
 
 class WorkerLostError(LowrankError):
     """This process cannot train any more; its trial goes on in a new one. Its one line is recorded as the reason."""
+
+
+def comes_again(error: BaseException, device: str) -> bool:
+    """Tell whether an error of a training would come again, since an epoch depends on the state before it alone.
+
+    Args:
+        error: that is neither of the device nor for want of memory.
+        device: where the trial trains. On a GPU libraries raise RuntimeError for reasons of their own.
+
+    Returns:
+        True for an error of the network's own `forward`, unless it is one of a file or a connection.
+    """
+    if isinstance(error, OSError) or (isinstance(error, RuntimeError) and device != "cpu"):
+        return False
+    return any(frame.f_code is nn.Module._call_impl.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def resident_mb(data: ImageData, device: torch.device) -> float:

@@ -577,7 +577,8 @@ def _check_training_steps(space: Space, data: ImageData, recipes: Sequence[Recip
         if is_own_code(network.name):
             with torch.random.fork_rng(devices=[]):
                 built = network_to_count(network, data.image_shape, len(data.classes))
-                check_training_step(built, network.name, data.image_shape, len(data.classes))
+                for line in check_training_step(built, network.name, data.image_shape, len(data.classes)):
+                    print(line, file=sys.stderr, flush=True)
 
 
 def _warn_of_sgd(space: Space, data: ImageData, recipes: Sequence[Recipe]) -> None:

@@ -58,11 +58,12 @@ class NetworkPass:
                     image = torch.zeros(1, *image_shape, device=device, dtype=parameter.dtype)
                     with keep_buffers(network):
                         self._run(network, image)
-                    check_unchanged(image, type(network).__name__)
+                    check_unchanged(image, type(network).__name__, torch.zeros_like(image))
+                    _check_parameters(network, len(parameters))
                     return
                 except LowrankError:
                     raise
-                except Exception as error:  # the network's own code may raise anything
+                except (Exception, SystemExit) as error:  # the network's own code may raise anything
                     # With weights on the meta device an operation may write to a weight: the next attempt says why
                     if device is attempts[-1]:
                         raise cannot_run(image_shape, error) from error
@@ -134,15 +135,15 @@ def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> 
         InputError: it raises an error for such an image or for two, changes it, or returns anything but logits, a row
             for each image.
     """
-    image = image.clone()  # with a count of changes of its own
+    given, image = image, image.clone()  # with a count of changes of its own
     pair = torch.cat([image, image])
     try:
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = network.eval()(image)
             two = network(pair)
-    except Exception as error:  # the network's own code may raise anything
+    except (Exception, SystemExit) as error:  # the network's own code may raise anything
         raise cannot_run(tuple(image.shape[1:]), error) from error
-    check_unchanged(image, type(network).__name__)
+    check_unchanged(image, type(network).__name__, given)
     check_logits(output, classes, type(network).__name__)
     if len(two) != 2:
         raise InputError(
@@ -174,7 +175,7 @@ def run_order(network: nn.Module, image_shape: Sequence[int], names: Sequence[st
     try:
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
             network.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    except Exception as error:  # the network's own code may raise anything
+    except (Exception, SystemExit) as error:  # the network's own code may raise anything
         raise cannot_run(image_shape, error) from error
     finally:
         for handle in handles:
@@ -182,7 +183,7 @@ def run_order(network: nn.Module, image_shape: Sequence[int], names: Sequence[st
     return order
 
 
-def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
+def cannot_run(image_shape: Sequence[int], error: BaseException) -> InputError:
     """Return the error for a network that raises one when it runs on an image.
 
     Args:
@@ -196,7 +197,17 @@ def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
     return InputError(f"the network cannot take images of {tuple(image_shape)}: {kind}{first_line(error)}")
 
 
-def check_unchanged(image: Tensor, name: str) -> None:
+def _check_parameters(network: nn.Module, before: int) -> None:
+    """Raise InputError where a network has made or removed parameters while it ran."""
+    after = len(list(network.parameters()))
+    if after != before:
+        raise InputError(
+            f"{type(network).__name__} had {before} parameters and biases before it ran, and {after} afterwards: make "
+            "them in `__init__`, or by a lazy layer of torch such as nn.LazyLinear"
+        )
+
+
+def check_unchanged(image: Tensor, name: str, given: Tensor) -> None:
     """Check that a network has not written to the image that it was given.
 
     The images are those of the data set and of the calibration, which other networks see too.
@@ -204,11 +215,12 @@ def check_unchanged(image: Tensor, name: str) -> None:
     Args:
         image: was made for one pass.
         name: of the network, for the message.
+        given: what the image was. Torch does not count changes through `data` or numpy.
 
     Raises:
         InputError: an operation has changed the image in place.
     """
-    if image._version:
+    if image._version or not (image.is_meta or torch.equal(image.nan_to_num(), given.nan_to_num())):
         raise InputError(
             f"{name} changes the images that it is given, in place, which would change the data: let `forward` begin "
             "with x = x.clone()"

@@ -101,7 +101,7 @@ def imported_network(name: str, image_shape: ImageShape, classes: int, width: fl
     except (Exception, SystemExit) as error:  # the user's function may raise anything; it must not end ours
         values = ", ".join(f"{key}={value}" for key, value in {**positional, **named}.items())
         call = f"{name.rpartition(':')[2]}({values})"
-        raise InputError(f"network {name!r} raised an error for {call}: {_describe(error)}") from error
+        raise InputError(f"network {name!r} raised an error for {call}: {describe_error(error)}") from error
     from torch import nn  # not above, where names of networks are read without torch
 
     from lowrank.networks.own_networks import prepare_network
@@ -239,7 +239,7 @@ def _import_module(name: str, module_name: str) -> ModuleType:
                 f"network {name!r} cannot be imported: ModuleNotFoundError: No module named {error.name!r}, neither "
                 f"installed nor in {Path.cwd()}; path/to/file.py:function names a file"
             ) from error
-        raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
+        raise InputError(f"network {name!r} cannot be imported: {describe_error(error)}") from error
 
 
 def _search(folder: Path) -> None:
@@ -270,7 +270,7 @@ def _import_file(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may raise anything
         del sys.modules[module_name]
-        raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
+        raise InputError(f"network {name!r} cannot be imported: {describe_error(error)}") from error
     return module
 
 
@@ -380,8 +380,15 @@ def _is_installed(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in (*_installed_folders(), *project_folders))
 
 
-def _describe(error: BaseException) -> str:
-    """Describe an error of the user's code in one line, with the place where it was raised."""
+def describe_error(error: BaseException) -> str:
+    """Describe an error of the user's code in one line.
+
+    Args:
+        error: that was caught.
+
+    Returns:
+        Its class, its first line and, where a line of the user's has raised it, the place.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     installed = (str(_PROJECT / "lowrank") + os.sep, *(str(folder) + os.sep for folder in _installed_folders()))
     user_frames = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]

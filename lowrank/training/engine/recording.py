@@ -141,6 +141,27 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
     return reuse.operation and f"the network reads a tensor that its last step has made ({reuse.operation})"
 
 
+def unsaved_state(network: nn.Module, run: Run) -> str | None:
+    """Say what a network carries from step to step beside its parameters and the buffers of its state.
+
+    Args:
+        network: whose attributes are watched.
+        run: its forward and backward pass on some images, which has run before; it runs twice.
+
+    Returns:
+        A predicate of a message; None where nothing is known.
+    """
+    results = _Results()
+    with results:
+        run()
+    results.addresses -= _addresses([*network.state_dict().values(), *network.parameters()])
+    before = _unsaved(network)
+    with _Reuse(results) as reuse:
+        run()
+    change = changed_attribute(before, _unsaved(network))
+    return change or (reuse.operation and f"reads a tensor that its last step has made ({reuse.operation})")
+
+
 class _HostReads(TorchDispatchMode):
     """Notes the first operation whose outcome the host must wait for.
 
@@ -257,6 +278,30 @@ def _kept_tensors(network: nn.Module) -> HostState:
         for attribute, value in vars(module).items()
         if isinstance(value, Tensor)
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """What a tensor holds."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Values) and torch.equal(self.tensor, other.tensor)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _unsaved(network: nn.Module) -> HostState:
+    """Collect what no checkpoint holds: attributes, tensors among them, and buffers that are not saved."""
+    buffers: HostState = {
+        f"changes its buffer `{name}`{_where(where)}": _Values(tensor.clone())
+        for where, module in network.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name in module._non_persistent_buffers_set
+        if (tensor := module._buffers.get(name)) is not None
+    }
+    return buffers | _kept_tensors(network) | attributes(network)
 
 
 def _where(module: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from lowrank.errors import InputError
@@ -21,6 +22,15 @@ class Unused(nn.Module):
         return logits + self.extra(images.flatten(1)) if self.training else logits
 
 
+def test_buffers_that_share_memory_get_memory_of_their_own():
+    network = nn.Linear(2, 2)
+    network.register_buffer("ones", torch.ones(1).expand(4))
+    network.register_buffer("none", None)
+    prepared = prepare_network(network, "own", (1, 1, 2))
+    prepared.load_state_dict(prepared.state_dict())
+    assert prepared.ones.tolist() == [1] * 4
+
+
 def test_lazy_layers_get_the_sizes_of_the_images():
     network = prepare_network(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "own:make", (1, 4, 4))
     assert network.get_parameter("1.weight").shape == (3, 16)
@@ -34,6 +44,9 @@ def test_lazy_layers_get_the_sizes_of_the_images():
         (Unused(), r"own:make does not run `extra\.\w+` in evaluation, so its size stays unknown; give it a size"),
         (nn.Flatten(), "own:make has no parameters, so there is nothing to train"),
         (nn.Linear(2, 2).double(), "own:make must have float32 weights, but `weight` is float64"),
+        (nn.ParameterList([torch.ones(2, dtype=torch.complex64)]),
+         "own:make must have float32 weights, but `0` is complex: keep its real and imaginary part"),
+        (nn.ParameterList([torch.ones(1).expand(3)]), "own:make has the parameter `0`, whose entries share memory"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_one_line(network, message):

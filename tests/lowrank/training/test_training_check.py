@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lowrank.errors import InputError
 from lowrank.training.training_check import check_training_step
@@ -30,13 +34,158 @@ def test_a_network_that_can_be_trained_passes(name: str) -> None:
     check_training_step(getattr(own_networks, name)(10), f"own:{name}", (1, 12, 12), 10)
 
 
+class Odd(nn.Module):
+    """A network whose features pass through `last`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.calls = nn.Linear(4, 10), 0
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+        self.register_buffer("table", None)
+
+    def last(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(x.flatten(1)))
+
+
+class MakesLayer(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "extra"):
+            self.extra = nn.Linear(4, 4)
+        return self.extra(x) if self.training else x
+
+
+class MakesTable(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        self.table = torch.ones(4) if self.table is None else self.table
+        return x * self.table
+
+
+class ReplacesWeight(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        self.head.weight = nn.Parameter(self.head.weight.detach().clamp(-1, 1))
+        return x
+
+
+class WritesUnseen(Odd):
+    """Through `data`, which torch's count of changes leaves out."""
+
+    def last(self, x: Tensor) -> Tensor:
+        x.data.mul_(0.5)
+        return x
+
+
+class SavesNoBias(Odd):
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return {key: value for key, value in super().state_dict(*arguments, **options).items() if "bias" not in key}
+
+
+class RenamesState(Odd):
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return {f"model.{key}": value for key, value in super().state_dict(*arguments, **options).items()}
+
+
+class SparseTable(Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(2, 4, sparse=True)
+
+    def last(self, x: Tensor) -> Tensor:
+        return x + self.places(torch.zeros(len(x), dtype=torch.int64))
+
+
+class Ends(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        raise SystemExit("bye")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (MakesLayer, "makes `extra.bias` while it runs, so that it would not be trained or saved"),
+        (MakesTable, "makes `table` while it runs"),
+        (ReplacesWeight, "replaces its parameter `head.weight` while it runs"),
+        (WritesUnseen, "changes the images that it is given, in place"),
+        (SavesNoBias, "leaves its parameter `head.bias` out of `state_dict`"),
+        (RenamesState, "cannot load the state that its `state_dict` returns: RuntimeError: Error"),
+        (SparseTable, "cannot be trained: the gradient of `places.weight` is sparse"),
+        (Ends, "cannot be trained: a step on two images raises SystemExit: bye"),
+    ],
+)
+def test_what_would_be_lost_without_a_word_is_refused(make: type[nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=f"^own {re.escape(message)}") as caught:
+        check_training_step(make(), "own", (1, 2, 2), 10)
+    assert "\n" not in str(caught.value)
+
+
+class Counts(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return x * self.calls
+
+
+class CountsUnsaved(Odd):
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean += x.detach().mean(0)
+        return x - self.mean
+
+
+class KeepsMean(Odd):
+    means = (torch.zeros(4),)
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.means = (0.9 * self.means[0] + x.detach().mean(0),)
+        return x - self.means[0]
+
+
+class KeepsSavedMean(Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("saved", torch.zeros(4))
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.saved = 0.9 * self.saved + x.detach().mean(0)
+        return x - self.saved
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Odd, None),
+        (KeepsSavedMean, None),
+        (Counts, "changes its attribute `calls` in each step, which no checkpoint holds"),
+        (CountsUnsaved, "changes its buffer `mean` in each step, which no checkpoint holds"),
+        (KeepsMean, "reads a tensor that its last step has made (aten.mul.Tensor) in each step, which no checkpoint"),
+    ],
+)
+def test_what_no_checkpoint_holds_is_said(make: type[nn.Module], words: str | None) -> None:
+    lines = check_training_step(make(), "own", (1, 2, 2), 10)
+    assert [line.startswith(f"own {words}") for line in lines] == ([] if words is None else [True])
+
+
+def test_chance_in_evaluation_is_said() -> None:
+    class Drops(Odd):
+        def last(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.5, training=True)
+
+    network, before = Drops(), torch.get_rng_state()
+    (line,) = check_training_step(network, "own", (1, 2, 2), 10)
+    assert line.startswith("own gives other logits for the same images in evaluation mode")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_network_whose_outputs_depend_on_no_parameter_is_refused() -> None:
-    class Constant(torch.nn.Module):
+    class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.shift = torch.nn.Linear(2, 2), torch.zeros(10, requires_grad=True)
+            self.layer, self.shift = nn.Linear(2, 2), torch.zeros(10, requires_grad=True)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1).sum(1, keepdim=True) + self.shift
 
     with pytest.raises(InputError, match=r"^own cannot be trained: no parameter of it gets a gradient$"):

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
+from lowrank.errors import InputError
+from sweeps.cluster import error_reason
 from sweeps.execution.callbacks import MAX_REASON, Recorder, TuneSearcher
 from sweeps.execution.trial_config import TrialConfig, trial_config
 from sweeps.execution.worker_errors import WorkerLostError
@@ -115,6 +118,13 @@ def test_a_failed_attempt_is_tried_again_and_a_second_one_is_the_trials_end(sear
     assert record.status is Status.FAILED
     assert record.reason == ("no such method  " + "x" * 1000)[:MAX_REASON]
     assert changes == [1]
+
+
+def test_the_reason_of_a_workers_error_of_several_lines_is_its_class_and_first_line():
+    cause = InputError("the images\nare gone")
+    assert error_reason(RayTaskError("step", "File x\nare gone", cause)) == "lowrank.errors.InputError: the images"
+    assert error_reason(RayTaskError("step", "File x\nare gone", cause).as_instanceof_cause()).endswith(": the images")
+    assert error_reason("the actor died\nWorker exits unexpectedly. ") == "Worker exits unexpectedly."
 
 
 def test_an_attempt_that_is_repeated_leaves_a_notice_of_why(search, execution):

@@ -25,7 +25,7 @@ from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.trial_config import CHECKPOINT_SECONDS, TrialConfig
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, comes_again
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import TrialSpec
@@ -184,6 +184,42 @@ def test_any_other_error_is_raised_unchanged(monkeypatch, tmp_path):
     raising(monkeypatch, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         worker.step()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("step three is\ntoo much"), "ValueError: step three is"),
+        (RuntimeError("mat1 and mat2 shapes"), "RuntimeError: mat1 and mat2 shapes"),
+        (SystemExit("bye"), "SystemExit: bye"),
+    ],
+)
+def test_an_error_of_the_networks_own_forward_ends_the_trial_at_once(tmp_path, error, reason):
+    """An epoch depends on the state before it alone, so the error would come again."""
+    worker = TrialTrainable(config(tmp_path))
+    worker.step()
+    worker.trainer.network.classifier.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+    result = worker.step()
+    assert (result["done"], result["outcome"]) == (True, "failed")
+    assert result["reason"].startswith(reason)
+    assert "\n" not in result["reason"]
+    assert worker.reset(config(tmp_path / "next", epochs=1))
+    assert worker.step()["outcome"] == "completed"
+
+
+def test_an_error_of_a_file_or_of_a_cards_library_may_not_come_again(tmp_path):
+    def raised(error: Exception) -> Exception:
+        layer = torch.nn.Identity()
+        layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)) as caught:
+            layer(0)
+        return caught.value
+
+    assert comes_again(raised(RuntimeError("shapes")), "cpu")
+    assert not comes_again(raised(RuntimeError("cuDNN did not find a plan")), "cuda")
+    assert comes_again(raised(IndexError("no such stage")), "cuda")
+    assert not comes_again(raised(FileNotFoundError("table.npy")), "cpu")
+    assert not comes_again(RuntimeError("outside of the network"), "cpu")
 
 
 def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_path):
