@@ -32,6 +32,7 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
+    assert "[](" not in without_blocks(page), f"{page_id(page)} has a link without words"
     for target in LINK.findall(without_blocks(page)):
         if re.match(r"[a-z]+:", target):
             continue  # another site, which a test without network cannot ask

@@ -7,11 +7,13 @@ and tests/end_to_end/test_page_studies.py.
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import lowrank
@@ -114,6 +116,26 @@ def test_lines_of_python_use_what_exists(page: Path) -> None:
                 continue
             missing = [name for name in names if not hasattr(module, name)]
             assert not missing, f"{page_id(page)}: {module.__name__} has no {missing}"
+
+
+def test_the_python_of_the_readme_does_what_its_comments_say(capsys) -> None:
+    (text,) = blocks(ROOT / "README.md", "python")
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.Conv2d(8, 32, 3, padding=1),
+        torch.nn.Conv2d(32, 32, 3, padding=1),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32, 10),
+    ).eval()
+    student = copy.deepcopy(network)
+    before = sum(parameter.numel() for parameter in network.parameters())
+    names = {"network": network, "student": student, "batches": [torch.randn(16, 3, 12, 12)]}
+    exec(text, names)
+    assert sum(parameter.numel() for parameter in network.parameters()) == before
+    assert sum(parameter.numel() for parameter in names["small"].parameters()) <= before / 2
+    assert capsys.readouterr().out.startswith("substituted 2 layers, ")
+    assert sum(parameter.numel() for parameter in student.parameters()) < before
 
 
 @pytest.mark.parametrize("page", [page for page in GUIDES if "reference" not in page.parts], ids=page_id)

@@ -37,6 +37,7 @@ from analysis.stats import (
     SizeLevel,
     Stratum,
     expected_bests,
+    taught_by,
 )
 from analysis.utils import (
     format_duration,
@@ -512,7 +513,7 @@ def budgets_table(strata: Sequence[Stratum], points: Sequence[FrontPoint]) -> Re
             before = min(point.initial_error or 0.0 for point in candidates)
             rows.append((stratum.label, method, teacher, best.trial_id, best.params, best.error, before))
             cells.append(f"{format_percent(best.error)} ({format_percent(before)})")
-        texts.append((method_label(method), f"taught by {teacher}" if teacher else "alone", *cells))
+        texts.append((method_label(method), taught_by(teacher) if teacher else "alone", *cells))
     columns = ("budget", "method", "teacher", "trial_id", "params", "val_error", "initial_error")
     headings = ("method", "teacher", *(stratum.label for stratum in strata))
     return ReportTable(name="by_budget", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         share_base as share_base,
         split_common_extras as split_common_extras,
         study_strata as study_strata,
+        taught_by as taught_by,
         trials_off_front as trials_off_front,
         validation_images as validation_images,
     )
@@ -126,7 +127,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "front": (
             "DENSE FrontPoint SEPARABLE ShareBase SizeMeasure Stratum UNCHANGED best_by_method best_point "
             "collect_points find_reference pareto_front references share_base split_common_extras study_strata "
-            "trials_off_front validation_images"
+            "taught_by trials_off_front validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",

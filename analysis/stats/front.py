@@ -17,6 +17,7 @@ from analysis.stats.conditions import mixed_fields, mixed_words
 from analysis.utils import format_percent, method_label
 from sweeps.records import (
     BALANCED_ERROR,
+    ITSELF,
     Role,
     Status,
     StudyRecord,
@@ -152,7 +153,7 @@ class FrontPoint:
     @property
     def untrained_name(self) -> str:
         """The setting in words before any training, which knows no teacher yet."""
-        taught = f"taught by {self.teacher}"
+        taught = taught_by(self.teacher)
         return replace(self, extras=tuple(extra for extra in self.extras if extra != taught)).name
 
     @property
@@ -483,16 +484,28 @@ def setting_ids(trials: Iterable[TrialRecord]) -> dict[str, str]:
 
 
 def _start_words(spec: TrialSpec) -> str:
-    """How the network starts: a dense one that starts from trained weights is trained on."""
+    """How the network starts: a dense one that starts from trained weights is trained further."""
     if spec.method.name != DENSE:
         return STARTS[start_kind(spec)]
-    return "trained on" if spec.train.epochs else ""
+    return "trained further" if spec.train.epochs else ""
+
+
+def taught_by(teacher: str) -> str:
+    """Say in words which teacher taught a trial.
+
+    Args:
+        teacher: its name on record.
+
+    Returns:
+        E.g. `taught by wrn2810`.
+    """
+    return f"taught by {'the trained network' if teacher == ITSELF else teacher}"
 
 
 def _extras(spec: TrialSpec) -> tuple[str, ...]:
     """A teacher, a budget that is not shared evenly and a start from trained weights, in words."""
     labels = [
-        f"taught by {spec.teacher.name}" if spec.teacher else "",
+        taught_by(spec.teacher.name) if spec.teacher else "",
         f"shared by {spec.allocation.by}" if spec.allocation and spec.allocation.by != "even" else "",
         _start_words(spec) if spec.start else "",
     ]

@@ -134,6 +134,7 @@ if TYPE_CHECKING:
     )
     from sweeps.records.reasons import reasons_by_method as reasons_by_method
     from sweeps.records.specification import (
+        ITSELF as ITSELF,
         AllocationSection as AllocationSection,
         BudgetSection as BudgetSection,
         DataSection as DataSection,
@@ -210,8 +211,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "reasons": "reasons_by_method",
         "specification": (
-            "AllocationSection BudgetSection DataSection JsonObject MethodSection StartSection TeacherSection Trial "
-            "TrialSpec check_specifications identify trial_ids"
+            "AllocationSection BudgetSection DataSection ITSELF JsonObject MethodSection StartSection TeacherSection "
+            "Trial TrialSpec check_specifications identify trial_ids"
         ),
         "study_folders": (
             "check_studies_folder find_study_folder hold_new_study_folder hold_study_folder new_study_folder "

@@ -134,6 +134,9 @@ class StartSection(_Section):
         return source.removeprefix(TRIAL_WEIGHTS) if source.startswith(TRIAL_WEIGHTS) else None
 
 
+ITSELF = "itself"  # name of a teacher that is the network which trials start from
+
+
 class TeacherSection(_Section):
     """The teacher of a trial.
 

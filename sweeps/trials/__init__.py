@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from sweeps.trials.resolver import Resolver as Resolver, StepTimeError as StepTimeError
     from sweeps.trials.teacher import (
-        ITSELF as ITSELF,
         ResolvedTeacher as ResolvedTeacher,
         built_as as built_as,
         resolve_teacher as resolve_teacher,
@@ -50,7 +49,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "feasibility": "corner_points left_out_lines reachable_strata",
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
-        "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
+        "teacher": "ResolvedTeacher built_as resolve_teacher without_teacher",
         "trained_network": ("check_fingerprint check_start fetch_weights load_initial_network load_trained_network"),
     },
 )

@@ -27,11 +27,9 @@ from lowrank.distillation import (
 from lowrank.errors import InputError
 from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import Recipe
-from sweeps.records import HeaderTeacher, TeacherSection, TrialSpec
+from sweeps.records import ITSELF, HeaderTeacher, TeacherSection, TrialSpec
 from sweeps.space import START, TEACHER_WEIGHTS, Space, TeacherSettings
 from sweeps.trials.trained_network import trained_settings
-
-ITSELF = "itself"  # name of a teacher that is the network which trials start from
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def _trained_paragraph(base: FrontPoint, points: Sequence[FrontPoint], compared:
     text = (
         f"The trained network as it is: {format_percent(base.error)} at {base.params:,} parameters{epochs_words(base)}."
     )
-    for name, verb in ((DENSE, "Trained on"), (SEPARABLE, "Separable, started from it and trained on")):
+    for name, verb in ((DENSE, "Trained further"), (SEPARABLE, "Separable, begun at it and trained further")):
         other = find_reference(points, name)
         if other is not None:
             size = "" if other.params == base.params else f" at {other.params:,} parameters"

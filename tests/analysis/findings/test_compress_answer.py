@@ -64,9 +64,9 @@ def test_sizes_are_told_in_words_with_differences_before_and_after():
         "by Tucker-2, +7.00 before any training; a thinner network from scratch "
         "has 3.50 % with half the parameters and 5.00 % with a quarter."
     )
-    assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained on ")
-    assert "Trained on (3 epochs, 23 in all): -0.10 points (95 % interval " in first
-    assert "Separable, started from it and trained on (3 epochs, 23 in all): +4.00 points (95 % interval " in first
+    assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained further ")
+    assert "Trained further (3 epochs, 23 in all): -0.10 points (95 % interval " in first
+    assert "Separable, begun at it and trained further (3 epochs, 23 in all): +4.00 points (95 % interval " in first
     assert half.startswith(
         "Half the parameters (198,000) at +0.20 points (corrected for the choice +0.47, 95 % interval"
     )
@@ -120,7 +120,7 @@ def test_before_any_training_no_network_is_taught():
     )  # fmt: skip
     small = study(*TRIALS, taught)
     points = collect_points(small)
-    assert "SVD, taught by itself, fitted in order" in {point.name for point in points}
+    assert "SVD, taught by the trained network, fitted in order" in {point.name for point in points}
     half = compress_paragraphs(small, points)[2]
     assert "Before any training the lowest is +0.10 points, as measured: SVD, fitted in order." in half
 

@@ -37,7 +37,9 @@ def test_the_numbers_of_a_heat_map_lie_within_their_cells(layout):
 
 
 def test_the_legend_of_curves_with_long_names_lies_within_the_picture():
-    names = [f"tensor train of the kernel, taught by itself, fitted in order, number {n}" for n in range(4)]
+    names = [
+        f"tensor train of the kernel, taught by the trained network, fitted in order, number {n}" for n in range(4)
+    ]
     curves = [
         LearningCurve(trial_id=name, label=name, reference=False, points=((1, 9.0), (2, 5.0))) for name in names
     ]  # fmt: skip
