@@ -128,6 +128,7 @@ class Recorder(_NoState, Callback):
         self._growing = config.resources.growing
         self._stop_reasons: dict[str, str] = getattr(scheduler, "stopped", {})
         self._retries = RetryPolicy()
+        self._begun: set[str] = set()  # trials whose present attempt is on record
         self._ended: list[RayTrial] = []
         self._wrong_images: dict[str, str] = {}  # of the last epoch of running trials, by id
         self._removed: dict[str, EventFields] = {}  # what is left of variational layers, by id
@@ -141,6 +142,7 @@ class Recorder(_NoState, Callback):
             return
         if result.get("attempt"):
             self._search.write_attempt(trial_id, result["attempt"])
+            self._begun.add(trial_id)
             if self._growing is not None:
                 self._growing.begin(trial_id, result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
@@ -213,6 +215,7 @@ class Recorder(_NoState, Callback):
         """
         trial_id = trial_config(trial.config).trial_id
         self._end_attempt(trial)
+        self._begun.discard(trial_id)
         if trial_id in self._stop_reasons:
             self._finish(trial_id, Status.STOPPED, self._stop_reasons[trial_id])
             self._config.on_change()
@@ -233,6 +236,9 @@ class Recorder(_NoState, Callback):
     def _repeat_or_fail(self, trial_id: str, error: object) -> None:
         """Launch a trial again after a failed attempt, with a notice of why, or record that it has failed."""
         reason = error_reason(error)[:MAX_REASON]
+        if trial_id not in self._begun:
+            self._search.write_attempt(trial_id, self._lost_attempt(reason))
+        self._begun.discard(trial_id)
         if self._may_retry(trial_id, error):
             if not self._search.record.trials[trial_id].ended:
                 self._search.write_notice(trial_id, f"an attempt has failed and is repeated: {reason}")
@@ -240,6 +246,15 @@ class Recorder(_NoState, Callback):
             return
         self._finish(trial_id, Status.FAILED, reason)
         self._config.on_change()
+
+    def _lost_attempt(self, reason: str) -> EventFields:
+        """An attempt that ended before its worker could say on which machine it is and what it holds."""
+        share, growing = self._config.resources.share, self._growing
+        gpus = share.gpus if growing is None else growing.share
+        return {
+            "device": "cuda" if gpus else "cpu", "cpus": share.cpus, "gpus": gpus, "processes": share.processes,
+            "reason": reason,
+        }  # fmt: skip
 
     def _end_attempt(self, trial: RayTrial) -> None:
         self._ended.append(trial)

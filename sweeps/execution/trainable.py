@@ -205,9 +205,10 @@ class TrialTrainable(tune.Trainable):
             WorkerLostError: this process cannot be used any more.
             Exception: anything else that failed, in the set-up too.
         """
-        report: dict[str, object] = {"trial": self.trial.trial_id, "attempt": self.attempt}
-        if self.attempt is not None:
-            report["history"], self.attempt = list(self.history), None
+        attempt, self.attempt = self.attempt, None
+        report: dict[str, object] = {"trial": self.trial.trial_id, "attempt": attempt}
+        if attempt is not None:
+            report["history"] = list(self.history)
         try:
             if self.failure is not None:
                 raise self.failure
@@ -225,7 +226,9 @@ class TrialTrainable(tune.Trainable):
         except WorkerLostError as error:
             if self.process_group is None:
                 raise
-            return {"trial": self.trial.trial_id, "notices": self._take_notices(), "done": True, LOST: str(error)}
+            if attempt is not None:  # no epoch of it is on record
+                report["attempt"] = {**attempt, "reason": str(error)}
+            return {**report, "notices": self._take_notices(), "done": True, LOST: str(error)}
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:

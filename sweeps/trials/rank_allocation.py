@@ -156,7 +156,7 @@ class RankAllocator:
 
     def _least_costs(self, method: WholeKernelMethod) -> tuple[int, int]:
         """The least parameters and mult-adds of the substituted layers together: rank 1 everywhere."""
-        fitted = type(method)(bias=True)  # as layers are fitted
+        fitted = method.model_copy(update={"bias": True})  # as layers are fitted
         costs = [
             [times * cost for cost in least_costs(shape, fitted)]
             for group in self.layer_plan.layers for shape, times in group.shapes

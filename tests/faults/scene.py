@@ -103,7 +103,9 @@ class Study:
         """Return the trials that processes of this machine train now, as far as is on record."""
         trials = studies.record(self.folder).trials.values()
         at_work = [trial for trial in trials if trial.status is Status.RUNNING and trial.last_epoch]
-        return [trial for trial in at_work if Path(f"/proc/{trial.attempts[-1]['pid']}").exists()]
+        # An attempt that ended before its first epoch has no process on record
+        begun = [trial for trial in at_work if "pid" in trial.attempts[-1]]
+        return [trial for trial in begun if Path(f"/proc/{trial.attempts[-1]['pid']}").exists()]
 
     def one(self, rng: random.Random) -> TrialRecord | None:
         """A trial that is being trained; None when the study ends before there is one."""

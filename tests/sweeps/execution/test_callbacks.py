@@ -149,7 +149,31 @@ def test_a_trial_whose_processes_are_lost_is_launched_again(search, execution):
     record = search.record.trials[trial.trial_id]
     assert record.notices == ["plain steps", "an attempt has failed and is repeated: process 1 of 2 hangs"]
     assert (record.status, record.reason) == (Status.FAILED, "process 1 of 2 hangs")
-    assert record.attempts == []
+    assert [attempt["reason"] for attempt in record.attempts] == ["process 1 of 2 hangs"] * 4
+
+
+def test_an_attempt_that_ends_before_its_first_epoch_is_on_record_with_its_reason(search, execution):
+    recorder, trial = Recorder(search, SimpleNamespace(), execution()), search.next()
+    attempts = search.record.trials[trial.trial_id].attempts
+    recorder.on_trial_error(0, [], tune_trial(trial, WorkerLostError("the worker has died")))
+    (lost,) = attempts
+    assert {key: lost[key] for key in lost if key != "time"} == {
+        "device": "cuda", "cpus": 1, "gpus": 0.25, "processes": 1, "reason": "the worker has died",
+    }  # fmt: skip
+    assert search.next() == trial
+    begun = {"trial": trial.trial_id, "attempt": {"host": "one"}, "epoch": 1, "metrics": METRICS}
+    recorder.on_trial_result(0, [], None, begun)  # type: ignore[arg-type]
+    recorder.on_trial_error(0, [], tune_trial(trial, WorkerLostError("the worker has died")))
+    assert [attempt.get("host") for attempt in attempts] == [None, "one"], "one event for each attempt"
+
+
+def test_a_group_that_is_lost_in_its_first_epoch_leaves_one_attempt(search, execution):
+    recorder, trial = Recorder(search, SimpleNamespace(), execution()), search.next()
+    lost = {"attempt": {"host": "one", "reason": "process 1 of 2 hangs"}, "lost": "process 1 of 2 hangs"}
+    recorder.on_trial_result(0, [], None, {"trial": trial.trial_id, **lost})  # type: ignore[arg-type]
+    recorder.on_trial_complete(0, [], tune_trial(trial))
+    attempts = search.record.trials[trial.trial_id].attempts
+    assert [(attempt["host"], attempt["reason"]) for attempt in attempts] == [("one", "process 1 of 2 hangs")]
 
 
 def test_an_error_without_words_is_recorded_by_its_type(search, execution):

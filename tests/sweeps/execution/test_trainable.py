@@ -222,6 +222,42 @@ def test_an_error_of_a_file_or_of_a_cards_library_may_not_come_again(tmp_path):
     assert not comes_again(RuntimeError("outside of the network"), "cpu")
 
 
+class LostGroup:
+    """Stands for processes of which one is lost in the second epoch that they train."""
+
+    alive = True
+
+    def __init__(self, *arguments: object) -> None:
+        self.epoch = 0
+
+    def build(self, *arguments: object) -> None:
+        self.epoch = 0
+
+    def train_epoch(self) -> dict[str, float]:
+        if self.epoch:
+            raise WorkerLostError("the trial lost process 1 of 2")
+        self.epoch = 1
+        return {"val_error": 50.0, "epoch_seconds": 0.1}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_the_loss_of_a_group_is_reported_with_the_attempt_if_no_epoch_has(monkeypatch, tmp_path, epochs_before):
+    monkeypatch.setattr(trainable_module, "ProcessGroup", LostGroup)
+    worker = TrialTrainable(replace(trial_config(tmp_path, epochs=3), processes=2).to_tune())
+    worker.trainer.epoch = 1 - epochs_before  # the next epoch fails, or the one after it
+    monkeypatch.setattr(worker, "is_checkpoint_due", lambda epoch_seconds: False)
+    results = [worker.step() for _ in range(epochs_before + 1)]
+    attempts = [result["attempt"] for result in results]
+    assert attempts[0]["processes"] == 2
+    assert [attempt and attempt.get("reason") for attempt in attempts] == (
+        [None, None] if epochs_before else ["the trial lost process 1 of 2"]
+    )
+    assert results[-1]["lost"] == "the trial lost process 1 of 2"
+
+
 def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_path):
     """Ray Tune does not retry a trial whose `reset_config` fails."""
     right = trial_config(tmp_path)
