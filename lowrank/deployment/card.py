@@ -101,6 +101,7 @@ def render_card(content: CardContent) -> str:
         torch_version=torch.__version__.partition("+")[0], batches=batches,
         repeats=_repeats(content.latencies, batches), speeds=_speeds(content, batches),
         own_code=name if is_own_code(name) else None, usage=Markdown(_usage(content)),
+        predict_command=_predict_command(content),
         sections={title: Markdown(text) for title, text in content.sections.items()},
     )  # fmt: skip
 
@@ -181,6 +182,16 @@ def _usage(content: CardContent) -> str:
         lines += [f'network = {loaders[network]}("{network}.safetensors"{trust})' for network in tensors]
         lines.append("logits = network(images)")
     return "\n".join(lines)
+
+
+def _predict_command(content: CardContent) -> Markdown | None:
+    """The command that classifies image files; None where no file that it reads says what it expects of an image."""
+    written = {(file.network, file.kind) for file in content.export.files}
+    files = [f"{network}.safetensors" for network in (FACTORISED, MERGED) if (network, SAFETENSORS) in written]
+    if content.preprocessing is None or not files:
+        return None
+    trust = " --allow-code" if is_own_code(content.specification.network.name) else ""
+    return Markdown(f"python -m lowrank.predict {files[0]} PATH{trust}")
 
 
 def _speeds(content: CardContent, batches: Sequence[int]) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from analysis.__main__ import main
 from analysis.model_export.select_trial import Limits, choose_trial, find_completed
@@ -19,6 +21,7 @@ from lowrank.deployment.latency import Latency, describe_machine, measure_latenc
 from lowrank.errors import InputError
 from lowrank.io.model_file import ModelSpecification, load_merged, load_model, save_merged
 from lowrank.io.tensor_file import save_tensors
+from lowrank.predict import main as predict
 from lowrank.serving import load_classifier
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
@@ -162,6 +165,15 @@ class TestExport:
         raw = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         expected = load_classifier(out / "factorised.safetensors").predict(raw.numpy())  # by the file's own metadata
         assert np.allclose(variables["logits"].detach().numpy(), expected, atol=1e-4)
+
+    def test_the_command_on_the_card_classifies_an_image(self, exported, monkeypatch, capsys, tmp_path):
+        _, out, _, _ = exported
+        monkeypatch.chdir(out)
+        Image.new("L", (8, 8), 200).save(tmp_path / "digit.png")
+        command = (out / "README.md").read_text().partition("```sh\n")[2].partition("\n```")[0]
+        assert command == "python -m lowrank.predict factorised.safetensors PATH"
+        assert predict(command.replace("PATH", str(tmp_path / "digit.png")).split()[3:]) == 0
+        assert re.fullmatch(rf"{tmp_path / 'digit.png'}: \d [\d.]+ %\n", capsys.readouterr().out)
 
     def test_the_onnx_file_holds_factors_and_no_path_of_this_machine(self, exported):
         _, out, _, _ = exported

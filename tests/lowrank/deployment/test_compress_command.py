@@ -360,7 +360,9 @@ def test_weights_that_a_function_returns_need_no_file(tmp_path, capsys, without_
     printed = capsys.readouterr()
     assert f"weights: those that {tmp_path / 'mine.py'}:make is built with" in printed.err
     assert "since no file beside the weights says what they expect; --mean and --std set others" in printed.err
-    assert "made from its own weights by python -m lowrank.compress" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "made from its own weights by python -m lowrank.compress" in card
+    assert "\npython -m lowrank.predict factorised.safetensors PATH --allow-code\n" in card
 
 
 def test_published_weights_say_what_they_expect_of_an_image() -> None:
