@@ -121,15 +121,12 @@ def _load_row(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr,
 
 @triton.jit
 def _store_gradient(
-    out, values, raw, other, factors, image, row, w, channel, mask,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr,
+    out, values, other, image, row, w, channel, mask,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Store a row of x's gradient; `raw` is the row of x."""
+    """Store a row of x's gradient."""
     if ADD:
         values += _load_row(other, image, row, w, channel, mask, C, H, W)
-    if SCALE:
-        factor = tl.load(factors + (image * H + row) * W + w, mask=(w < W) & (row < H), other=0.0)
-        values += raw * factor[:, None]
     _store_row(out, values, image, row, w, channel, mask, C, H, W)
 
 
@@ -148,13 +145,13 @@ def _store_sums(target, first, second, third, valid):
 
 @triton.jit
 def _backward_kernel(  # written out: kernels have no lists
-    gradient, x, weight, other, factors, grad_x, grad_weight,
+    gradient, x, weight, other, grad_x, grad_weight,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Work on groups of four rows, one after the other; each program sums its own part of the weight's gradient.
 
-    With ADD `other` is added to the input's gradient, with SCALE x times the factor of its position.
+    With ADD `other` is added to the input's gradient.
     """
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     valid = channel < C
@@ -186,7 +183,7 @@ def _backward_kernel(  # written out: kernels have no lists
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, p)
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, q)
         s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, o)
-        _store_gradient(grad_x, a, p, other, factors, image, top, w, channel, mask, C, H, W, ADD, SCALE)
+        _store_gradient(grad_x, a, other, image, top, w, channel, mask, C, H, W, ADD)
         p = _load_row(x, image, top + 3, w, channel, mask, C, H, W)
         lt, md, rt = _load_shifts(gradient, image, top + 2, w, channel, mask, C, H, W)
         b += lt * u0 + md * u1 + rt * u2
@@ -195,17 +192,17 @@ def _backward_kernel(  # written out: kernels have no lists
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, q)
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, o)
         s8, s7, s6 = _add_products(s8, s7, s6, lt, md, rt, p)
-        _store_gradient(grad_x, b, q, other, factors, image, top + 1, w, channel, mask, C, H, W, ADD, SCALE)
+        _store_gradient(grad_x, b, other, image, top + 1, w, channel, mask, C, H, W, ADD)
         lt, md, rt = _load_shifts(gradient, image, top + 3, w, channel, mask, C, H, W)
         c += lt * u0 + md * u1 + rt * u2
         d += lt * v0 + md * v1 + rt * v2
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, o)
         s5, s4, s3 = _add_products(s5, s4, s3, lt, md, rt, p)
-        _store_gradient(grad_x, c, o, other, factors, image, top + 2, w, channel, mask, C, H, W, ADD, SCALE)
+        _store_gradient(grad_x, c, other, image, top + 2, w, channel, mask, C, H, W, ADD)
         lt, md, rt = _load_shifts(gradient, image, top + 4, w, channel, mask, C, H, W)
         d += lt * u0 + md * u1 + rt * u2
         s2, s1, s0 = _add_products(s2, s1, s0, lt, md, rt, p)
-        _store_gradient(grad_x, d, p, other, factors, image, top + 3, w, channel, mask, C, H, W, ADD, SCALE)
+        _store_gradient(grad_x, d, other, image, top + 3, w, channel, mask, C, H, W, ADD)
     target = grad_weight + (tl.program_id(0) * C + channel) * 9
     _store_sums(target, s0, s1, s2, valid)
     _store_sums(target + 3, s3, s4, s5, valid)
@@ -278,7 +275,7 @@ def _empty_like(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("lowrank::depthwise_backward", mutates_args=())
 def depthwise_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None, factors: Tensor | None = None
+    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of `depthwise`.
 
@@ -287,7 +284,6 @@ def depthwise_backward(
         x: as `depthwise` took it.
         weight: (C, 1, 3, 3), float32.
         other: another gradient of x, to be added to the first result; None for none.
-        factors: float32 (B, H, W), which times x are added to the first result too; None for none.
 
     Returns:
         Those by x, in its dtype, and by the weight, float32.
@@ -296,18 +292,12 @@ def depthwise_backward(
     constants, grid = _launch_grid(x, backward_config(x.shape[3]))
     grad_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     added = grad_x if other is None else other.contiguous(memory_format=torch.channels_last)
-    scales = grad_x if factors is None else factors.contiguous()
-    _backward_kernel[grid](
-        gradient, x, weight.contiguous(), added, scales, grad_x, parts, **constants,
-        ADD=other is not None, SCALE=factors is not None,
-    )  # fmt: skip
+    _backward_kernel[grid](gradient, x, weight.contiguous(), added, grad_x, parts, **constants, ADD=other is not None)
     return grad_x, sum_parts(parts, torch.float32)
 
 
 @depthwise_backward.register_fake
-def _(
-    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None, factors: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _empty_like(x, weight), torch.empty(weight.shape, device=weight.device)
 
 

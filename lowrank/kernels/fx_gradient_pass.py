@@ -1,14 +1,12 @@
 """A pass over the graph of a backward pass: adds a gradient within the kernel that computes the other one.
 
 The input of a residual has two gradients, the residual's and that of the depthwise convolution or of the norm that
-reads it too. A sum as an operation of its own reads both and writes the result, where reading one is enough. The
-gradient of a tap's attention is the tap times a factor of each position: the depthwise kernel has the tap at hand.
+reads it too. A sum as an operation of its own reads both and writes the result, where reading one is enough.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,11 +23,7 @@ class FuseGradientSums(CustomGraphPass):
         """Fuse the sums of `graph`, in place."""
         for node in list(graph.nodes):
             if node.target is torch.ops.aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
-                _ = any(
-                    fuse(graph, node, *pair)
-                    for fuse in (_fuse_sum, _fuse_scaled)
-                    for pair in (node.args, node.args[::-1])
-                )
+                _ = _fuse_sum(graph, node, *node.args) or _fuse_sum(graph, node, *reversed(node.args))
         graph.lint()
 
     def uuid(self) -> Any:
@@ -51,61 +45,13 @@ def _fuse_sum(graph: Graph, node: Node, gradient: Any, other: Any) -> bool:
         return False
     if not other < source:  # in the order of the graph
         return False
-    _append_input(source, other)
-    node.replace_all_uses_with(gradient)
-    graph.erase_node(node)
-    return True
-
-
-def _fuse_scaled(graph: Graph, node: Node, gradient: Any, scaled: Any) -> bool:
-    """Pass the factors of `scaled` to the depthwise operation that reads what it scales, in place of the sum `node`.
-
-    The factors may be computed after that operation; they must not depend on it. Returns whether the graph was changed.
-    """
-    operations = torch.ops.lowrank
-    if not isinstance(gradient, Node) or gradient.target is not operator.getitem or len(gradient.users) != 1:
-        return False
-    source, index = gradient.args
-    if not isinstance(source, Node) or source.target is not operations.depthwise_backward.default or index != 0:
-        return False
-    if not isinstance(scaled, Node) or scaled.target is not operations.scale_positions.default or len(source.args) > 4:
-        return False
-    x, factors = scaled.args
-    if x is not source.args[1] or len(scaled.users) != 1 or not isinstance(factors, Node) or _needs(factors, source):
-        return False
-    _append_input(source, factors, position=4)
-    node.replace_all_uses_with(gradient)
-    graph.erase_node(node)
-    graph.erase_node(scaled)
-    from torch._inductor.pattern_matcher import stable_topological_sort
-
-    stable_topological_sort(graph)
-    return True
-
-
-def _append_input(source: Node, node: Node, position: int = 0) -> None:
-    """Give an operation a further input, at this position at least; inputs left out before it are None."""
-
-    def extended(inputs: Sequence[Any], last: Any) -> tuple[Any, ...]:
-        return (*inputs, *[None] * (position - len(inputs)), last)
-
-    source.args = extended(source.args, node)
+    source.args = (*source.args, other)
     if "eager_input_vals" in source.meta:  # from which the compiler takes the strides that inputs must have
         args, kwargs = source.meta["eager_input_vals"]
-        source.meta["eager_input_vals"] = (extended(args, node.meta["val"]), kwargs)
-
-
-def _needs(node: Node, other: Node) -> bool:
-    """Return whether a node is computed from another one."""
-    waiting, seen = [node], {node}
-    while waiting:
-        some = waiting.pop()
-        if some is other:
-            return True
-        new = [one for one in some.all_input_nodes if one not in seen and not one < other]
-        seen.update(new)
-        waiting += new
-    return False
+        source.meta["eager_input_vals"] = ((*args, other.meta["val"]), kwargs)
+    node.replace_all_uses_with(gradient)
+    graph.erase_node(node)
+    return True
 
 
 def _takes_another_gradient(source: Node) -> bool:

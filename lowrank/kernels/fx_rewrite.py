@@ -22,8 +22,6 @@ from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supp
 
 # Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
 FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
-# Whether the mean square over channels is an operation whose gradient the depthwise kernel adds: no card has timed it
-FUSE_ATTENTION = False
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -81,7 +79,6 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
     from lowrank.kernels import (
         batch_norm as norm,  # noqa: F401  # registers its operations
         depthwise,  # noqa: F401  # registers its operations
-        mean_square,  # noqa: F401  # registers its operations
         pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
         stem_batch_norm as stem,  # noqa: F401  # registers its operations
     )
@@ -95,22 +92,15 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True, processes
         "narrow": _pad_channels,
         "pool": _remove_idle_pool,
         "global_pool": _replace_global_max_pool,
-        "attention": _replace_mean_square,
     }
     counts = dict.fromkeys(changes, 0)
     if not fuse_pointwise or processes > 1:
         del changes["joined"]
-    if not FUSE_ATTENTION:
-        del changes["attention"]
     if processes > 1:
         del changes["stem"]
     for node in list(graph_module.graph.nodes):
         for name, change in changes.items():
-            if (
-                node.op in ("call_function", "call_method")
-                and node in graph_module.graph.nodes
-                and change(graph_module.graph, node)
-            ):
+            if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
                 counts[name] += 1
                 break
     join_updates(graph_module.graph)
@@ -133,7 +123,7 @@ def _argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 def _only_user(node: Node) -> Node | None:
     """Return the one operation that reads a node's result; None where there are others."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].op in ("call_function", "call_method") else None
+    return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
 def _replace(graph: Graph, chain: Sequence[Node], new: Node) -> None:
@@ -426,25 +416,6 @@ def _pad_channels(graph: Graph, node: Node) -> bool:
             torch.conv2d, (padded_x, padded_weight, bias, options["stride"], options["padding"], options["dilation"], 1)
         )  # fmt: skip
     _replace(graph, [node], new)
-    return True
-
-
-def _replace_mean_square(graph: Graph, node: Node) -> bool:
-    """Replace the mean over channels of the square of images (lowrank.distillation.losses.attention_map)."""
-    from lowrank.kernels.mean_square import MAX_CHANNELS
-
-    chain = [node]
-    x = node.args[0] if node.args else None
-    value = _example(x)
-    if node.target != "float" or value is None or not _is_countable(value) or value.shape[1] > MAX_CHANNELS:
-        return False
-    if not _extend(chain, lambda user: user.target == "square"):
-        return False
-    if not _extend(chain, lambda user: user.target == "mean" and (*user.args[1:], *user.kwargs.values()) == (1,)):
-        return False
-    with graph.inserting_before(node):
-        new = graph.call_function(torch.ops.lowrank.mean_square.default, (x,))
-    _replace(graph, chain, new)
     return True
 
 

@@ -20,7 +20,6 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings
 from lowrank.data.augment import apply_augmentations, draw_augmentations, normaliser
-from lowrank.distillation import Taps, attention_loss
 from lowrank.kernels import fx_rewrite as rewriting, global_norm as norms_of_processes
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
@@ -50,7 +49,6 @@ from lowrank.kernels.batch_norm import (  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
 from lowrank.kernels.global_norm import global_norm_backward  # noqa: E402
-from lowrank.kernels.mean_square import mean_square  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -374,7 +372,6 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
         torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
     apart = 0 if room else 7
     wanted = {
-        "attention": 0,
         "stem": 1,
         "joined": 7 - apart,
         "norm": apart,
@@ -414,7 +411,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
-    counts, width = COUNTS[name] | {"attention": 0, "global_pool": int(name == "resnet9")}, 0.125
+    counts, width = COUNTS[name] | {"global_pool": int(name == "resnet9")}, 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined
         monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
@@ -443,60 +440,3 @@ def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
     assert found == counts
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
-
-
-@pytest.mark.slow  # when interpreted
-@pytest.mark.parametrize("joined", [False, True])
-def test_the_gradient_of_attention_is_added_in_the_depthwise_kernel(joined, monkeypatch):
-    """At the ends of two stages, which a depthwise convolution reads; the third has a kernel for itself."""
-    monkeypatch.setattr(rewriting, "FUSE_ATTENTION", True)
-    monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,) if joined else ())
-    counts: list[int] = []
-
-    class Counted(FuseGradientSums):
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            super().__call__(graph)
-            counts.append(len(graph.find_nodes(op="call_function", target=torch.ops.lowrank.scale_positions.default)))
-
-        def uuid(self) -> None:
-            return None
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        found.update(rewrite(graph))
-        return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": Counted()})
-
-    found: dict[str, int] = {}
-    settings = NetworkSettings(name="resnet9", width=0.25)
-    plan = network_plan(settings, (3, 16, 16), 10)
-    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
-    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
-    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
-    wanted_maps = [torch.rand(5, size, size, device=DEVICE) for size in (8, 4, 2)]
-    direction = torch.randn(5, 10, device=DEVICE)
-
-    def make_loss(network: torch.nn.Module) -> Any:
-        taps = Taps(network, ("stage1", "stage2", "stage3"))
-        taps.__enter__()
-        return lambda: (network(x) * direction).sum() + 100 * attention_loss(taps.take(), wanted_maps)
-
-    torch._dynamo.reset()
-    with keep_float32_products():
-        losses = [make_loss(plain)(), torch.compile(make_loss(other), backend=backend, fullgraph=True)()]
-        for loss in losses:
-            loss.backward()
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
-    assert found["attention"] == 3
-    assert counts == [0, 1]  # of the forward pass, and of the backward pass
-    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
-
-
-def test_mean_squares_and_their_gradients_in_the_depthwise_kernel():
-    x, gradient, weight = images(2, 20, 5, 6), images(2, 20, 5, 6).detach(), torch.randn(20, 1, 3, 3, device=DEVICE)
-    found, wanted = mean_square(x), x.square().mean(1)
-    compare(found, wanted, (x,), near=1e-5)
-    factors = torch.randn(2, 5, 6, device=DEVICE)
-    apart = torch.ops.lowrank.depthwise_backward(gradient, x.detach(), weight)
-    joined = torch.ops.lowrank.depthwise_backward(gradient, x.detach(), weight, None, factors)
-    torch.testing.assert_close(joined[0], apart[0] + x * factors[:, None], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(joined[1], apart[1])
