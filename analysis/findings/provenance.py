@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from analysis.utils import data_label
-from lowrank.utils import redact
+from lowrank.utils import format_counted, redact
 from sweeps.records import MLFLOW_FILE, TRACKING_PROGRESS_FILE, HeaderData, HeaderNetwork, StudyRecord, TrialRecord
 
 
@@ -62,7 +62,7 @@ def study_provenance(study: StudyRecord) -> Provenance:
         "tags": ", ".join(f"{name}={value}" for name, value in study.tags.items()),
     }  # fmt: skip
     facts = tuple((name, str(value)) for name, value in facts_by_name.items() if value)
-    line = [data_label(data.name), _network(header.network), f"{len(trials):,} trials", date_range(trials)]
+    line = [data_label(data.name), _network(header.network), format_counted(len(trials), "trial"), date_range(trials)]
     return Provenance(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
 
 
@@ -93,14 +93,14 @@ def _class_sizes(data: HeaderData) -> str:
 def _counted(trials: list[TrialRecord], field: str) -> str:
     """A field of the trials' last attempts: each value with its number of trials."""
     counts = Counter(str(value) for trial in trials if (value := trial.last_attempt(field)) is not None)
-    return ", ".join(f"{value} ({times:,} trial{'s' * (times != 1)})" for value, times in counts.most_common())
+    return ", ".join(f"{value} ({format_counted(times, 'trial')})" for value, times in counts.most_common())
 
 
 def _devices(study: StudyRecord) -> str:
     hardware = study.header.hardware
     cards = Counter(hardware.gpus or ())
     named = [f"{times} x {name}" for name, times in cards.items()]
-    cpus = f"{hardware.cpus} CPUs" if hardware.cpus else ""
+    cpus = format_counted(hardware.cpus, "CPU") if hardware.cpus else ""
     driver = ", ".join(filter(None, (cpus, *named)))
     ran = _counted(list(study.trials.values()), "device")
     return "; ".join(filter(None, (ran, f"the driver's machine: {driver}" if driver else "")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lowrank.utils import format_counted
 from sweeps.records import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
 from sweeps.search import DEFAULTS, make_rule
 
@@ -152,5 +153,5 @@ def audit_text(study: StudyRecord) -> str:
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
     cut = sum(trial.status is Status.STOPPED for trial in searched)
     if cut:
-        lines.append(f"{cut} trials that were stopped when the study ran have no whole curve and are left out")
+        lines.append(f"left out, without a whole curve: {format_counted(cut, 'trial')} stopped when the study ran")
     return "\n".join(lines) or "nothing to audit: no stratum has two trials that trained to their end"

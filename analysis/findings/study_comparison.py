@@ -61,8 +61,8 @@ class StudyComparison:
             f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better). {single}",
             *([fronts.cost_note] * bool(fronts.cost_note)),
             *([self._bests_sentence()] * bool(self.bests)),
-            f"{counts['same']:,} trials are the same in all, {counts['differs']:,} came out differently, "
-            f"{counts['not in all']:,} are not in all.",
+            f"Trials: {counts['same']:,} the same in all, {counts['differs']:,} that came out differently, "
+            f"{counts['not in all']:,} not in all.",
         ]
 
     @property

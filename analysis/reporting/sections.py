@@ -38,7 +38,7 @@ from analysis.reporting.tables import (
 )
 from analysis.stats import SizeMeasure, mixed_fields, mixed_text, pairing_sentence, share_base, study_strata
 from analysis.utils import format_duration
-from lowrank.utils import format_times
+from lowrank.utils import format_counted, format_times
 from sweeps.records import Status, StudyRecord, count_test_looks
 
 Section = Callable[[Page, StudyRecord, Report, Path], None]
@@ -80,7 +80,8 @@ def _unfinished(study: StudyRecord) -> str:
     why = "The study was stopped before its end" if closed else "The study had not ended when this was written"
     if closed.get("reason") == "failed":
         why = f"The study was ended by an error: {closed.get('error', '')}".rstrip(": ")
-    return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
+    parts = f"{format_counted(len(statuses), 'trial')}, {running:,} of them running, {waiting:,} waiting"
+    return f"{why} ({parts}): all below may change."
 
 
 def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
@@ -151,7 +152,7 @@ def test_error_section(page: Page, study: StudyRecord, report: Report, folder: P
         looks, tested = count_test_looks(study), sum(error.seeds for error in report.test_errors)
         times = format_times(looks) if looks else "an unknown number of times"
         caption = "Test error against parameters: of the front and the references only. The test split was looked at "
-        caption += f"{times}, {tested} trials."
+        caption += f"{times}, {format_counted(tested, 'trial')}."
         if any(error.left_front for error in report.test_errors):
             caption += " Faint marks have left the front since; the test errors played no part in that."
         caption += " Hollow marks are printed results of the same data and split." if report.published else ""

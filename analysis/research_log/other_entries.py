@@ -13,7 +13,7 @@ from analysis.reporting import DrawJob, draw_curves
 from analysis.research_log.entries import COMPRESS, TEACHER, Entry, EntryTable, entry_key
 from analysis.utils import format_duration, format_percent
 from lowrank.errors import InputError
-from lowrank.utils import first_line
+from lowrank.utils import first_line, format_counted
 
 TEACHER_FILE = "teacher.json"  # of lowrank.distillation, whose import takes seconds
 CURVE_FILE = "epochs.json"  # beside it
@@ -69,13 +69,14 @@ def teacher_entry(folder: Path) -> Entry:
     key = entry_key(TEACHER, record.name, began)
     width = record.network.get("width", 1.0)
     epochs = record.train.get("epochs")
+    trained = format_counted(epochs, "epoch") if isinstance(epochs, int) else f"{epochs} epochs"
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     facts = (
         ("network", f"{record.network['name']}{f' of width {width:g}' if width != 1 else ''}, "
                     f"{record.params:,} parameters"),
         ("data", f"{record.data.get('name')}, fingerprint {record.fingerprint}"),
         ("machine", _machine(record.hardware)),
-        ("trained", f"{epochs} epochs in {format_duration(record.seconds)}, seed {record.seed}"),
+        ("trained", f"{trained} in {format_duration(record.seconds)}, seed {record.seed}"),
         ("time an epoch", format_duration(record.seconds / len(curve)) if curve else ""),
         ("code", "; ".join(filter(None, (record.commit, versions)))),
     )  # fmt: skip
@@ -95,7 +96,7 @@ def teacher_entry(folder: Path) -> Entry:
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
-    cpus = f"{hardware['cpus']} CPUs" if hardware.get("cpus") else ""
+    cpus = format_counted(hardware["cpus"], "CPU") if hardware.get("cpus") else ""
     return ", ".join(filter(None, (str(hardware.get("host", "")), cpus, *map(str, hardware.get("gpus") or []))))
 
 
@@ -135,7 +136,7 @@ def _compress_entry(folder: Path, record: Mapping[str, Any]) -> Entry:
     )  # fmt: skip
     headings = (
         "folder", "parameters", "of the given", "mult-adds", "of the given", "method", "error before", "error after",
-        f"after {record['finetune']} epochs" if record["finetune"] else "after training",
+        f"after {format_counted(record['finetune'], 'epoch')}" if record["finetune"] else "after training",
     )  # fmt: skip
     failed = [("form not written", "", str(line)) for line in record["failed"]]
     width = record["network"].get("width", 1.0)

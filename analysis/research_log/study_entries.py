@@ -26,6 +26,7 @@ from analysis.research_log.entries import STUDY, Entry, EntryNote, EntryTable, d
 from analysis.research_log.study_runs import StudyRun, study_runs
 from analysis.stats import FrontPoint, collect_points, pareto_front, references, split_common_extras
 from analysis.utils import data_label, format_duration, format_percent, status_label
+from lowrank.utils import format_counted
 from sweeps.records import GROUP_TAG, Event, Note, NoteKind, Status, StudyEvents, StudyHeader, StudyRecord, open_todos
 
 SHOWN_POINTS, SHOWN_COMMANDS, SHOWN_FAILURES = 15, 3, 12
@@ -122,16 +123,19 @@ def _join(*parts: str | None) -> str:
 
 
 def _planned(header: StudyHeader) -> str:
-    search, train = header.section("search"), header.section("train")
+    search = header.section("search")
+    trials, repeats, epochs = search.get("trials"), search.get("repeats"), header.section("train").get("epochs")
     named = {"sampler": "by {}", "stop": "stopped early by {}", "repeats": "{} seeds each", "time": "at most {}"}
     grid = search.get("sampler") == "grid"
-    limit = "the settings of the grid, at most {:,} trials" if grid else "{:,} trials of the search"
-    parts = [limit.format(search["trials"])] if "trials" in search else []
+    limit = "the settings of the grid, at most {}" if grid else "{} of the search"
+    parts = [limit.format(format_counted(trials, "trial"))] if isinstance(trials, int) else []
+    if isinstance(repeats, int):
+        named["repeats"] = f"{format_counted(repeats, 'seed')} each"
     named = {name: text for name, text in named.items() if not (grid and name == "sampler")}
     if header.origin is not None:  # of the search only the limit of time holds
         parts, named = [f"recorded trials of {Path(header.origin.study).name} once more"], {"time": named["time"]}
     parts += [text.format(search[name]) for name, text in named.items() if search.get(name) not in (None, "none")]
-    parts += [f"{train['epochs']} epochs each"] if isinstance(train.get("epochs"), int) else []
+    parts += [f"{format_counted(epochs, 'epoch')} each"] if isinstance(epochs, int) else []
     listed = header.space.get("references")
     parts += [f"references {', '.join(map(str, listed))}"] if isinstance(listed, list) and listed else []
     return ", ".join(parts)
@@ -142,7 +146,9 @@ def _ran(run: StudyRun) -> str:
     seconds = f" after {format_duration(run.ended - run.began)}" if run.ended and run.ended > run.began else ""
     end = f"{ENDS.get(run.reason, run.reason)}{seconds}"
     epochs = sum(len(trial.epochs) for trial in run.work.trials.values())
-    return _join(f"from {began} UTC, {end}", _counted(run.work), f"{epochs:,} epochs" if epochs else "nothing trained")
+    return _join(
+        f"from {began} UTC, {end}", _counted(run.work), format_counted(epochs, "epoch") if epochs else "nothing trained"
+    )
 
 
 def _machine(run: StudyRun, provenance: Mapping[str, str]) -> str:
@@ -185,8 +191,8 @@ def _cost(study: StudyRecord) -> str:
         f"summed over trials",
         f"GPU hours {NO_NUMBER}" if cost.gpu_hours is None else f"{cost.gpu_hours:.3g} GPU hours",
         f"{speed:,.0f} images/s a trial (median)" if speed else "",
-        f"{cost.again:,} further attempts" if cost.again else "",
-        f"{cost.adopted:,} trials taken from other studies" if cost.adopted else "",
+        format_counted(cost.again, "further attempt") if cost.again else "",
+        f"{format_counted(cost.adopted, 'trial')} taken from other studies" if cost.adopted else "",
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import atomic_path, first_line, free_name, redact, write_bytes
+from lowrank.utils import atomic_path, first_line, format_counted, free_name, redact, write_bytes
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
@@ -214,7 +214,8 @@ def _repair(folder: Path, path: Path) -> list[str]:
             file.flush()
             os.fsync(file.fileno())
         count = report.lines - len(report.events)
-        done.append(f"{path.name}: {len(report.events):,} lines kept, {count:,} left out; the old file is {aside.name}")
+        valid = format_counted(len(report.events), "line")
+        done.append(f"{path.name}: {valid} kept, {count:,} left out; the old file is {aside.name}")
         done += _set_aside(folder, TRACKING_PROGRESS_FILE, "the next run brings the study into MLflow anew")
         done += _storage_lines(folder)
     if NOTES_FILE in damaged:

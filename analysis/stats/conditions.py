@@ -125,11 +125,10 @@ def mixed_words(trial: TrialRecord, mixed: Sequence[MixedField]) -> tuple[str, .
         E.g. `6 epochs` and `learning_rate 0.1`.
     """
     values = _fields(trial.specification) if trial.specification else {}
+    shown = {entry.field: _shown(values.get(entry.field, "null")) for entry in mixed}
     return tuple(
-        f"{_shown(values.get(entry.field, 'null'))} epochs"
-        if entry.field == EPOCHS
-        else f"{entry.field.partition('.')[2]} {_shown(values.get(entry.field, 'null'))}"
-        for entry in mixed
+        f"{value} epoch{'s' * (value != '1')}" if field == EPOCHS else f"{field.partition('.')[2]} {value}"
+        for field, value in shown.items()
     )
 
 

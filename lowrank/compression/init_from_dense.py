@@ -24,6 +24,7 @@ from lowrank.layers import (
     VariationalLayer,
     variational_layers,
 )
+from lowrank.utils import format_counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class InitReport:
         return max((layer.error for layer in self.layers), default=0.0)
 
     def __str__(self) -> str:
-        head = f"started {len(self.layers)} layers from trained weights, copied {len(self.copied)} tensors"
+        layers, tensors = format_counted(len(self.layers), "layer"), format_counted(len(self.copied), "tensor")
+        head = f"started {layers} from trained weights, copied {tensors}"
         return "\n".join([head, *(f"{layer.name}: relative error {layer.error:.3g}" for layer in self.layers)])
 
 

@@ -21,6 +21,7 @@ from lowrank.compression.trace import Frozen, plan_sized_network, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape, Dense, KernelChain, Method, StructuredMap, WholeKernelMethod, build_linear
 from lowrank.networks import ImageShape, NetworkSettings, make_network, without_weights
+from lowrank.utils import format_counted
 
 AUXILIARY = "auxiliary"  # name of a head that only training uses; it is never counted
 
@@ -45,7 +46,7 @@ class SubstitutionReport:
 
     def __str__(self) -> str:
         lines = [
-            f"substituted {len(self.changed)} layers, {self.params:,} parameters in all",
+            f"substituted {format_counted(len(self.changed), 'layer')}, {self.params:,} parameters in all",
             f"before: {self.dense_params:,} parameters",
         ]
         lines += [f"changed {name}: {shape}" for name, shape in zip(self.changed, self.shapes, strict=True)]

@@ -58,7 +58,7 @@ from lowrank.deployment.given_images import (
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import SVD, CPKernel, Dense, SpatialSVD, TensorTrainKernel, Tucker2, WholeKernelMethod
 from lowrank.networks import copy_network, unwrap_network
-from lowrank.utils import Countdown
+from lowrank.utils import Countdown, format_counted
 
 METHODS: dict[str, type[WholeKernelMethod]] = {
     "svd": SVD,
@@ -341,7 +341,7 @@ class Compressor:
     def _problems(self) -> dict[str, list[Problem]]:
         """The least-squares problems of each layer on the dense network's own inputs, by group."""
         layers = [self.dense.get_submodule(layer.name) for layer in self.layer_list.layers]
-        self.progress(f"calibrating {len(layers)} layer{'s' * (len(layers) != 1)} on {len(self.calibration):,} images")
+        self.progress(f"calibrating {format_counted(len(layers), 'layer')} on {len(self.calibration):,} images")
         names = [layer.name for layer in self.layer_list.layers]
         calls = sum(layer.calls for layer in self.layer_list.layers) * len(batches_of(self.calibration))
         countdown, began = Countdown(self.progress, "calibrating", calls, announced=True), time.perf_counter()

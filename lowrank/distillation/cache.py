@@ -30,7 +30,7 @@ from torch.nn import functional
 from lowrank.data import AugmentationSettings, DecoderPool, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
-from lowrank.utils import TEMPORARY_SUFFIX, IdleWatch, LockedError, format_bytes, hold_lock
+from lowrank.utils import TEMPORARY_SUFFIX, IdleWatch, LockedError, format_bytes, format_counted, hold_lock
 
 FORMAT = 1  # version of the files; part of the key
 LOCK_FILE = "build.lock"
@@ -263,11 +263,12 @@ def _fill(
         return True
     missing_bytes = cache.missing_bytes(len(missing))
     size = format_bytes(len(missing) * cache.layout.bytes)
+    epochs = format_counted(len(missing), "epoch")
     if missing_bytes:
         reason = (
             f"{format_bytes(RESERVE)} stay free, and the disk of {cache.folder} lacks {format_bytes(missing_bytes)}"
         )
-        notify(f"no teacher cache, the live teacher runs instead: {len(missing)} epochs take {size}, {reason}")
+        notify(f"no teacher cache, the live teacher runs instead: {size} for {epochs}, {reason}")
         return False
     progress, written = _ProgressFile(cache.folder, on_progress), []
     try:
@@ -277,8 +278,8 @@ def _fill(
                 progress.touch()
         missing = [cache_epoch for cache_epoch in missing if cache_epoch not in written]
         if missing:
-            size = format_bytes(len(missing) * cache.layout.bytes)
-            notify(f"teacher cache: {len(missing)} epochs of {cache.layout.images:,} images, {size}, in {cache.folder}")
+            size, epochs = format_bytes(len(missing) * cache.layout.bytes), format_counted(len(missing), "epoch")
+            notify(f"teacher cache: {epochs} of {cache.layout.images:,} images, {size}, in {cache.folder}")
             start, teacher = time.monotonic(), source.teacher()
             with closing(DecoderPool()) as decoders:
                 for cache_epoch in missing:
@@ -287,7 +288,7 @@ def _fill(
                     written.append(cache_epoch)
                     if on_epoch_cached is not None:
                         on_epoch_cached(cache_epoch)
-            notify(f"teacher cache: {len(missing)} epochs built in {time.monotonic() - start:.1f} s")
+            notify(f"teacher cache: {epochs} built in {time.monotonic() - start:.1f} s")
     except OSError:
         for cache_epoch in written:
             cache.path(cache_epoch).unlink(missing_ok=True)

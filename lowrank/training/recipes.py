@@ -13,6 +13,7 @@ from typing import Any
 from lowrank.data import AugmentationSettings, default_augmentation
 from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
+from lowrank.utils import format_counted
 
 RECIPE_FIELD = "recipe"  # key that names a recipe, beside the fields that override it
 _STEPS = {"schedule": "step", "nesterov": False}
@@ -126,8 +127,8 @@ def augmentation_for(
     for key, limit in (("shift", side // 2), ("cutout", side - 1)):  # beyond them, images may be blank
         if chosen.get(key, 0) > max(1, limit):
             raise InputError(
-                f"`train.{key}` must be at most {max(1, limit)} pixels for images of {width}x{height}, "
-                f"but got {chosen[key]}"
+                f"`train.{key}` must be at most {format_counted(max(1, limit), 'pixel')} for images of "
+                f"{width}x{height}, but got {chosen[key]}"
             )
     fields = {**(defaults or {}), **chosen, "seed": seed}
     return default_augmentation(data_name, image_shape).model_copy(update=fields)

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         first_line as first_line,
         format_bytes as format_bytes,
         format_count as format_count,
+        format_counted as format_counted,
         format_round_count as format_round_count,
         format_times as format_times,
         last_line as last_line,
@@ -95,8 +96,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "templates": "Markdown read_resource render_template",
         "text": (
-            "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "
-            "redact_arguments"
+            "HIDDEN first_line format_bytes format_count format_counted format_round_count format_times last_line "
+            "one_line redact redact_arguments"
         ),
         "torchvision_compat": "prepare_torchvision torchvision",
         "validation": "read_module_names validate_model",

@@ -103,6 +103,21 @@ def format_round_count(count: float) -> str:
     return f"{count:g}"
 
 
+def format_counted(count: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun in the form that belongs to it.
+
+    Args:
+        count: of the things.
+        noun: in the singular.
+        plural: of the noun; None for the noun with an `s`.
+
+    Returns:
+        E.g. `1 epoch`, `2,000 epochs` or `0.5 CPUs`.
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def format_times(count: int) -> str:
     """Say how often something happened.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowrank.utils import format_counted
 from sweeps.cluster.aws_prices import (
     ACCELERATORS,
     HOURS,
@@ -89,7 +90,7 @@ def offer_table(offers: Sequence[Offer], regions: dict[str, Region], card: str) 
     lines.append(f"{'zone':18} {'type':15} {'GPUs':>4} {'$ a GPU hour':>13}  quota allows")
     for offer in offers[:TABLE_ROWS]:
         allowed = regions[offer.region].allowed(offer)
-        quota = "not known" if allowed is None else f"{allowed} GPUs"
+        quota = "not known" if allowed is None else format_counted(allowed, "GPU")
         lines.append(
             f"{offer.zone:18} {offer.machine_type.name:15} {offer.machine_type.gpus:4} {offer.price:13.4f}  {quota}"
         )
@@ -131,8 +132,8 @@ def machine_line(offer: Offer, gpus: int) -> str:
     """
     machines = -(-gpus // offer.machine_type.gpus)
     cards = machines * offer.machine_type.gpus
-    count = f"{machines} machine{'s' * (machines > 1)}"
-    return f"{count} {offer.machine_type.name} in {offer.zone}: {cards} GPUs, ${offer.price * cards:.2f} an hour"
+    name, gpus_text = f"{format_counted(machines, 'machine')} {offer.machine_type.name}", format_counted(cards, "GPU")
+    return f"{name} in {offer.zone}: {gpus_text}, ${offer.price * cards:.2f} an hour"
 
 
 def torch_warning(card: str, accelerator: Accelerator) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from lowrank.utils import format_counted
 from sweeps.records import EventFields
 from sweeps.resources.mps import PROCESSES
 from sweeps.resources.shares import Cluster
@@ -137,11 +138,13 @@ def packing_limit(cluster: Cluster, cpus: float, trials: int, max_concurrent: in
     cards = max(1.0, cluster.gpus)
     limits = [
         Limit(math.floor(cluster.cpus / cpus / cards + 1e-9),
-              f"{cluster.cpus:g} CPUs for {cards:g} cards, {cpus:g} a trial"),
-        Limit(math.ceil(trials / cards), f"{trials} trials for {cards:g} cards"),
+              f"{format_counted(cluster.cpus, 'CPU')} for {format_counted(cards, 'card')}, {cpus:g} a trial"),
+        Limit(math.ceil(trials / cards), f"{format_counted(trials, 'trial')} for {format_counted(cards, 'card')}"),
     ]  # fmt: skip
     if max_concurrent is not None:
-        limits.append(Limit(math.ceil(max_concurrent / cards), f"at most {max_concurrent} trials at once"))
+        limits.append(
+            Limit(math.ceil(max_concurrent / cards), f"at most {format_counted(max_concurrent, 'trial')} at once")
+        )
     tightest = min(limits, key=lambda limit: limit.trials)
     return Limit(max(1, tightest.trials), tightest.reason)
 

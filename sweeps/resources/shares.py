@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from lowrank.errors import InputError
-from lowrank.utils import first_line, validate_model
+from lowrank.utils import first_line, format_counted, validate_model
 from sweeps.space import AUTO, ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
@@ -211,13 +211,13 @@ def _processes(gpus: float, processes: int | None) -> int:
 def _check(cluster: Cluster, cpus: float, gpus: float) -> None:
     if cpus > cluster.max_cpus:
         raise InputError(
-            f"a trial asks for {cpus:g} CPUs, but the largest machine of the cluster has {cluster.max_cpus:g}; "
-            f"choose --cpus-per-trial from 0.1 to {cluster.max_cpus:g}"
+            f"a trial asks for {format_counted(cpus, 'CPU')}, but the largest machine of the cluster has "
+            f"{cluster.max_cpus:g}; choose --cpus-per-trial from 0.1 to {cluster.max_cpus:g}"
         )
     if gpus > cluster.max_gpus:
         raise InputError(
-            f"a trial asks for {gpus:g} GPUs, but the largest machine of the cluster has {cluster.max_gpus:g}; "
-            f"choose --gpus-per-trial from 0 to {cluster.max_gpus:g}"
+            f"a trial asks for {format_counted(gpus, 'GPU')}, but the largest machine of the cluster has "
+            f"{cluster.max_gpus:g}; choose --gpus-per-trial from 0 to {cluster.max_gpus:g}"
         )
     if 0 < gpus < SMALLEST_SHARE or (gpus > 1 and gpus != int(gpus)):
         raise InputError(

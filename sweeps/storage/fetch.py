@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from lowrank.errors import InputError
-from lowrank.utils import first_line, free_name, write_bytes
+from lowrank.utils import first_line, format_counted, free_name, write_bytes
 from sweeps.records import JOURNAL_FILE, NOTES_FILE, SPACE_FILE, hold_study_folder
 from sweeps.storage.claims import CLAIMS_FOLDER, DRIVER_FILE, stored_sizes
 from sweeps.storage.parts import PARTS_SUFFIX, PartsError
@@ -174,8 +174,9 @@ def _replace(storage: Storage, folder: Path, names: list[str]) -> None:
         _write(path, content)
     if renamed:
         print(
-            f"{len(renamed)} files of {folder} were newer than their stored copies, such as {renamed[0].name}; another "
-            f"machine went on with the study, so these are kept as *{SUPERSEDED_SUFFIX}", flush=True,
+            f"newer than the stored copy: {format_counted(len(renamed), 'file')} of {folder}, such as "
+            f"{renamed[0].name}; another machine went on with the study, so what was here is kept as "
+            f"*{SUPERSEDED_SUFFIX}", flush=True,
         )  # fmt: skip
 
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
-from lowrank.utils import ExitCode, commit, module_command, module_environment, one_line, redact, relative_path
+from lowrank.utils import (
+    ExitCode,
+    commit,
+    format_counted,
+    module_command,
+    module_environment,
+    one_line,
+    redact,
+    relative_path,
+)
 from sweeps.records import (
     JOURNAL_FILE,
     MLFLOW_FILE,
@@ -163,7 +172,7 @@ def run_study(
                 proposer = make_proposer(space, config.folder, resolver.points, resolver.training_cost)
             if isinstance(proposer, OptunaProposer):
                 if count := proposer.restore(record.trials.values(), strata):
-                    print(f"{count} proposals added to Optuna's record from the journal", flush=True)
+                    print(f"{format_counted(count, 'proposal')} added to Optuna's record from the journal", flush=True)
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             resources = planner.resolve(resolver, journal, record, config.data_dir, modes, measure_on_cards)
             event = journal.append(

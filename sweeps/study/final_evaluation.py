@@ -11,7 +11,7 @@ from lowrank.errors import HungError, InputError
 from lowrank.io import load_tensors
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
-from lowrank.utils import first_line, one_line
+from lowrank.utils import first_line, format_counted, one_line
 from sweeps.cluster import out_of_memory
 from sweeps.records import (
     CHECKPOINT_FILE,
@@ -87,8 +87,8 @@ def _test_lines(study: StudyRecord, folder: Path) -> list[str]:
     if not missing:
         return []
     return [
-        f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "
-        f"{resume_command(folder)} --test"
+        f"without a test error: {format_counted(len(missing), 'trial')} of the front and references; a further look, "
+        f"which is counted: {resume_command(folder)} --test"
     ]
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lowrank.errors import InputError
-from lowrank.utils import format_bytes, nearest_existing
+from lowrank.utils import format_bytes, format_counted, nearest_existing
 
 BYTES_PER_PARAMETER = 8  # of a checkpoint: a weight and its momentum, in float32
 GENERATIONS = 2  # checkpoints of a running trial
@@ -34,13 +34,14 @@ def check_free_space(folder: Path, params: int, concurrent: int, trials: int) ->
     needed = concurrent * GENERATIONS * checkpoint + RESERVE_BYTES
     if free < needed:
         raise InputError(
-            f"the disk of {nearest} must have {format_bytes(needed)} free for the checkpoints of {concurrent} trials "
-            f"at once, but has {format_bytes(free)}; make room, or choose another disk by --out"
+            f"the disk of {nearest} must have {format_bytes(needed)} free for the checkpoints of "
+            f"{format_counted(concurrent, 'trial')} at once, but has {format_bytes(free)}; make room, or choose "
+            "another disk by --out"
         )
     total = needed + trials * checkpoint
     if free < total:
         return (
-            f"the disk of {nearest} has {format_bytes(free)} free; the weights of {trials} trials may take up to "
-            f"{format_bytes(total)}"
+            f"the disk of {nearest} has {format_bytes(free)} free; the weights of "
+            f"{format_counted(trials, 'trial')} may take up to {format_bytes(total)}"
         )
     return None

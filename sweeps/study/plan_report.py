@@ -33,7 +33,7 @@ from lowrank.training import (
     split_output,
     use_channels_last,
 )
-from lowrank.utils import first_line, print_progress, usable_cores
+from lowrank.utils import first_line, format_counted, print_progress, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import (
@@ -320,9 +320,9 @@ def _augmentation_words(space: Space, resolver: Resolver) -> str:
     searched = [field for field in ("shift", "flip", "cutout") if f"train.{field}" in space.domains]
     views = augmentation_for(space.recipe({}), resolver.data.name, resolver.image_shape, space.search.seed)
     words = {
-        "shift": f"shifted by up to {_number(views.shift, 'pixel')}{_shift_rule(space)}" if views.shift else "",
+        "shift": f"shifted by up to {format_counted(views.shift, 'pixel')}{_shift_rule(space)}" if views.shift else "",
         "flip": "mirrored left to right (train.flip: false for letters, digits or signs)" if views.flip else "",
-        "cutout": f"a square of {_number(views.cutout, 'pixel')} cut out" if views.cutout else "",
+        "cutout": f"a square of {format_counted(views.cutout, 'pixel')} cut out" if views.cutout else "",
     }
     parts = [f"train.{field} is searched" if field in searched else text for field, text in words.items()]
     return ", ".join(filter(None, parts)) or "none"
@@ -347,10 +347,6 @@ def _class_line(data: ImageData) -> str:
     if most >= _UNEVEN * max(1, least):
         line += "; uneven: see the balanced error, and train.class_weights or train.sampler: balanced"
     return f"classes: {line}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _resizing_words(data: ImageData) -> str:
@@ -378,7 +374,7 @@ def _teacher_line(space: Space, data: ImageData, resolver: Resolver) -> list[str
     if resolver.teacher is None:
         return []
     record, name = resolver.teacher.weights, resolver.teacher.name
-    first = f"; not there yet, trained first for {teacher_space(space).epochs} epochs"
+    first = f"; not there yet, trained first for {format_counted(teacher_space(space).epochs, 'epoch')}"
     classes = record.differing_classes(data)
     line = f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"
     return [line if classes is None else f"{line}; {classes}"]
@@ -432,12 +428,13 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         _network_line(space, resolver),
         _recipe_line(space),
         f"trials: {plan.trials} at most, references included, {points}; "
-        f"{_number(recipe.epochs, 'epoch')} of {_number(steps, 'step')} each, {plan.slots} at a time",
+        f"{format_counted(recipe.epochs, 'epoch')} of {format_counted(steps, 'step')} each, {plan.slots} at a time",
         *_few_steps_line(space, data, steps),
     ]
     if plan.finetune_epochs:
-        numbers = " or ".join(map(str, plan.finetune_epochs))
-        trained = f"fine-tuned for {numbers} epochs" if any(plan.finetune_epochs) else "not fine-tuned"
+        *others, last = plan.finetune_epochs
+        numbers = " or ".join((*map(str, others), format_counted(last, "epoch")))
+        trained = f"fine-tuned for {numbers}" if any(plan.finetune_epochs) else "not fine-tuned"
         lines.append(f"after the removal of groups: {trained} (`method.finetune_epochs`)")
     if plan.posteriors_by_sgd:
         lines.append(f"  note: {SGD_NOTICE}")

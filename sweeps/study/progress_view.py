@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from lowrank.utils import format_counted
 from sweeps.records import TERMINAL, Role, Status, StudyRecord, TrialRecord
 from sweeps.utils import format_duration
 
@@ -92,7 +93,7 @@ def summary_line(shown: Progress) -> str:
     Returns:
         The line.
     """
-    parts = [f"{shown.ended}/{shown.total} trials"]
+    parts = [f"{shown.ended}/{format_counted(shown.total, 'trial')}"]
     parts += [
         f"{shown.counts[status]} {_SHORT[status]}"
         for status in (Status.RUNNING, Status.STOPPED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)

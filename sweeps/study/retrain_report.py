@@ -50,7 +50,8 @@ def _first_difference(old: TrialRecord, new: TrialRecord) -> str:
     differing = (epoch for epoch in common if _training_metrics(old, epoch) != _training_metrics(new, epoch))
     first = next(differing, None)
     if first is None:
-        return f"all {len(common)} epochs that both have came out the same, to the last digit of every error and loss"
+        both = "the one epoch" if len(common) == 1 else f"all {len(common)} epochs"
+        return f"{both} that both have came out the same, to the last digit of every error and loss"
     devices = [str(trial.last_attempt("device") or "an unknown device") for trial in (old, new)]
     formats = [trial.number_format or "an unknown number format" for trial in (old, new)]
     reason = f"on record on {devices[0]} in {formats[0]}, now on {devices[1]} in {formats[1]}"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lowrank.data import absolute_data_name
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, redact, validate_model, write_bytes, write_text
+from lowrank.utils import ExitCode, format_counted, redact, validate_model, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
@@ -263,7 +263,7 @@ def summary_lines(
     Returns:
         The lines to print.
     """
-    lines = [f"\n{folder.name}: {len(members)} studies in {folder}"]
+    lines = [f"\n{folder.name}: {format_counted(len(members), 'study', 'studies')} in {folder}"]
     for member in members:
         record = records[member.name]
         trials = list(record.trials.values()) if record else []
@@ -271,7 +271,7 @@ def summary_lines(
         ended = "ended" if _is_finished(record) else "not ended" if record else "not begun"
         adopted = sum(bool(trial.adopted) for trial in done)
         shared = f", {adopted} of them trained in another of these studies" if adopted else ""
-        count = f"{len(done)} of {len(trials)} trials completed{shared}"
+        count = f"{len(done)} of {format_counted(len(trials), 'trial')} completed{shared}"
         lines.append(f"{member.name} ({ended}): {count}. {member.space.question}")
         lines += [f"  {stratum}: {_describe(best)}" for stratum, best in _best(trials).items()]
     return lines

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lowrank.data import ImageData
 from lowrank.distillation import TeacherRecord
 from lowrank.errors import InputError
-from lowrank.utils import redact
+from lowrank.utils import format_counted, redact
 from sweeps.records import check_studies_folder
 from sweeps.space import Space, teacher_space
 from sweeps.teachers.registry import default_uri, register
@@ -82,7 +82,8 @@ def train_with_progress(space: Space, data: ImageData, root: Path, name: str, de
     """
     trial = Resolver(space, data).resolve({})
     print(f"{name}: {space.network.name}, {trial.counts['params']:,} parameters, on {data.name} "
-          f"({len(data.train):,} training images), {space.epochs} epochs on {device}", flush=True)  # fmt: skip
+          f"({len(data.train):,} training images), {format_counted(space.epochs, 'epoch')} on {device}",
+          flush=True)  # fmt: skip
     with _EpochLines(space.epochs) as lines:
         record = train_teacher(trial, data, root, name, device, on_epoch=lines.epoch, on_start=lines.start)
     print(f"{name}: validation error {record.val_error:.2f} %, test error {record.test_error:.2f} %, "

@@ -49,6 +49,7 @@ from analysis.stats import (
     t_test_p_value,
 )
 from analysis.utils import format_percent, format_points, method_label
+from lowrank.utils import format_counted
 from sweeps.records import StudyRecord
 
 NEXT_BEST = "next best method"
@@ -318,10 +319,9 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     )
     on_front = pareto_front(points)
     if on_front:
-        plural = "s" * (len(on_front) != 1)
         ends = dict.fromkeys(f"{point.params:,}" for point in (on_front[0], on_front[-1]))
         paragraphs.append(
-            f"The front has {len(on_front)} point{plural}, of {' to '.join(ends)} parameters; only "
+            f"The front has {format_counted(len(on_front), 'point')}, of {' to '.join(ends)} parameters; only "
             "trials trained to their end are on it, and all errors here are on validation images."
         )
         paragraphs += [sentence] if (sentence := undecided_sentence(study, points, evidence)) else []

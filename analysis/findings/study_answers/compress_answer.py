@@ -34,6 +34,7 @@ from analysis.stats import (
     t_test_p_value,
 )
 from analysis.utils import format_percent, format_points, join_words, method_label
+from lowrank.utils import format_counted
 from sweeps.records import StudyRecord
 
 SHARE_WORDS = {0.5: "half the parameters", 0.25: "a quarter", 0.2: "a fifth", 0.125: "an eighth", 0.1: "a tenth",
@@ -360,9 +361,9 @@ def epochs_words(point: FrontPoint) -> str:
     Returns:
         E.g. ` (3 epochs, 23 in all)`.
     """
-    epochs = f"{point.epochs} epoch{'s' * (point.epochs != 1)}"
+    epochs = format_counted(point.epochs, "epoch")
     if point.method == UNCHANGED:
-        return "" if point.total_epochs is None else f" ({point.total_epochs} epochs)"
+        return "" if point.total_epochs is None else f" ({format_counted(point.total_epochs, 'epoch')})"
     if point.start == "scratch":
         return f" ({epochs} in all)"
     return f" ({epochs})" if point.total_epochs is None else f" ({epochs}, {point.total_epochs} in all)"

@@ -15,7 +15,7 @@ from lowrank.data.reading.part_names import HELD_OUT, PART_NAMES, Part, check_on
 from lowrank.data.reading.source import ImageListing
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
-from lowrank.utils import one_line
+from lowrank.utils import format_counted, one_line
 
 _NAMED = 3  # files that a message names
 _NO_CLASS = {"unknown", "unlabeled", "unlabelled"}
@@ -206,7 +206,9 @@ def _no_classes(root: Path, named: dict[Part, list[Path]]) -> InputError:
         return InputError(f"{rule}, but there are Parquet files; is parquet:{root} meant?")
     images = [file for file in files if file.suffix.lower() in image_suffixes()]
     if images:
-        return InputError(f"{rule}, but {len(images):,} images lie in it directly, such as {images[0].name}")
+        return InputError(
+            f"{rule}, but it holds {format_counted(len(images), 'image')} directly, such as {images[0].name}"
+        )
     hidden = hidden_files(root)
     if hidden:
         return InputError(f"{rule}, but it holds none beside {len(hidden):,} {HIDDEN}, such as {hidden[0]}")

@@ -49,9 +49,9 @@ def test_what_has_no_whole_curve_is_left_out_and_said():
     cut = trial("cut", [50.0], 0.0, Status.STOPPED)
     reference = trial("dense", [1.0] * 4, 0.0, role=Role.REFERENCE)
     text = audit_text(study(*EARLY, cut, reference))
-    assert "1 trials that were stopped when the study ran have no whole curve and are left out" in text
+    assert "left out, without a whole curve: 1 trial stopped when the study ran" in text
     assert "dense" not in text
-    assert audit_text(study(cut)).startswith("1 trials")
+    assert audit_text(study(cut)).startswith("left out, without a whole curve: 1 trial ")
     assert audit_text(study()) == "nothing to audit: no stratum has two trials that trained to their end"
 
 

@@ -122,7 +122,7 @@ def test_every_method_reports_each_layers_error_and_copies_the_rest(name):
 def test_the_report_says_what_was_done():
     report = InitReport((LayerInit("a.b", 0.25), LayerInit("c", 0.5)), ("norm.weight",))
     assert str(report).splitlines() == [
-        "started 2 layers from trained weights, copied 1 tensors", "a.b: relative error 0.25", "c: relative error 0.5",
+        "started 2 layers from trained weights, copied 1 tensor", "a.b: relative error 0.25", "c: relative error 0.5",
     ]  # fmt: skip
     assert report.largest_error == 0.5
     assert InitReport((), ()).largest_error == 0.0

@@ -225,7 +225,7 @@ class TestLayouts:
 
     def test_what_lies_in_the_folder_instead(self, tmp_path: Path):
         fill(tmp_path / "images", 3, 0)
-        fails(tmp_path / "images", r"but 3 images lie in it directly, such as 000.png$")
+        fails(tmp_path / "images", r"but it holds 3 images directly, such as 000.png$")
         (tmp_path / "images" / "labels.csv").touch()
         fails(tmp_path / "images", rf"is the table labels.csv meant\? Then csv:{tmp_path}/images/labels.csv$")
         (tmp_path / "hub").mkdir()

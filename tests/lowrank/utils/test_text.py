@@ -8,6 +8,7 @@ from lowrank.utils.text import (
     first_line,
     format_bytes,
     format_count,
+    format_counted,
     format_round_count,
     last_line,
     one_line,
@@ -28,6 +29,18 @@ def test_lines_of_an_error():
 def test_an_error_without_text_is_named_by_its_class():
     assert first_line(KeyboardInterrupt()) == last_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert one_line(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "plural", "shown"),
+    [
+        (1, "epoch", None, "1 epoch"), (0, "epoch", None, "0 epochs"), (2_000, "epoch", None, "2,000 epochs"),
+        (1.0, "GPU", None, "1 GPU"), (0.5, "CPU", None, "0.5 CPUs"), (1, "study", "studies", "1 study"),
+        (3, "study", "studies", "3 studies"),
+    ],
+)  # fmt: skip
+def test_a_noun_has_the_form_that_belongs_to_its_number(count, noun, plural, shown):
+    assert format_counted(count, noun, plural) == shown
 
 
 @pytest.mark.parametrize(("count", "shown"), [(45e6, "45.0 MB"), (999_999_999, "1000.0 MB"), (2.2e9, "2.2 GB")])

@@ -156,7 +156,7 @@ def test_all_regions_of_the_account_are_looked_up(monkeypatch, capsys):
         assert main(["--accelerator", "l4", "--gpus", "1"], client) == 0
     output = capsys.readouterr().out
     assert "sa-east-1 was not seen (OptInRequired: not yours)" in output
-    assert "1 machine g6.xlarge in eu-west-1a: 1 GPUs, $0.40 an hour" in output
+    assert "1 machine g6.xlarge in eu-west-1a: 1 GPU, $0.40 an hour" in output
 
 
 def test_missing_credentials_are_one_line(monkeypatch, capsys, tmp_path):

@@ -47,7 +47,7 @@ def test_fewer_trials_at_once_spread_over_the_cards():
     ("cluster", "cpus", "gpus", "message"),
     [
         (LAPTOP, 4, 0, "a trial asks for 4 CPUs, but the largest machine of the cluster has 2"),
-        (LAPTOP, 1, 1, "a trial asks for 1 GPUs, but the largest machine of the cluster has 0"),
+        (LAPTOP, 1, 1, "a trial asks for 1 GPU, but the largest machine of the cluster has 0"),
         (TWO_CARDS, 1, 3, "a trial asks for 3 GPUs, but the largest machine of the cluster has 2"),
         (TWO_CARDS, 1, 0.001, "must be 0, a share from 0.01 to 1, or a whole number, but got 0.001"),
         (TWO_CARDS, 1, 1.5, "must be 0, a share from 0.01 to 1, or a whole number, but got 1.5"),
@@ -148,6 +148,6 @@ def test_a_ray_of_the_driver_alone_gets_no_workers_of_the_cluster_on_whose_head_
     asked = ResourceSettings(gpus_per_trial=1)
     planner = ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=False, address=None)
     assert planner.share.gpus == 0
-    with pytest.raises(InputError, match="a trial asks for 1 GPUs, but the largest machine of the cluster has 0"):
+    with pytest.raises(InputError, match="a trial asks for 1 GPU, but the largest machine of the cluster has 0"):
         ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=True, address=None)
     assert ResourcePlanner(SimpleNamespace(resources=asked), 4, require_gpus=True, address="auto").share.gpus == 1

@@ -117,7 +117,7 @@ def test_files_of_another_machine_replace_ours_and_lose_none_that_is_newer(store
     assert [(path.name, path.read_bytes()) for path in others] == (
         [("checkpoint.safetensors.superseded", b"ours")] if newer else []
     )
-    assert ("1 files of" in capsys.readouterr().out) == newer
+    assert ("newer than the stored copy: 1 file of" in capsys.readouterr().out) == newer
     run_driver(stored, study)
     assert [name for name in stored.names() if "superseded" in name] == []
 

@@ -88,7 +88,7 @@ def test_each_study_gets_an_equal_part_of_the_remaining_time(studies, series, ca
     printed = capsys.readouterr().out
     assert "study 1 of 2: plain\n" in printed
     assert (
-        "cp (ended): 1 of 1 trials completed. Which?\n  params <= 700: tensor_train, 500 parameters, 5.00 %" in printed
+        "cp (ended): 1 of 1 trial completed. Which?\n  params <= 700: tensor_train, 500 parameters, 5.00 %" in printed
     )
     assert "go on with" not in printed
 

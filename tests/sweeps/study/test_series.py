@@ -149,7 +149,7 @@ def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
     done = studies.run("--resume", "both", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "plain (ended): 2 of 2 trials completed" in done.stdout
-    assert "cp (ended): 1 of 1 trials completed" in done.stdout
+    assert "cp (ended): 1 of 1 trial completed" in done.stdout
     assert "cp, " in done.stdout
     again = studies.run("--resume", "both", "--out", str(out))
     assert again.returncode == 0
