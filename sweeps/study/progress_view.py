@@ -188,14 +188,15 @@ class ProgressView:
             self._notices_shown[name] = len(trial.notices)
 
     def _lines(self, shown: Progress) -> None:
-        ended = [trial for trial in self.record.trials.values() if trial.status in TERMINAL]
         several = len({trial.seed for trial in self.record.trials.values()}) > 1
-        for trial in [trial for trial in ended if trial.trial_id not in self._trials_shown]:
-            self._trials_shown.add(trial.trial_id)
-            if trial.status is not Status.INFEASIBLE:
-                how = "adopted" if trial.adopted else _SHORT[trial.status]
-                why = f"; trial {trial.trial_id[:6]}: {trial.reason}" if trial.status in _ERRORS else ""
-                self.print_line(f"{how:13} {describe(trial, with_seed=several)} [{shown.ended}/{shown.total}]{why}")
+        ended = [name for name, trial in self.record.trials.items() if trial.status in TERMINAL]
+        new = [self.record.trials[name] for name in ended if name not in self._trials_shown]
+        self._trials_shown.update(ended)
+        counted = [trial for trial in new if trial.status is not Status.INFEASIBLE]
+        for number, trial in enumerate(counted, shown.ended - len(counted) + 1):
+            how = "adopted" if trial.adopted else _SHORT[trial.status]
+            why = f"; trial {trial.trial_id[:6]}: {trial.reason}" if trial.status in _ERRORS else ""
+            self.print_line(f"{how:13} {describe(trial, with_seed=several)} [{number}/{shown.total}]{why}")
         if time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
             self.print_line(summary_line(shown))

@@ -75,7 +75,7 @@ def test_lines_name_each_end_and_each_notice_once_and_none_of_an_earlier_run(mon
             view.update()
     assert shown(console) == [
         "no cache [yet]",
-        "stopped early dense, 1 parameters: 50.00 % validation error [3/4]",
+        "stopped early dense, 1 parameters: 50.00 % validation error [2/4]",
         "adopted       dense, 1 parameters: 50.00 % validation error [3/4]",
     ]
 
@@ -84,14 +84,14 @@ def test_a_line_of_a_failed_trial_names_trial_and_reason(monkeypatch):
     Clock(monkeypatch)
     console = Console(file=io.StringIO(), width=300)
     study = record(trial("b", Status.RUNNING, 1))
-    with ProgressView(study, lambda: 2, console):
+    with ProgressView(study, lambda: 3, console):
         for name, status in (("4b05067dffa3", Status.FAILED), ("c", Status.DIVERGED), ("d", Status.OUT_OF_MEMORY)):
             study.trials[name] = trial(name, status, 0)
             study.trials[name].reason = "ValueError: too [wide]"
     assert shown(console) == [
-        "failed        dense, 1 parameters [3/2]; trial 4b0506: ValueError: too [wide]",
-        "diverged      dense, 1 parameters [3/2]; trial c: ValueError: too [wide]",
-        "out of memory dense, 1 parameters [3/2]; trial d: ValueError: too [wide]",
+        "failed        dense, 1 parameters [1/3]; trial 4b0506: ValueError: too [wide]",
+        "diverged      dense, 1 parameters [2/3]; trial c: ValueError: too [wide]",
+        "out of memory dense, 1 parameters [3/3]; trial d: ValueError: too [wide]",
     ]
 
 
