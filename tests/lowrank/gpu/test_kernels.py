@@ -62,7 +62,7 @@ POINTWISE_CASES = [
 ]  # fmt: skip
 if not INTERPRETED:  # in float32 no GPU has shared memory for more channels; benchmarks.gpu.kernels uses bfloat16
     POINTWISE_CASES = [case for case in POINTWISE_CASES if max(case[:2]) <= 64]
-SIXTEEN_BIT_CHANNELS = ((16, 64), (64, 64), (64, 128), (128, 32), (128, 128), (128, 256))
+SIXTEEN_BIT_CHANNELS = ((16, 64), (64, 64), (64, 128), (128, 32), (128, 128), (128, 256), (48, 96))
 
 
 @pytest.fixture(autouse=True)
@@ -385,8 +385,8 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
 
 
 def test_shapes_that_the_fused_kernels_support():
-    assert [supports(8, 16), supports(64, 128), supports(128, 128), supports(128, 256)] == [True] * 4
-    assert [supports(4, 16), supports(96, 128), supports(256, 128), supports(128, 512)] == [False] * 4
+    assert [supports(8, 8), supports(16, 8), supports(48, 96), supports(96, 128), supports(128, 256)] == [True] * 5
+    assert [supports(4, 16), supports(24, 32), supports(32, 24), supports(144, 128), supports(128, 512)] == [False] * 5
     assert [stem.supports(3, 64), stem.supports(1, 16), stem.supports(2, 128)] == [True] * 3
     assert [stem.supports(4, 64), stem.supports(3, 8), stem.supports(3, 48), stem.supports(3, 256)] == [False] * 4
 
