@@ -46,6 +46,7 @@ from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, mak
 from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
 from lowrank.training.variational import SGD_NOTICE, VariationalTraining
+from lowrank.utils import ensure_compiler_cache
 
 MIN_EVAL_BATCH = 256  # images: evaluation keeps no gradients, so a larger batch than the recipe's fits
 PREFIXED_METRICS = (
@@ -116,6 +117,9 @@ class Trainer:
         Raises:
             InputError: the network or the teacher lacks what the recipe needs.
         """
+        line = ensure_compiler_cache()
+        if line is not None:
+            notify(line)
         self.device = torch.device(device)
         self.network = use_channels_last(network.to(self.device))  # twice as fast on CPUs too
         self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         available_mb as available_mb,
         child_processes as child_processes,
         commit as commit,
+        ensure_compiler_cache as ensure_compiler_cache,
         ensure_home as ensure_home,
         exit_with_parent as exit_with_parent,
         make_private as make_private,
@@ -91,8 +92,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",
         "processes": (
-            "ProcessorWatch available_mb child_processes commit ensure_home exit_with_parent make_private "
-            "module_command module_environment usable_cores"
+            "ProcessorWatch available_mb child_processes commit ensure_compiler_cache ensure_home exit_with_parent "
+            "make_private module_command module_environment usable_cores"
         ),
         "templates": "Markdown read_resource render_template",
         "text": (

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
 from lowrank.utils.atomic_files import absolute_path
-from lowrank.utils.processes import ensure_home
+from lowrank.utils.processes import ensure_compiler_cache, ensure_home
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -116,6 +116,9 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         home = ensure_home()
         if home is not None:
             print(f"this user has no home; what belongs there goes to {home}", file=sys.stderr)
+        line = ensure_compiler_cache()
+        if line is not None:
+            print(line, file=sys.stderr)
         return command()
     except (InputError, UncountableError) as error:
         return report_error(ExitCode.BAD_INPUT, f"error: {error}")

@@ -1,4 +1,4 @@
-"""Processes: commands and commit of this code, what of the machine one may use, a home, children and their end."""
+"""Processes: commands and commit of this code, what of the machine one may use, folders, children and their end."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lowrank.utils.locks import IdleWatch
 POLL_SECONDS = 0.5
 MIN_SHARE = 0.02  # of a core: a process that waits uses about a tenth of it
 DISTRIBUTION = "lowrank-sweeps"
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's variable: the folder of compiled code
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROJECT = Path(__file__).resolve().parents[2]
 _PROC, _CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -309,3 +310,30 @@ def ensure_home() -> Path | None:
         os.environ["HOME"] = str(home)
         return home
     return None
+
+
+def ensure_compiler_cache() -> str | None:
+    """Give torch's compiler a folder that can be written, where the one that the environment names cannot.
+
+    Torch makes the folder when an optimizer takes its first step, whether anything is compiled or not, and a training
+    would end there.
+
+    Returns:
+        One line for the user; None where nothing was changed.
+
+    Raises:
+        InputError: the folder in its place belongs to another user, or is none.
+    """
+    folder = os.environ.get(COMPILER_CACHE)
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        other = Path(tempfile.gettempdir()) / f"compiled-{os.geteuid()}"
+        other.mkdir(mode=0o700, exist_ok=True)
+        make_private(other, 0o700)
+        os.environ[COMPILER_CACHE] = str(other)
+        return f"{COMPILER_CACHE} cannot be written ({error}); compiled code goes to {other}"

@@ -101,3 +101,26 @@ def test_a_user_without_a_home_gets_a_folder_of_his_own(tmp_path, monkeypatch, c
     monkeypatch.delenv("HOME")
     assert run_command(lambda: 0) == 2
     assert "must be this user's own, but it belongs to another or is a link" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "ours"])
+def test_the_compilers_folder_is_another_one_where_the_named_one_cannot_be_written(
+    place, tmp_path, monkeypatch, capsys
+):
+    """The first step of any optimizer imports torch's compiler, which makes the folder."""
+    file = tmp_path / "file"
+    file.touch()
+    named = {"a file": file, "below a file": file / "cache", "ours": tmp_path / "a" / "b"}[place]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(named))
+    assert run_command(lambda: 0) == 0
+    message, folder = capsys.readouterr().err, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.is_dir()
+    if place == "ours":
+        assert (folder, message) == (named, "")
+        return
+    assert folder == tmp_path / f"compiled-{os.geteuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert message.startswith("TORCHINDUCTOR_CACHE_DIR cannot be written (")
+    assert message.endswith(f"; compiled code goes to {folder}\n")
+    assert message.count("\n") == 1
