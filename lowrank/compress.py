@@ -16,6 +16,7 @@ from lowrank.utils import (
     absolute_path,
     check_output_folder,
     redact_arguments,
+    results_alone,
     run_command,
     validate_model,
 )
@@ -218,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse_config(arguments)
         from lowrank.deployment import run_compress
 
-        return run_compress(config)
+        with results_alone(alone=config.as_json):
+            return run_compress(config)
 
     return run_command(command, "interrupted; nothing was written")
 

@@ -25,7 +25,7 @@ from lowrank.networks import (
     is_own_code,
     network_from_options,
 )
-from lowrank.utils import OneLineParser, run_command
+from lowrank.utils import OneLineParser, print_result, results_alone, run_command
 
 if TYPE_CHECKING:
     from lowrank.compression import NetworkCount
@@ -90,9 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_count(options: argparse.Namespace) -> int:
-    count = run(options)
+    with results_alone(alone=options.json):
+        count = run(options)
     if options.json:
-        print(json.dumps(count.to_json(), indent=2))
+        print_result(json.dumps(count.to_json(), indent=2))
     else:
         from lowrank.compression import format_count
 

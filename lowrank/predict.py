@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
+from lowrank.utils import ExitCode, OneLineParser, print_result, report_error, results_alone, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,11 +174,16 @@ def print_csv(predictions: Iterable[Prediction]) -> None:
     Args:
         predictions: of the files.
     """
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("file", "rank", "class", "probability"))
+
+    def print_row(*cells: object) -> None:
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow(cells)
+        print_result(row.getvalue().removesuffix("\n"))
+
+    print_row("file", "rank", "class", "probability")
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes, 1):
-            writer.writerow((prediction.path, rank, name, f"{probability:.6f}"))
+            print_row(prediction.path, rank, name, f"{probability:.6f}")
 
 
 def print_json(predictions: Iterable[Prediction]) -> None:
@@ -194,7 +200,7 @@ def print_json(predictions: Iterable[Prediction]) -> None:
         }
         for prediction in predictions
     ]
-    print(json.dumps({"predictions": entries}, indent=2))
+    print_result(json.dumps({"predictions": entries}, indent=2))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -252,7 +258,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return run_command(lambda: run(make_parser().parse_args(arguments)), "interrupted")
+
+    def command() -> int:
+        options = make_parser().parse_args(arguments)
+        with results_alone(alone=options.json or options.csv):
+            return run(options)
+
+    return run_command(command, "interrupted")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
     sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, report_error, run_command
+from lowrank.utils import ExitCode, report_error, results_alone, run_command
 from sweeps.records import FullDiskError, StudyLostError, is_study_disk_full, resume_command, studies_root
 from sweeps.space import Task, available_spaces, find_space, read_yaml
 from sweeps.study import parse_options
@@ -106,13 +106,14 @@ def _inspect(options: RunOptions) -> int:
     """Plan or probe a space, or every study of a series; returns the largest exit code."""
     from sweeps.study import for_each_study
 
-    if options.plan:
-        from sweeps.study import print_plan
+    with results_alone(alone=options.json):
+        if options.plan:
+            from sweeps.study import print_plan
 
-        return for_each_study(print_plan, options)
-    from sweeps.resources import probe_space
+            return for_each_study(print_plan, options)
+        from sweeps.resources import probe_space
 
-    return for_each_study(probe_space, options)
+        return for_each_study(probe_space, options)
 
 
 def entry_point() -> NoReturn:

@@ -42,6 +42,7 @@ from lowrank.utils import (
     commit,
     format_count,
     make_output_parents,
+    print_result,
     relative_path,
     write_text,
 )
@@ -541,7 +542,7 @@ def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence
         reports = [
             {"folder": str(folder), **outcome.as_dict()} for folder, outcome in zip(folders, outcomes, strict=True)
         ]
-        print(json.dumps(reports if len(config.budgets) > 1 else reports[0]))
+        print_result(json.dumps(reports if len(config.budgets) > 1 else reports[0]))
     else:
         for outcome in outcomes:
             print("\n".join([*summary_lines(outcome, config), ""]))

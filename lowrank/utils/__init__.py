@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from lowrank.utils.cli import (
         ExitCode as ExitCode,
         OneLineParser as OneLineParser,
+        print_result as print_result,
         report_error as report_error,
+        results_alone as results_alone,
         run_command as run_command,
     )
     from lowrank.utils.countdown import INTERVAL as INTERVAL, Countdown as Countdown, print_progress as print_progress
@@ -85,7 +87,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "free_name make_output_parents nearest_existing relative_path remove_leftovers sync temporary_path "
             "write_bytes write_text"
         ),
-        "cli": "ExitCode OneLineParser report_error run_command",
+        "cli": "ExitCode OneLineParser print_result report_error results_alone run_command",
         "countdown": "Countdown INTERVAL print_progress",
         "hooks": "ForwardHooks keep_modes",
         "linalg": "factor_matrix robust_eigh",

@@ -8,9 +8,11 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
 from lowrank.utils.atomic_files import absolute_path
@@ -20,6 +22,7 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the di
 MESSAGE_CHARACTERS = 300  # of an error on standard error
 MIN_CHARACTERS = 80  # of what went wrong, however long the way on is
 RERUN_MESSAGE = "interrupted; the same command begins again"
+_RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)  # standard output that is kept for them
 
 
 class ExitCode(enum.IntEnum):
@@ -133,6 +136,38 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
         if error.errno not in NOT_WRITABLE:
             raise
         return report_error(ExitCode.FAILED, f"error: {error}")
+
+
+@contextmanager
+def results_alone(*, alone: bool) -> Iterator[None]:
+    """Keep standard output for `print_result` inside `with`, so that another program can read it.
+
+    A network of the user's may print while it runs; that goes to standard error.
+
+    Args:
+        alone: False for a command that people read, where nothing changes.
+
+    Yields:
+        Nothing.
+    """
+    if not alone:
+        yield
+        return
+    before = _RESULTS.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _RESULTS.reset(before)
+
+
+def print_result(text: str) -> None:
+    """Print what a command was asked for.
+
+    Args:
+        text: without the last line break.
+    """
+    print(text, file=_RESULTS.get() or sys.stdout, flush=True)
 
 
 def report_error(code: int, message: str, way_on: str = "") -> int:

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lowrank.data import DataOutline, load_data, synthetic_data
 from lowrank.training import measure_step, probe_memory
-from lowrank.utils import atomic_write, first_line, last_line, relative_path
+from lowrank.utils import atomic_write, first_line, last_line, print_result, relative_path
 from sweeps.cluster import assigned_device, connect, limit_memory, out_of_memory
 from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, TrialSpec, studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
@@ -91,7 +91,7 @@ def probe_space(space: Space, options: RunOptions) -> int:
     rows = probe_trials(trials, share, options.data_dir, outline, quiet=options.json)
     path = write_rows(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print_result(json.dumps(rows, indent=2))
     else:
         print_rows(rows, share)
         print(f"written into {relative_path(path)}")

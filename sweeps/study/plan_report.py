@@ -33,7 +33,7 @@ from lowrank.training import (
     split_output,
     use_channels_last,
 )
-from lowrank.utils import first_line, format_counted, print_progress, usable_cores
+from lowrank.utils import first_line, format_counted, print_progress, print_result, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import (
@@ -540,7 +540,7 @@ def print_plan(space: Space, options: RunOptions) -> int:
         print("\n".join(layer_lines(list_layers(network))))  # for the error that follows, if a method needs layers
     plan = make_plan(space, resolver, _local_slots(space))
     lines = [*start, *plan_lines(plan, space, resolver)]
-    print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(lines))
+    print_result(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(lines))
     return 0
 
 

@@ -29,6 +29,18 @@ def counted(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_network_that_prints_leaves_the_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "loud.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Loud(nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(16, 10)\n"
+        "    def forward(self, x):\n        print('forward')\n        return super().forward(x.flatten(1))\n"
+    )
+    found = counted(capsys, "--network", f"{file}:Loud", "--image", "1x4x4", "--classes", "10")
+    assert found["params"] == 170
+
+
 def test_the_example_of_the_study(capsys: pytest.CaptureFixture[str]) -> None:
     found = counted(capsys, "--network", "wrn_28_10", "--method", "tensor_train", "--dims", "3", "--rank-scale", "0.26")
     assert (found["params"], found["dense_params"], found["separable_params"]) == (664226, 36479194, 4380138)

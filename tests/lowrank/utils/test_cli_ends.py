@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowrank.errors import LowrankError, show_choices, show_value
-from lowrank.utils import ExitCode, absolute_path, relative_path, run_command
+from lowrank.utils import ExitCode, absolute_path, print_result, relative_path, results_alone, run_command
 from lowrank.utils.cli import MESSAGE_CHARACTERS, report_error
 
 
@@ -124,3 +124,14 @@ def test_the_compilers_folder_is_another_one_where_the_named_one_cannot_be_writt
     assert message.startswith("TORCHINDUCTOR_CACHE_DIR cannot be written (")
     assert message.endswith(f"; compiled code goes to {folder}\n")
     assert message.count("\n") == 1
+
+
+def test_what_a_network_prints_leaves_the_output_to_the_results(capsys):
+    with results_alone(alone=True):
+        print("forward of (1, 1, 8, 8)")
+        print_result("{}")
+    print_result("after")
+    with results_alone(alone=False):
+        print("for people")
+    read = capsys.readouterr()
+    assert (read.out, read.err) == ("{}\nafter\nfor people\n", "forward of (1, 1, 8, 8)\n")
