@@ -140,9 +140,9 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
 
 @contextmanager
 def results_alone(*, alone: bool) -> Iterator[None]:
-    """Keep standard output for `print_result` inside `with`, so that another program can read it.
+    """Keep standard output for `print_result` inside `with`.
 
-    A network of the user's may print while it runs; that goes to standard error.
+    So another program can read it. A network of the user's may print while it runs; that goes to standard error.
 
     Args:
         alone: False for a command that people read, where nothing changes.

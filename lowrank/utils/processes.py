@@ -313,9 +313,9 @@ def ensure_home() -> Path | None:
 
 
 def ensure_compiler_cache() -> str | None:
-    """Give torch's compiler a folder that can be written, where the one that the environment names cannot.
+    """Give torch's compiler another folder where the named one cannot be written.
 
-    Torch makes the folder when an optimizer takes its first step, whether anything is compiled or not, and a training
+    The environment names it. Torch makes the folder when an optimizer takes its first step, whether anything is compiled or not, and a training
     would end there.
 
     Returns:
