@@ -315,8 +315,8 @@ def ensure_home() -> Path | None:
 def ensure_compiler_cache() -> str | None:
     """Give torch's compiler another folder where the named one cannot be written.
 
-    The environment names it. Torch makes the folder when an optimizer takes its first step, whether anything is compiled or not, and a training
-    would end there.
+    The environment names it. Torch makes the folder when an optimizer takes its first step, whether anything is
+    compiled or not, and a training would end there.
 
     Returns:
         One line for the user; None where nothing was changed.
