@@ -1,7 +1,7 @@
-"""Where the time of ResNet-9's compiled step goes on a GPU, and other ways to cut each kernel's work.
+"""Where the time of a compiled step goes on a GPU, and other ways to cut each kernel's work.
 
     python -m benchmarks.gpu.kernel_variants [KERNEL ...]    # stem, depthwise, norm, forward, backward; default: all
-    python -m benchmarks.gpu.kernel_variants profile
+    python -m benchmarks.gpu.kernel_variants profile [NETWORK]     # of benchmarks.gpu.engine_table; default: resnet9
 
 Each way is timed as replays of a CUDA graph, the present one first, at ResNet-9's shapes with batch 512 in bfloat16;
 processes on all cores compile them beforehand. The profile lists every kernel of a recorded step by its time, over some
@@ -22,7 +22,8 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.gpu.kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
+from benchmarks.gpu.engine_table import table_cases
+from benchmarks.gpu.kernels import BATCH, LAYERS, Inputs, Layer, StemInputs, microseconds
 from benchmarks.training.engine_processes import Bench
 from lowrank.kernels import batch_norm as norm, depthwise, pointwise_batch_norm as pointwise, stem_batch_norm as stem
 from lowrank.kernels.fused_common import LaunchConfig
@@ -194,15 +195,15 @@ def tune(names: list[str]) -> None:
     for process in compilers:
         process.join()
     for way in _ways(names):
-        found = way.run(microseconds)
-        text = f"{found:8.1f} us" if isinstance(found, float) else found
+        measured = way.run(microseconds)
+        text = f"{measured:8.1f} us" if isinstance(measured, float) else measured
         print(f"{way.what:<38} {text}  {way.form}", flush=True)
 
 
-def profile_step() -> None:
+def profile_step(network: str) -> None:
     """Every kernel of a step, by its time."""
     bench = Bench("cuda")
-    bench.prepare(CASE)
+    bench.prepare(replace(table_cases(tiny=False)[network], way="compiled"))
     trainer: Any = bench.trainer
     replay = trainer.captured_epoch.replay
     for title, work, steps in (
@@ -211,27 +212,27 @@ def profile_step() -> None:
     ):
         work()
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             work()
             torch.cuda.synchronize()
-        events = [each for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
-        span = max(each.time_range.end for each in events) - min(each.time_range.start for each in events)
+        events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        span = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
         times: dict[str, list[float]] = defaultdict(list)
-        for each in events:
-            times[each.name].append(each.time_range.elapsed_us())
+        for event in events:
+            times[event.name].append(event.time_range.elapsed_us())
         total = sum(map(sum, times.values()))
         print(f"\n{title}: {span / steps:,.1f} us from first to last kernel, {total / steps:,.1f} us in "
               f"{len(events) / steps:.1f} kernels")  # fmt: skip
-        for name, each in sorted(times.items(), key=lambda pair: -sum(pair[1])):
-            longest = " ".join(f"{value:.0f}" for value in sorted(each, reverse=True)[: 8 * steps : steps])
-            print(f"{sum(each) / steps:8.1f} us  {len(each) / steps:5.1f} x  {name[:90]:<90}  {longest}")
+        for name, durations in sorted(times.items(), key=lambda pair: -sum(pair[1])):
+            longest = " ".join(f"{value:.0f}" for value in sorted(durations, reverse=True)[: 8 * steps : steps])
+            print(f"{sum(durations) / steps:8.1f} us  {len(durations) / steps:5.1f} x  {name[:90]:<90}  {longest}")
 
 
 def main(names: list[str]) -> None:
     """Tune what is named, or profile."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    if names == ["profile"]:
-        profile_step()
+    if names[:1] == ["profile"]:
+        profile_step(*names[1:] or ["resnet9"])
         return
     tune(names or list(WAYS))
 
