@@ -12,13 +12,13 @@ from lowrank.utils import OneLineParser, run_command
 # Module and description. The modules are imported by name: a command need not wait for what others import
 COMMANDS = {
     "summary": ("analysis.cli.summary", "print the table and the answer, write front.png and summary.csv"),
-    "mark": ("analysis.cli.mark", "take a broken trial out of all conclusions, or remark on one"),
+    "mark": ("analysis.cli.mark", "leave a broken trial out of all tables and fronts, or add a note to a trial"),
     "log": ("analysis.cli.log", "a research log of all studies, which keeps what you write into it"),
     "note": ("analysis.cli.note", "keep a note, a takeaway or a to-do on a study for the log"),
     "profile": ("analysis.cli.time_profile", "where the time of a study went"),
     "audit": ("analysis.cli.audit", "whether early stopping would have stopped the winner, by each rule"),
     "check": ("analysis.cli.check", "read every file of a study and say what is damaged; changes nothing"),
-    "repair": ("analysis.cli.repair", "keep all of a damaged study that is whole, and say what is left out"),
+    "repair": ("analysis.cli.repair", "keep the intact records of a damaged study, and say what is left out"),
     "against": ("analysis.cli.against", "every value of a field against one of them, paired by seed"),
     "report": ("analysis.report", "one HTML page that answers the study's question"),
     "compare": ("analysis.compare", "fronts, hypervolume at equal cost and the trials that differ"),

@@ -56,8 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie")
     expected = parser.add_argument_group("what the weights expect of an image, where no file beside them says it")
-    expected.add_argument("--mean", type=float, nargs="+", metavar="X", help="of each channel, pixels from 0 to 1")
-    expected.add_argument("--std", type=float, nargs="+", metavar="X", help="deviation of each channel, likewise")
+    expected.add_argument("--mean", type=float, nargs="+", metavar="X", help="mean of each channel (pixels 0 to 1)")
+    expected.add_argument("--std", type=float, nargs="+", metavar="X", help="standard deviation of each channel")
     expected.add_argument("--image-size", type=int, metavar="N", help="side of the square that the network gets")
     expected.add_argument("--crop", type=float, metavar="SHARE", help="middle square, as a share of the shorter side")
     expected.add_argument("--class-names", type=Path, metavar="FILE", help="names in the order of the outputs")
@@ -71,15 +71,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-loss",
         type=float,
         metavar="POINTS",
-        help="the smallest network that loses no more on the images that choose",
+        help="smallest network whose error on the images that choose rises by at most so many percentage points",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--method", default="auto", metavar="NAME", help=", ".join(METHODS))
     how.add_argument("--allocation", default="auto", metavar="NAME", help=", ".join(ALLOCATIONS))
     how.add_argument("--calibration", type=int, default=1024, metavar="N", help="training images to fit the factors to")
-    how.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train so long afterwards (0)")
-    how.add_argument("--labels-only", action="store_true", help="train on labels alone, not on the given network")
-    how.add_argument("--report-on", choices=("val", "test"), default="val", help="whose errors are printed")
+    how.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="epochs of training afterwards (0)")
+    how.add_argument(
+        "--labels-only", action="store_true", help="train on labels only, not on the network's predictions"
+    )
+    how.add_argument("--report-on", choices=("val", "test"), default="val", help="the split whose errors are printed")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the calibration images and the training (0)")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     out = parser.add_argument_group("what is written")

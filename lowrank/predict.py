@@ -44,13 +44,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder: all images in it and below"
     )
-    parser.add_argument("--top", type=int, default=1, metavar="N", help="so many classes of each, the likeliest first")
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="print the N likeliest classes of each image")
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--csv", action="store_true", help="print a table: file, rank, class, probability (0 to 1)")
     table.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names in the order of the outputs")
     parser.add_argument(
-        "--network", metavar="NAME", help="your own code of it, path/to/file.py:function as it lies now"
+        "--network", metavar="NAME", help="where your code of the network is now: path/to/file.py:function"
     )
     parser.add_argument("--allow-code", action="store_true", help="let the model name a network of your own code")
     return parser

@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     task = parser.add_argument_group("what to do")
     task.add_argument("--name", help="of the teacher; never overwritten")
-    task.add_argument("--list", action="store_true", help="the teachers there are")
+    task.add_argument("--list", action="store_true", help="list the teachers")
     task.add_argument("--register", metavar="NAME", help="put a teacher into MLflow's model registry (again)")
     task.add_argument("--json", action="store_true", help="--list as JSON")
     teacher = parser.add_argument_group("the teacher")
@@ -75,7 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
     teacher.add_argument("--seed", type=int, default=0, help="seed of weights, augmentation and order (0)")
     host = parser.add_argument_group("where it runs")
     host.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    host.add_argument("--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="teachers/")
+    host.add_argument(
+        "--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="folder of teachers (teachers/)"
+    )
     host.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite beside the teachers)")
     return parser
 

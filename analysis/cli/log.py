@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="studies, or folders of teachers and of compressed networks (default: all there are)",
     )  # fmt: skip
     add_stores(parser, tracking="read notes that were typed in MLflow from this store (default: that of each study)")
-    parser.add_argument("--teachers", type=Path, default=TEACHERS_FOLDER, metavar="DIR", help="teachers/")
-    parser.add_argument("--since", metavar="DATE", help="leave out what began before this day (2026-11-29, UTC)")
+    parser.add_argument(
+        "--teachers", type=Path, default=TEACHERS_FOLDER, metavar="DIR", help="folder of teachers (teachers/)"
+    )
+    parser.add_argument("--since", metavar="DATE", help="only entries from this day on (2026-11-29, UTC)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE", help="Markdown file (LOG.md)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 

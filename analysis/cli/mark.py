@@ -1,4 +1,4 @@
-"""`python -m analysis mark STUDY TRIAL`: take a broken trial out of all conclusions, or remark on one.
+"""`python -m analysis mark STUDY TRIAL`: leave a broken trial out of all tables and fronts, or add a note to a trial.
 
 Nothing of the trial is deleted: a mark is one more line of the study's journal, and can be undone. Tables, front and
 report that were written before, and MLflow, are brought up to date at once; the sampler ignores the trial from the next
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add_study(parser)
     parser.add_argument("trial", help="the trial's id, or the beginning of it (summary.csv, and run names in MLflow)")
-    parser.add_argument("--broken", metavar="WHY", help="its result counts for nothing, and why")
-    parser.add_argument("--undo", action="store_true", help="it is sound after all")
+    parser.add_argument("--broken", metavar="WHY", help="leave the trial out of all tables and fronts, for this reason")
+    parser.add_argument("--undo", action="store_true", help="remove the mark")
     parser.add_argument("--note", metavar="TEXT", help="a remark")
     parser.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store to bring it into (default: the study's)")

@@ -1,4 +1,4 @@
-"""`python -m analysis repair STUDY`: keep all of a damaged study that is whole, and say what is left out."""
+"""`python -m analysis repair STUDY`: keep the intact records of a damaged study, and say what is left out."""
 
 from __future__ import annotations
 

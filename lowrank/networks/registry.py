@@ -413,9 +413,7 @@ def add_network_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are, e.g. 'layer4.*'"
     )
-    parser.add_argument(
-        "--only", action="append", metavar="PATTERN", help="the layers that alone are replaced, e.g. '*.mlp.*'"
-    )
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="replace these layers only, e.g. '*.mlp.*'")
     parser.add_argument("--stem", metavar="NAME", help="of resnet18: imagenet (default) or small")
     parser.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
     parser.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")

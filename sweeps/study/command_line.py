@@ -76,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="the layers that alone are replaced, e.g. '*.mlp.*'",
+        help="replace these layers only, e.g. '*.mlp.*'",
     )
     study.add_argument(
         "--weights", type=_absolute_path, metavar="FILE", help="trained weights of the network, from which trials start"
@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     host.add_argument(
         "--gpu-sharing", dest="sharing", choices=GPU_SHARING,
-        help="trials on one card run in turns (processes), at once by NVIDIA MPS (mps), or as is faster (auto)",
+        help="trials on one card run in turns (processes), at once by NVIDIA MPS (mps), or the faster way (auto)",
     )  # fmt: skip
     host.add_argument("--cpus-per-trial", type=float, metavar="N", help="number of CPUs for each trial")
     host.add_argument(

@@ -2,7 +2,7 @@
 
 python -m sweeps.tracking STUDY_DIR                  catch up once (exit code 0: all carried, 1: MLflow is behind)
 python -m sweeps.tracking STUDY_DIR --follow         go on until the study is closed
-python -m sweeps.tracking STUDY_DIR --again          carry everything again, also what MLflow has refused
+python -m sweeps.tracking STUDY_DIR --again          send everything again, also what MLflow has refused
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("study_dir", type=Path, help="folder of the study, with its journal")
     parser.add_argument("--tracking-uri", help="MLflow store (default: the study's own)")
     parser.add_argument("--follow", action="store_true", help="go on until the study is closed")
-    parser.add_argument("--again", action="store_true", help="carry everything again, also what was refused before")
-    parser.add_argument("--check", action="store_true", help="carry nothing; say whether the store would take it")
+    parser.add_argument("--again", action="store_true", help="send everything again, also what MLflow has refused")
+    parser.add_argument("--check", action="store_true", help="send nothing; say whether the store would accept it")
     parser.add_argument("--since", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser
