@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, OneLineParser, print_result, report_error, results_alone, run_command
+from lowrank.utils import (
+    ExitCode,
+    OneLineParser,
+    format_counted,
+    print_result,
+    report_error,
+    results_alone,
+    run_command,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -245,7 +253,7 @@ def run(options: argparse.Namespace) -> int:
     if any(path.is_dir() for path in options.paths):
         count = len(files) + len(failures) - unread
         failed = f", {unread:,} could not be" if unread else ""
-        print(f"{count:,} image{'s' * (count != 1)} classified{failed}", file=sys.stderr)
+        print(f"{format_counted(count, 'image')} classified{failed}", file=sys.stderr)
     return ExitCode.FAILED if unread else ExitCode.DONE
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from lowrank.utils import format_counted
 from sweeps.records import EventFields, StudyRecord, TrialRecord
 
 DRIVER, WORKERS, SET_UP, COMPILE, INPUT, STEP, VALIDATION, REPORTS, CLOSING, IDLE = (
@@ -213,7 +214,7 @@ def profile_lines(profile: TimeProfile | None) -> list[str]:
     slots = ", ".join(str(run.slots) for run in profile.runs)
     head = (
         f"where the time went: {profile.slot_seconds:,.0f} s of slots ({slots} slots, {profile.wall_seconds:,.0f} s of "
-        f"wall-clock in {count} run{'s' if count > 1 else ''})"
+        f"wall-clock in {format_counted(count, 'run')})"
     )
     total = profile.slot_seconds or 1.0  # not 0, by which the shares could not be divided
     width = max(map(len, PARTS))

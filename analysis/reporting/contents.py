@@ -70,6 +70,7 @@ from analysis.stats import (
     study_strata,
 )
 from analysis.utils import format_percent, format_points, join_words
+from lowrank.utils import format_counted
 from sweeps.records import Role, StudyRecord
 
 SHOWN_EFFECTS = 3  # in the summary; the table has all
@@ -226,7 +227,7 @@ def _first_sentence(
 
 def _measured(answer: Answer, best: FrontPoint) -> str:
     """The error of the best, how sure it is, and what that says against the next best method."""
-    parts = [f"{best.seeds} seed{'s' * (best.seeds != 1)}"]
+    parts = [format_counted(best.seeds, "seed")]
     if answer.interval is not None:
         low, high = answer.interval
         parts.append(f"95 % interval {low:.1f} to {high:.1f}")
@@ -410,7 +411,7 @@ def _seeds_sentence(repeat: RepeatedSetting) -> str:
     )
     if gap is None or gap.low is None or gap.high is None:
         return f"{text}."
-    seeds = f"{gap.count} seed{'s' * (gap.count != 1)}"
+    seeds = format_counted(gap.count, "seed")
     how = "same images" if repeat.same_images else "not paired by image"
     return (
         f"{text}, {gap.mean:+.2f} points against separable, paired over {seeds} ({gap.low:+.2f} to {gap.high:+.2f}, "

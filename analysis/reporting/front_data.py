@@ -21,6 +21,7 @@ from analysis.stats import (
     study_strata,
 )
 from analysis.utils import data_label, method_label, method_styles
+from lowrank.utils import format_counted
 from sweeps.records import Role, Status, StudyRecord
 
 TITLE_WIDTH, TITLE_LINES = 78, 3  # characters a line
@@ -170,7 +171,7 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint], evidence: Eviden
         data_label(header.data.name),
         header.network.name,
         _certainty(searched, evidence),
-        f"{len(searched)} {'setting' if repeated else 'trial'}{'s' * (len(searched) != 1)}, "
+        f"{format_counted(len(searched), 'setting' if repeated else 'trial')}, "
         f"{sum(p.finished for p in searched)} completed",
         f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds each (bars: standard deviation)"
         if repeated

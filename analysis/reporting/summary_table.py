@@ -26,7 +26,7 @@ from analysis.stats import (
     trials_off_front,
 )
 from analysis.utils import method_label, status_label, write_csv
-from lowrank.utils import format_count, format_times
+from lowrank.utils import format_count, format_counted, format_times
 from sweeps.records import Role, Status, StudyRecord, count_test_looks, reasons_by_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
@@ -234,7 +234,7 @@ def _legend(several: bool, started: bool, base: ShareBase | None) -> tuple[str, 
 def _looks_line(looks: int, points: Sequence[FrontPoint]) -> str:
     tested, departed = sum(point.test_error is not None for point in points), len(trials_off_front(points))
     since = f"; test errors in brackets: {departed} that left the front since" if departed else ""
-    return f"test split: looked at {format_times(looks)}, {tested} trial{'s' * (tested != 1)}{since}"
+    return f"test split: looked at {format_times(looks)}, {format_counted(tested, 'trial')}{since}"
 
 
 def make_console(stream: IO[str]) -> Console:

@@ -157,9 +157,7 @@ def _machine(run: StudyRun, provenance: Mapping[str, str]) -> str:
     if slots:
         cpus, gpus = run.resources.get("cpus", 0), run.resources.get("gpus", 0)
         card = f" and {gpus:g} of a card" if gpus else ""
-        share = (
-            f"{slots} {'trial' if slots == 1 else 'trials'} at a time, each on {cpus:g} CPU{'s' * (cpus != 1)}{card}"
-        )
+        share = f"{format_counted(slots, 'trial')} at a time, each on {format_counted(cpus, 'CPU')}{card}"
     return _join(provenance.get("hosts"), provenance.get("devices"), share)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from lowrank.utils import atomic_folder, write_bytes
+from lowrank.utils import atomic_folder, format_counted, write_bytes
 from sweeps.records import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
@@ -137,7 +137,9 @@ def collate(
         sources={trial_id: source for trial_id, (_, source) in copies.items()},
         duplicates=duplicates,
         rejected=tuple(rejected),
-        unchecked=tuple(f"{_count_trials(n)} of {label}: {reason}" for (label, reason), n in unchecked.items()),
+        unchecked=tuple(
+            f"{format_counted(n, 'trial')} of {label}: {reason}" for (label, reason), n in unchecked.items()
+        ),
         disagreements=_disagreements(errors, used),
         unlike=_unlike(formats, used),
         notes=tuple(note for source in sources if source.folder for note in read_notes(source.folder)),
@@ -162,11 +164,7 @@ def _unlike(formats: Mapping[str, Sequence[tuple[str, str]]], used: Mapping[str,
         if len({number_format for _, number_format in copies}) > 1:
             texts = [f"{format_} in {label}{' (used)' * (label == used[trial_id])}" for label, format_ in copies]
             groups[", ".join(texts)] += 1
-    return tuple(f"{_count_trials(count)}: {text}" for text, count in groups.items())
-
-
-def _count_trials(number: int) -> str:
-    return f"{number:,} trial{'s' * (number != 1)}"
+    return tuple(f"{format_counted(count, 'trial')}: {text}" for text, count in groups.items())
 
 
 def _check_data(sources: Sequence[StudySource]) -> None:
@@ -413,17 +411,18 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         disagree, what the folder holds, and the command that brings it into MLflow.
     """
     used = Counter(source.label for source in collated.sources.values())
-    lines = [f"{source.label}: {_count_trials(used[source.label])} kept" for source in sources]
+    lines = [f"{source.label}: {format_counted(used[source.label], 'trial')} kept" for source in sources]
     lines += [f"left out: {line}" for line in collated.rejected]
     lines += [f"not counted again: {line}" for line in collated.unchecked]
     shown = collated.disagreements[:SHOWN_DISAGREEMENTS]
     lines += [f"copies disagree: {line}" for line in shown]
     if len(shown) < len(collated.disagreements):
-        lines.append(f"copies disagree: so do those of {_count_trials(len(collated.disagreements) - len(shown))} more")
+        further = format_counted(len(collated.disagreements) - len(shown), "trial")
+        lines.append(f"copies disagree: so do those of {further} more")
     lines += [f"copies of other number formats: {line}" for line in collated.unlike]
     weights = len(list(folder.glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")))
     models = len(list(folder.glob(f"{MODELS_FOLDER}/*/{MODEL_FILE}")))
-    trials = _count_trials(len(collated.study.trials))
+    trials = format_counted(len(collated.study.trials), "trial")
     lines.append(
         f"{folder}: {trials}, {weights:,} with weights, {models:,} with a model ready for use; "
         f"{collated.duplicates:,} further copies dropped"

@@ -36,6 +36,7 @@ from analysis.stats.wrong_images import (
 )
 from analysis.utils import format_error_interval, format_points_interval
 from lowrank.errors import unknown
+from lowrank.utils import format_counted
 from sweeps.records import Role, Status, StudyRecord, TrialRecord, wrong_images
 
 HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")
@@ -266,7 +267,6 @@ def reference_lines(study: StudyRecord) -> list[str]:
         if trial.role is Role.REFERENCE and not trial.broken and completed:
             groups[f"{trial.method}, {trial.counts['params']:,} parameters"].append(trial.val_error or 0.0)
     return [
-        f"reference: {label}, {format_error_interval(error_interval(errors))}, "
-        f"{len(errors)} seed{'s' * (len(errors) > 1)}"
+        f"reference: {label}, {format_error_interval(error_interval(errors))}, {format_counted(len(errors), 'seed')}"
         for label, errors in groups.items()
     ]

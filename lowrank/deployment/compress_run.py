@@ -41,6 +41,7 @@ from lowrank.utils import (
     atomic_folder,
     commit,
     format_count,
+    format_counted,
     make_output_parents,
     print_result,
     relative_path,
@@ -552,7 +553,7 @@ def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence
 
 
 def _epochs(config: CompressConfig) -> str:
-    return f"{config.finetune} epoch{'s' * (config.finetune != 1)}"
+    return format_counted(config.finetune, "epoch")
 
 
 def _rates(rates: tuple[float, ...] | None) -> str:
@@ -592,7 +593,7 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
         times = {one.name: one.median_ms for one in outcome.latencies if one.batch == batch}
         share = f"{times['compressed'] / times['given']:.1%}"
         rows.append(
-            (f"ms for {batch} image{'s' * (batch > 1)}", f"{times['given']:.2f}", f"{times['compressed']:.2f}", share)
+            (f"ms for {format_counted(batch, 'image')}", f"{times['given']:.2f}", f"{times['compressed']:.2f}", share)
         )
     lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
     if outcome.latencies:

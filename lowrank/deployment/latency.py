@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowrank.utils import format_counted
+
 BATCHES = (1, 64)
 SECONDS = 1.5  # for one model at one batch size, unless there were fewer than MIN_ROUNDS
 MIN_ROUNDS, MAX_ROUNDS, WARM_UPS = 5, 100, 2
@@ -105,7 +107,7 @@ def describe_machine(latencies: Sequence[Latency] = ()) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    machine = f"{processor}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
+    machine = f"{processor}, {format_counted(threads, 'thread')}, torch {torch.__version__}"
     delay = max((latency.median_ms / latency.fastest_ms for latency in latencies), default=1.0)
     if delay < BUSY:
         return machine

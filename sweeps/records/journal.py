@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lowrank.errors import InputError, LowrankError
-from lowrank.utils import LockedError, hold_lock, nearest_existing
+from lowrank.utils import LockedError, format_counted, hold_lock, nearest_existing
 from sweeps.records.events import Event, EventFields
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils import Clock
@@ -453,7 +453,7 @@ class JournalReader:
             return JournalLine(number or expected or 0, self.offset, event)
         if number > expected:
             count = number - expected
-            damage = f"{count} line{'s' * (count > 1)} before it {'are' if count > 1 else 'is'} lost"
+            damage = f"{format_counted(count, 'line')} before it {'are' if count > 1 else 'is'} lost"
             return JournalLine(number, self.offset, event, damage)
         damage = f"it says that it is line {number}, which has been read: it is there twice or in the wrong place"
         return JournalLine(expected - 1, self.offset, event, damage, usable=False)

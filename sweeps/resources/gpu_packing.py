@@ -234,12 +234,12 @@ def packing_lines(packing: Packing, card: str, *, measured_by: str | None = None
         A line for each measurement, and one for the choice.
     """
     rows = [
-        f"  {_trials(measurement.trials)} a card{_mode(measurement.sharing)}: "
+        f"  {format_counted(measurement.trials, 'trial')} a card{_mode(measurement.sharing)}: "
         f"{measurement.images_per_second:,.0f} images/s{_memory(measurement)}"
         for measurement in packing.measurements
     ]
     reason = packing.reason if measured_by is None else f"as measured {measured_by}"
-    choice = f"{_trials(packing.per_card)} a card{_mode(packing.sharing)} ({card}): {reason}"
+    choice = f"{format_counted(packing.per_card, 'trial')} a card{_mode(packing.sharing)} ({card}): {reason}"
     return [*(rows if measured_by is None else []), choice]
 
 
@@ -249,7 +249,3 @@ def _mode(sharing: str) -> str:
 
 def _memory(measurement: Throughput) -> str:
     return "" if measurement.peak_mb is None else f", {measurement.peak_mb:,.0f} MB each"
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' if count > 1 else ''}"

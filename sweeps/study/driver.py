@@ -360,7 +360,7 @@ def _train(
         )
     print(
         f"{config.name}: {search.space.question}\n"
-        f"up to {total} trial{'s' * (total != 1)}, {holding}; "
+        f"up to {format_counted(total, 'trial')}, {holding}; "
         f"everything is kept in {relative_path(config.folder)}", flush=True,
     )  # fmt: skip
     cache = _cache_options(search, config)

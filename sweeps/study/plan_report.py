@@ -462,7 +462,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     lines.append(_decidable_line(len(data.val), space.search.repeats))
     lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
     for reason, times in plan.infeasible.items():
-        lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
+        lines.append(f"  infeasible ({format_counted(times, 'point')}): {reason}")
     lines.append(
         f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
         "(from three probe steps on this machine"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, module_command, module_environment, redact
+from lowrank.utils import ExitCode, format_counted, module_command, module_environment, redact
 from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE, read_space_file
 from sweeps.tracking.uri import default_tracking_uri
 
@@ -259,7 +259,7 @@ def behind_message(study_dir: Path, uri: str, reason: str = "") -> str:
     if progress.get("refused") and not behind:
         return _refused_message(study_dir, uri, progress["refused"])
     reason = reason or progress.get("error") or f"see {study_dir / TRACKING_LOG_FILE}"
-    state = f"{behind:,} record{'s' * (behind != 1)} behind" if behind else "incomplete"
+    state = f"{format_counted(behind, 'record')} behind" if behind else "incomplete"
     return f"MLflow is {state} ({reason}); nothing is lost, catch up with: {catch_up_command(study_dir, uri)}"
 
 

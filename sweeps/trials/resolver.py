@@ -31,7 +31,7 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Bayesian, Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings, has_batch_norms, is_own_code
 from lowrank.training import Recipe, augmentation_for, check_network, check_training_step
-from lowrank.utils import first_line, print_progress, validate_model
+from lowrank.utils import first_line, format_counted, print_progress, validate_model
 from sweeps.cluster import device_lost, out_of_memory
 from sweeps.records import TRIAL_WEIGHTS, BudgetSection, Role, StartSection, TeacherSection, Trial, TrialSpec, trial_ids
 from sweeps.space import (
@@ -565,7 +565,7 @@ def _check_batch_norms(space: Space, data: ImageData, recipes: Sequence[Recipe])
     if has_batch_norms(network):
         raise InputError(
             f"batch norms of {space.network.name} need at least 2 images in each part of a batch, but got {images} "
-            f"in {parts} part{'s' * (parts > 1)}; choose a larger `train.batch_size` or a smaller `train.accumulate`"
+            f"in {format_counted(parts, 'part')}; choose a larger `train.batch_size` or a smaller `train.accumulate`"
         )
 
 

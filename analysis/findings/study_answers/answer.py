@@ -99,7 +99,7 @@ class PointComparison:
     @property
     def shared_seeds(self) -> str:
         """Over which seeds the gap is, in words; "" where it is the difference of the two errors shown."""
-        return "" if self.seeds is None else f"over the {self.seeds} seed{'s' * (self.seeds != 1)} of both"
+        return "" if self.seeds is None else f"over the {format_counted(self.seeds, 'seed')} of both"
 
     def text(self) -> str:
         """Return one clause, e.g. `separable reference: 1.9 % at 755,000, 0.2 points lower (within noise)`."""
@@ -218,7 +218,7 @@ class Answer:
 
     def _certainty(self) -> str:
         assert self.best is not None
-        parts = [f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}"]
+        parts = [f"n = {format_counted(self.best.seeds, 'seed')}"]
         if self.best.lost:
             parts.append(self.best.lost)
         if self.best.spread is not None:

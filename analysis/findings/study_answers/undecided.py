@@ -23,6 +23,7 @@ from analysis.stats import (
     t_test_p_value,
 )
 from analysis.utils import format_duration, format_points
+from lowrank.utils import format_counted
 from sweeps.records import StudyRecord, decidable_difference
 
 MAX_MORE_SEEDS = 20  # beyond it other settings or more images are the better buy
@@ -141,7 +142,7 @@ def undecided_sentence(study: StudyRecord, points: Sequence[FrontPoint], evidenc
     if not needed:
         return f"{text} {_no_seeds(evidence)}"
     more, pair = min(needed, key=lambda entry: entry[0])
-    seeds = f"{more} more seed{'s' * (more != 1)}"
+    seeds = format_counted(more, "more seed")
     assumption = "" if evidence.seeds else ", and if seeds do not differ"
     cost = _cost_text(study, points, evidence, more)
     specification = next((spec for trial in study.trials.values() if (spec := trial.specification)), None)

@@ -22,7 +22,7 @@ from lowrank.data.reading.image_codec import DECODER_VERSION, Conversion, pillow
 from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
-from lowrank.utils import usable_cores
+from lowrank.utils import format_counted, usable_cores
 
 MIN_CACHED_IMAGES = 2_000  # fewer are scanned faster than a file is written
 _NAMED = 3  # images that a message names
@@ -174,7 +174,7 @@ def count_images(count: int) -> str:
     Returns:
         Such as `1 image` or `1,200 images`.
     """
-    return f"{count:,} image{'s' * (count != 1)}"
+    return format_counted(count, "image")
 
 
 def size_text(scan: ImageScan, members: Indices) -> str:

@@ -157,6 +157,20 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+@pytest.mark.parametrize(("epochs", "label"), [(1, "after 1 epoch, %"), (5, "after 5 epochs, %")])
+def test_the_table_says_after_how_many_epochs_an_error_was_measured(epochs, label) -> None:
+    small = SimpleNamespace(
+        dense_params=100, params=50, dense_mult_adds=100, mult_adds=50, method="svd", allocation="energy", layers=()
+    )
+    outcome: Any = SimpleNamespace(
+        compressed=small, error_before=1.0, error_after=2.0, error_finetuned=1.5, rates=(0.1,), latencies=()
+    )
+    config: Any = SimpleNamespace(
+        finetune=epochs, max_loss=None, report_on="val", network=SimpleNamespace(name="resnet9")
+    )
+    assert f"| {label} " in "\n".join(compress_run.summary_lines(outcome, config))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
