@@ -135,7 +135,7 @@ def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> 
         InputError: it raises an error for such an image or for two, changes it, or returns anything but logits, a row
             for each image.
     """
-    given, image = image, image.clone()  # with a count of changes of its own
+    original, image = image, image.clone()  # with a count of changes of its own
     pair = torch.cat([image, image])
     try:
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -143,7 +143,7 @@ def check_classifier(network: nn.Module, image: Tensor, classes: int | None) -> 
             two = network(pair)
     except (Exception, SystemExit) as error:  # the network's own code may raise anything
         raise cannot_run(tuple(image.shape[1:]), error) from error
-    check_unchanged(image, type(network).__name__, given)
+    check_unchanged(image, type(network).__name__, original)
     check_logits(output, classes, type(network).__name__)
     if len(two) != 2:
         raise InputError(
@@ -207,7 +207,7 @@ def _check_parameters(network: nn.Module, before: int) -> None:
         )
 
 
-def check_unchanged(image: Tensor, name: str, given: Tensor) -> None:
+def check_unchanged(image: Tensor, name: str, original: Tensor) -> None:
     """Check that a network has not written to the image that it was given.
 
     The images are those of the data set and of the calibration, which other networks see too.
@@ -215,12 +215,12 @@ def check_unchanged(image: Tensor, name: str, given: Tensor) -> None:
     Args:
         image: was made for one pass.
         name: of the network, for the message.
-        given: what the image was. Torch does not count changes through `data` or numpy.
+        original: the image as it was. Torch does not count changes through `data` or numpy.
 
     Raises:
         InputError: an operation has changed the image in place.
     """
-    if image._version or not (image.is_meta or torch.equal(image.nan_to_num(), given.nan_to_num())):
+    if image._version or not (image.is_meta or torch.equal(image.nan_to_num(), original.nan_to_num())):
         raise InputError(
             f"{name} changes the images that it is given, in place, which would change the data: let `forward` begin "
             "with x = x.clone()"
