@@ -365,6 +365,11 @@ def test_ray_itself_puts_trials_where_a_card_has_a_place(monkeypatch):
         def card(self) -> int:
             return int(ray.get_gpu_ids()[0])
 
+    @ray.remote(num_cpus=0)
+    class WithoutCard:
+        def answer(self) -> None:
+            pass
+
     ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
     try:
         assert cards_are_free(2)
@@ -380,7 +385,12 @@ def test_ray_itself_puts_trials_where_a_card_has_a_place(monkeypatch):
             ray.kill(workers[cards.index(1)])
             assert block.wait(scaled(60))
             another = Worker.remote()  # type: ignore[attr-defined]
-            assert ray.wait([another.card.remote()], timeout=1.0)[0] == []
+            card = another.card.remote()
+            for _ in range(2):  # each starts, although it was asked for later
+                later = WithoutCard.remote()  # type: ignore[attr-defined]
+                ray.get(later.answer.remote(), timeout=scaled(60))
+            assert ray.wait([card], timeout=0)[0] == []
+        assert ray.get(card, timeout=scaled(60)) == 1
         assert not cards_are_free(2)
     finally:
         ray.shutdown()
