@@ -49,14 +49,15 @@ def study(folder: Path, trials: int, gpus: int) -> dict[str, Any]:
         raise RuntimeError(f"the study ended with {done.returncode}: {done.stderr[-2000:]}")
     outcome = json.loads(result.read_text())
     if outcome["code"]:
-        raise RuntimeError(f"the command ended with {outcome['code']}: {(folder / 'said.txt').read_text()[-2000:]}")
+        printed = (folder / "said.txt").read_text() + done.stderr
+        raise RuntimeError(f"the command ended with {outcome['code']}: {printed[-2000:]}")
     return outcome
 
 
-def windows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def windows(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a trial cost between each note and the one before it."""
     rows = []
-    for before, after in itertools.pairwise(rows):
+    for before, after in itertools.pairwise(notes):
         trials = after["trials"] - before["trials"]
 
         def each(name: str, scale: float, before: Any = before, after: Any = after, over: float = trials) -> float:

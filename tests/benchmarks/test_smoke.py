@@ -15,6 +15,7 @@ from rich.console import Console
 import benchmarks
 from benchmarks import __main__ as command, measurement
 from benchmarks.measurement import Measurement, Options, Table
+from benchmarks.studies.scale import windows
 from benchmarks.training.batches import write_images
 
 QUICK = ("batches", "counting", "layers", "proposals", "teacher")
@@ -85,3 +86,15 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])
     assert "no such thing" in capsys.readouterr().err
+
+
+def test_what_trials_cost_is_counted_between_each_note_and_the_one_before_it() -> None:
+    counters = (
+        "wall", "cpu", "rss", "events", "journal_bytes", "carried_bytes", "tracker_cpu", "tracker_rss", "proposals",
+        "proposal_seconds",
+    )  # fmt: skip
+    notes = [dict.fromkeys(counters, value) | {"trials": trials} for trials, value in ((20, 1), (40, 11), (50, 31))]
+    first, second = windows(notes)
+    assert (first["trials"], second["trials"]) == ("20 to 40", "40 to 50")
+    assert (first["driver ms a trial"], second["driver ms a trial"]) == (500, 2000)
+    assert (first["proposal ms"], second["wall s a trial"]) == (1000, 2)
