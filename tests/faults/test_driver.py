@@ -65,7 +65,10 @@ def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
     said = studies.finish(process)
     assert process.returncode == 130, said
     command = f"python sweeps/run.py --resume hit --out {folder.parent}"
-    assert said.splitlines()[-1] == f"interrupted, and so was Ray; nothing is lost, go on with: {command}"
+    assert said.splitlines()[-1] in (  # either its main thread sees the signal first or its watch of Ray
+        f"interrupted; nothing is lost. Go on with: {command}",
+        f"interrupted, and so was Ray; nothing is lost, go on with: {command}",
+    )
     assert "Traceback" not in said
     done = studies.run("--resume", "hit", "--out", str(folder.parent))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -59,6 +59,20 @@ def test_a_lost_head_ends_the_driver_with_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == f"{message}\n"
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_after_a_sigterm_a_lost_head_is_an_interruption_at_once(answers, monkeypatch, capsys):
+    """As long as the head answers, the driver itself ends the study."""
+    monkeypatch.setattr(head_watchdog, "sigterm_received", lambda: True)
+    watched = Watched(monkeypatch)
+    watched.answers = answers
+    checks = watched.check(100)
+    if answers:
+        assert (checks, watched.codes, capsys.readouterr().err) == (100, [], "")
+        return
+    assert (checks, watched.codes) == (1, [ExitCode.INTERRUPTED])
+    assert capsys.readouterr().err == "interrupted, and so was Ray; nothing is lost, go on with: mine\n"
+
+
 def test_time_asleep_is_no_silence_of_the_head(monkeypatch):
     """After a laptop wakes up its network takes some seconds, and so does the first probe that succeeds."""
     watched = Watched(monkeypatch)
