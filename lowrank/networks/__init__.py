@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lowrank.networks.external.transformers_models import Logits as Logits
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
-        describe_error as describe_error,
         same_file_elsewhere as same_file_elsewhere,
         user_modules as user_modules,
     )
@@ -51,7 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "base": "DropPath WholeAvgPool2d has_batch_norms",
         "external.transformers_models": "Logits",
-        "external.user_code": "absolute_name describe_error same_file_elsewhere user_modules",
+        "external.user_code": "absolute_name same_file_elsewhere user_modules",
         "images": "ImageShape",
         "own_networks": "copy_network take_logits unwrap_network",
         "registry": (

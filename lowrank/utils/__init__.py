@@ -62,12 +62,14 @@ if TYPE_CHECKING:
     )
     from lowrank.utils.text import (
         HIDDEN as HIDDEN,
+        describe_error as describe_error,
         first_line as first_line,
         format_bytes as format_bytes,
         format_count as format_count,
         format_counted as format_counted,
         format_round_count as format_round_count,
         format_times as format_times,
+        installed_folders as installed_folders,
         last_line as last_line,
         one_line as one_line,
         redact as redact,
@@ -99,8 +101,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "templates": "Markdown read_resource render_template",
         "text": (
-            "HIDDEN first_line format_bytes format_count format_counted format_round_count format_times last_line "
-            "one_line redact redact_arguments"
+            "HIDDEN describe_error first_line format_bytes format_count format_counted format_round_count format_times "
+            "installed_folders last_line one_line redact redact_arguments"
         ),
         "torchvision_compat": "prepare_torchvision torchvision",
         "validation": "read_module_names validate_model",

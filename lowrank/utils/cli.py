@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 from lowrank.errors import InputError, LowrankError, UncountableError, did_you_mean, shorten
 from lowrank.utils.atomic_files import absolute_path
 from lowrank.utils.processes import ensure_compiler_cache, ensure_home
+from lowrank.utils.text import describe_error, is_of_network
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 MESSAGE_CHARACTERS = 300  # of an error on standard error
@@ -110,7 +111,8 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
 
     Returns:
         The command's exit code; `BAD_INPUT` for an InputError or UncountableError, `INTERRUPTED` for Ctrl-C, `FAILED`
-        for a disk that is full or cannot be written, and for a HungError. Other errors are raised.
+        for a disk that is full or cannot be written, and for a HungError; `BAD_INPUT` for an error of the user's
+        network too. Other errors are raised.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not have must end nothing
@@ -132,10 +134,12 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
     except BrokenPipeError:  # the reader, such as `head`, has what it wants
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is buffered goes nowhere when the process ends
         return ExitCode.FAILED
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            return report_error(ExitCode.FAILED, f"error: {error}")
+        if not is_of_network(error):
             raise
-        return report_error(ExitCode.FAILED, f"error: {error}")
+        return report_error(ExitCode.BAD_INPUT, f"error: the network raises {describe_error(error)}")
 
 
 @contextmanager

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 HIDDEN = "***"  # stands where a password was
 SECRET_KEYS = (
@@ -13,6 +18,8 @@ SECRET_KEYS = (
 )  # fmt: skip
 _SECRET_QUERY = re.compile(rf"([?&;](?:{'|'.join(SECRET_KEYS)})=)[^&;#]*", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(?P<key>-{0,2}[\w.-]+)=(?P<value>.*://.*)", re.DOTALL)
+MODULE_FILE = str(Path("torch", "nn", "modules", "module.py"))  # where torch calls a module's `forward`
+_PROJECT = Path(__file__).resolve().parents[2]
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -55,6 +62,53 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error of the user's code in one line.
+
+    Args:
+        error: that was caught.
+
+    Returns:
+        Its class, its first line and, where a line of the user's has raised it, the place.
+    """
+    frames = _user_frames(error)
+    location = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{location}"
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Tell whether an error comes from the code of a network of the user's, while the network runs.
+
+    Args:
+        error: that was caught.
+
+    Returns:
+        True where no line of this project lies between the user's last one and the error.
+    """
+    names = {frame.name for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(MODULE_FILE)}
+    return "_call_impl" in names and bool(_user_frames(error))
+
+
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """List the places of the user's code in a traceback that lie behind the last one of this project."""
+    own = tuple(f"{_PROJECT / package}{os.sep}" for package in ("lowrank", "sweeps", "analysis"))
+    installed = tuple(f"{folder}{os.sep}" for folder in installed_folders())
+    frames = list(traceback.extract_tb(error.__traceback__))
+    last = max((index for index, frame in enumerate(frames) if frame.filename.startswith(own)), default=-1)
+    return [frame for frame in frames[last + 1 :] if not frame.filename.startswith((*installed, "<"))]
+
+
+@lru_cache(maxsize=1)
+def installed_folders() -> tuple[Path, ...]:
+    """Find the folders of Python's own modules and of installed packages.
+
+    Returns:
+        Absolute paths, each once.
+    """
+    paths = sysconfig.get_paths()
+    return tuple({Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def _lines(error: BaseException) -> list[str]:

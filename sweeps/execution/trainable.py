@@ -24,7 +24,6 @@ from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
 from lowrank.layers import Bayesian
-from lowrank.networks import describe_error
 from lowrank.training import (
     DivergedError,
     Trainer,
@@ -34,7 +33,7 @@ from lowrank.training import (
     number_format,
     recorded_names,
 )
-from lowrank.utils import first_line
+from lowrank.utils import describe_error, first_line
 from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, device_lost, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights

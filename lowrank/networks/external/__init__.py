@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     )
     from lowrank.networks.external.user_code import (
         absolute_name as absolute_name,
-        describe_error as describe_error,
         function_missing as function_missing,
         function_takes_width as function_takes_width,
         import_function as import_function,
@@ -40,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "torchvision_models": "torchvision_network",
         "transformers_models": "transformers_images transformers_network",
         "user_code": (
-            "absolute_name describe_error function_missing function_takes_width import_function imported_network "
+            "absolute_name function_missing function_takes_width import_function imported_network "
             "same_file_elsewhere shipped_module user_modules width_unsupported"
         ),
     },

@@ -10,20 +10,16 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lowrank.errors import InfeasibleError, InputError, LowrankError
 from lowrank.networks.images import ImageShape
-from lowrank.utils import absolute_path, first_line
+from lowrank.utils import absolute_path, describe_error, first_line, installed_folders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -290,7 +286,7 @@ def _check_modules_beside(name: str, path: Path) -> None:
             checked.add(beside)
             to_read.append(beside)
             other = _module_file(module_name)
-            if other is None or any(other.is_relative_to(folder) for folder in _installed_folders()):
+            if other is None or any(other.is_relative_to(folder) for folder in installed_folders()):
                 continue
             if other != beside and other.read_bytes() != beside.read_bytes():
                 raise InputError(
@@ -369,28 +365,6 @@ def user_modules(name: str) -> dict[str, Path]:
     return files
 
 
-@lru_cache(maxsize=1)
-def _installed_folders() -> tuple[Path, ...]:
-    paths = sysconfig.get_paths()
-    return tuple({Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")})
-
-
 def _is_installed(path: Path) -> bool:
     project_folders = [_PROJECT / package for package in (*_OWN_PACKAGES, "tests", "benchmarks")]
-    return any(path.is_relative_to(folder) for folder in (*_installed_folders(), *project_folders))
-
-
-def describe_error(error: BaseException) -> str:
-    """Describe an error of the user's code in one line.
-
-    Args:
-        error: that was caught.
-
-    Returns:
-        Its class, its first line and, where a line of the user's has raised it, the place.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    installed = (str(_PROJECT / "lowrank") + os.sep, *(str(folder) + os.sep for folder in _installed_folders()))
-    user_frames = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
-    location = f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""
-    return f"{type(error).__name__}: {first_line(error)}{location}"
+    return any(path.is_relative_to(folder) for folder in (*installed_folders(), *project_folders))

@@ -8,8 +8,10 @@ import pwd
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from lowrank.errors import LowrankError, show_choices, show_value
 from lowrank.utils import ExitCode, absolute_path, print_result, relative_path, results_alone, run_command
@@ -135,3 +137,19 @@ def test_what_a_network_prints_leaves_the_output_to_the_results(capsys):
         print("for people")
     read = capsys.readouterr()
     assert (read.out, read.err) == ("{}\nafter\nfor people\n", "forward of (1, 1, 8, 8)\n")
+
+
+def test_an_error_of_the_users_network_is_one_line_and_any_other_one_is_raised(tmp_path, capsys):
+    file = tmp_path / "own_net.py"
+    file.write_text("def forward(x):\n    raise ValueError('too many images\\nat once')\n")
+    code: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), code)
+    network = nn.Identity()
+    network.forward = code["forward"]
+    assert run_command(lambda: network(1)) is ExitCode.BAD_INPUT
+    line = "error: the network raises ValueError: too many images (own_net.py, line 2)\n"
+    assert capsys.readouterr().err == line
+    with pytest.raises(ValueError, match="too many images"):
+        run_command(lambda: code["forward"](1))  # not within a network
+    with pytest.raises(FileNotFoundError):
+        run_command((tmp_path / "none").read_text)  # type: ignore[arg-type]
