@@ -1,4 +1,4 @@
-"""One card, two cards over NCCL and two over memory that they share, in turns: ratios that no drift of a card changes.
+"""One card and two cards, which exchange over NCCL, in turns: ratios that no drift of a card changes.
 
     python -m benchmarks.gpu.exchange_speeds --out DIR [--seconds 170] [--rounds 8] [--network NAME ...] [--tiny]
 
@@ -33,7 +33,6 @@ from benchmarks.gpu.several_cards import (
     start_workers,
 )
 from benchmarks.measurement import WIDTH, Goal, Measurement, Table, environment, header, load, show
-from lowrank.training.engine.symmetric_memory import EXCHANGES
 from lowrank.utils import OneLineParser
 
 POLL_SECONDS = 0.005
@@ -41,7 +40,7 @@ ROUND_SECONDS = 30.0  # in which a round must end
 PROFILE_SECONDS = 40.0
 COMPILE_SECONDS = 110.0  # for all networks, side by side
 GOALS = {"wrn_28_10": SAME_TOTAL_BATCH, "resnet9": 1.0}
-ONE = "one card"
+ONE, TWO = "one card", "two cards"
 
 
 class Server:
@@ -92,10 +91,10 @@ class Server:
 
 @dataclass
 class Run:
-    """What is compared: a server's trainer that exchanges in one way.
+    """What is compared: a network on one card or on two.
 
     Attributes:
-        way: what it is called, and what the server is told.
+        cards: how it is called in tables: `ONE` or `TWO`.
         ready: the answer after the first steps.
         rounds: milliseconds a step of each round.
         profile: of a step.
@@ -103,27 +102,22 @@ class Run:
 
     network: str
     server: Server
-    way: str
+    cards: str
     ready: dict[str, Any] | None = None
     rounds: list[float | None] = field(default_factory=list)
     profile: dict[str, Any] | None = None
 
-    @property
-    def title(self) -> str:
-        """How it is called in tables."""
-        return self.way if self.way == ONE else f"two, {self.way}"
-
     def start(self, until: float) -> None:
         """Let it take its first steps."""
-        self.ready = self.server.ask(f"start {self.way}", until)
+        self.ready = self.server.ask("start", until)
         shown = {key: value for key, value in (self.ready or {"failed": True}).items() if key != "losses"}
-        print(f"{self.server.name}, {self.way}: {json.dumps(shown)}", flush=True)
+        print(f"{self.server.name}: {json.dumps(shown)}", flush=True)
 
     def train_round(self, until: float) -> None:
         """Train a round, if it has started."""
         answer = None
         if self.ready is not None:
-            answer = self.server.ask(f"round {self.way}", min(until, time.monotonic() + ROUND_SECONDS))
+            answer = self.server.ask("round", min(until, time.monotonic() + ROUND_SECONDS))
         self.rounds.append(None if answer is None else answer["ms a step"])
 
 
@@ -161,7 +155,7 @@ def measure(runs: Sequence[Run], rounds: int, until: float) -> None:
 
 def speed_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each run of a network: milliseconds a step, and how many times one card's speed, round by round."""
-    alone = next(run for run in runs if run.way == ONE)
+    alone = next(run for run in runs if run.cards == ONE)
     rows = []
     for run in runs:
         times = [one for one in run.rounds if one is not None]
@@ -171,8 +165,8 @@ def speed_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         )  # fmt: skip
         ready = run.ready or {}
         rows.append({
-            "network": run.network, "cards": run.title, "ran": ready.get("exchange"),
-            "recorded": ready.get("recorded"), "compiled": ready.get("compiled"), "rounds": len(times),
+            "network": run.network, "cards": run.cards, "recorded": ready.get("recorded"),
+            "compiled": ready.get("compiled"), "rounds": len(times),
             "ms a step": statistics.median(times) if times else None,
             "times one card": statistics.median(ratios) if ratios else None,
             "least": ratios[0] if ratios else None, "most": ratios[-1] if ratios else None,
@@ -190,7 +184,7 @@ def loss_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             pairs = list(zip(run.ready["losses"], other.ready["losses"], strict=True))
             differences = [abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
             rows.append({
-                "network": run.network, "losses of": run.title, "beside": other.title,
+                "network": run.network, "losses of": run.cards, "beside": other.cards,
                 "equal": sum(ours == theirs for ours, theirs in pairs), "of": len(pairs),
                 "largest ppm": 1e6 * max(differences), "mean ppm": 1e6 * statistics.mean(differences),
                 "last": pairs[-1][0],
@@ -201,7 +195,7 @@ def loss_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def profile_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each profile."""
     return [
-        {"network": run.network, "cards": run.title}
+        {"network": run.network, "cards": run.cards}
         | {key: value for key, value in run.profile.items() if key != "longest"}
         for run in runs if run.profile is not None
     ]  # fmt: skip
@@ -244,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         for job in alone:
             one, two = (Server(replace(job, processes=count), out) for count in (1, 2))
             servers += [one, two]
-            groups.append([Run(job.network, one, ONE), *(Run(job.network, two, way) for way in EXCHANGES)])
+            groups.append([Run(job.network, one, ONE), Run(job.network, two, TWO)])
             for run in groups[-1]:
                 run.start(until)
             measure(groups[-1], args.rounds, until)
@@ -252,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(json.dumps(row), flush=True)
         for run in groups[0] if not args.tiny else []:
             if run.ready is not None and time.monotonic() < until:
-                run.profile = run.server.ask(f"profile {run.way}", min(until, time.monotonic() + PROFILE_SECONDS))
+                run.profile = run.server.ask("profile", min(until, time.monotonic() + PROFILE_SECONDS))
     finally:
         for server in servers:
             server.end()
@@ -280,7 +274,7 @@ def conclude(args: argparse.Namespace, around: dict[str, Any], groups: Sequence[
     )  # fmt: skip
     after = load()
     answers = {
-        f"{run.network}, {run.title}": {"ready": run.ready, "rounds": run.rounds, "profile": run.profile}
+        f"{run.network}, {run.cards}": {"ready": run.ready, "rounds": run.rounds, "profile": run.profile}
         for run in runs
     }  # fmt: skip
     content: Mapping[str, Any] = {**record.to_json(), "environment": {**around, "load_after": after}, "runs": answers}
@@ -295,7 +289,7 @@ def conclude(args: argparse.Namespace, around: dict[str, Any], groups: Sequence[
 def longest_notes(runs: Sequence[Run]) -> list[str]:
     """The longest kernels of each profile, in a line."""
     return [
-        f"{run.network}, {run.title}, longest kernels: "
+        f"{run.network}, {run.cards}, longest kernels: "
         + "; ".join(f"{name} {count:.0f} x, {ms:.3f} ms" for name, (count, ms) in run.profile["longest"].items())
         for run in runs if run.profile is not None
     ]  # fmt: skip

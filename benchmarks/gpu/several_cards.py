@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from lowrank.data import AugmentationSettings, Batch
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from lowrank.utils import OneLineParser, first_line
+from lowrank.utils import OneLineParser
 
 RESULT = "RESULT "  # before the line with a worker's answer
 WARM_UP, ROUND, PROFILED, EQUAL_STEPS = 12, 25, 10, 50  # steps
@@ -69,7 +68,6 @@ class Job:
     permutations: tuple[int, ...] = ()  # seeds; 0 leaves the order of images in a batch
     path: str = ""  # of another `lowrank` package
     sees_all: bool = False  # whether each process sees all cards, not its own alone
-    exchange: str = ""  # of batch norms: lowrank.training.engine.symmetric_memory.EXCHANGES; "" for a study's
 
     @property
     def title(self) -> str:
@@ -100,18 +98,6 @@ class Worker:
         self.job, self.group = job, group
         self.device = f"cuda:{group.index if group and job.sees_all else 0}" if job.device == "cuda" else "cpu"
         self.notices: list[str] = []
-        self._pools: list[Any] = []
-        self._open_memory()
-
-    def _open_memory(self) -> None:
-        """Share memory between cards, if it is asked for, also where NVML does not say that NVLink links them.
-
-        A job may: it has a time limit. An older package has no such memory.
-        """
-        if self.group is not None and getattr(self.group, "exchange", "") == "symmetric" and self.job.device == "cuda":
-            from lowrank.training.engine.symmetric_memory import open_memory
-
-            open_memory(self.group, torch.device(self.device), check_link=False)
 
     def trainer(self, seed: int = 0) -> PermutedTrainer:
         """The trainer of the job."""
@@ -164,13 +150,10 @@ class Worker:
 
     def _ways(self, trainer: Trainer) -> dict[str, Any]:
         """How the steps of a trainer run, and what it had to say."""
-        norms = sys.modules.get("lowrank.kernels.global_norm")  # an older package has other ones
-        epoch, memory = trainer.captured_epoch, getattr(getattr(norms, "_Exchange", None), "memory", None)
+        epoch = trainer.captured_epoch
         return {
             "recorded": epoch is not None and epoch.replay is not None,
-            "compiled": epoch is not None and epoch.compiled,
-            "exchange": None if self.group is None else "nccl" if memory is None else "symmetric",
-            "notices": self.notices,
+            "compiled": epoch is not None and epoch.compiled, "notices": self.notices,
             "MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0,
         }  # fmt: skip
 
@@ -182,29 +165,26 @@ class Worker:
     def serve(self) -> dict[str, Any]:
         """Answer each line of the standard input until one says "end", or there are no more.
 
-        "start WAY": train the first steps with batch norms that exchange in this way; gives their losses. Then "round
-        WAY": milliseconds a step; "profile WAY": what a step does. Ways share what is compiled and chosen by timing.
+        "start" comes first: train the first steps; gives their losses. "round": milliseconds a step; "profile": what a
+        step does.
         """
-        trainers: dict[str, Trainer] = {}
-        answers: dict[str, Callable[[str], dict[str, Any]]] = {
-            "start": lambda way: self._begin(way, trainers), "round": lambda way: self._round(trainers[way]),
-            "profile": lambda way: self._profile(trainers[way]),
+        trainers: list[Trainer] = []
+        answers: dict[str, Callable[[], dict[str, Any]]] = {
+            "start": lambda: self._begin(trainers), "round": lambda: self._round(trainers[0]),
+            "profile": lambda: self._profile(trainers[0]),
         }  # fmt: skip
         for line in sys.stdin:
-            command, _, way = line.strip().partition(" ")
+            command = line.strip()
             if command == "end":
                 break
-            say(answers[command](way))
+            say(answers[command]())
         return {"MB": torch.cuda.max_memory_reserved() / 1e6 if self.job.device == "cuda" else 0.0}
 
-    def _begin(self, way: str, trainers: dict[str, Trainer]) -> dict[str, Any]:
-        """Make a trainer and let it take its first steps."""
+    def _begin(self, trainers: list[Trainer]) -> dict[str, Any]:
+        """Append a trainer and let it take its first steps."""
         start = time.perf_counter()
-        if self.group is not None:
-            self.group = replace(self.group, exchange=way)
-            self._open_memory()
-        self.notices.clear()
-        trainer = trainers[way] = self.trainer()
+        trainer = self.trainer()
+        trainers.append(trainer)
         trainer.train_steps(limit=EQUAL_STEPS)
         losses = trainer.step_losses[:EQUAL_STEPS].tolist()
         self.wait()
@@ -213,7 +193,7 @@ class Worker:
     def _round(self, trainer: Trainer) -> dict[str, float]:
         """Milliseconds a step, in an epoch of at most `SERVED_STEPS`."""
         steps = min(SERVED_STEPS, trainer.steps_per_epoch)
-        trainer.train_steps(limit=min(WARM_UP, steps))  # the card was another trainer's
+        trainer.train_steps(limit=min(WARM_UP, steps))  # the card was another process's
         self.wait()
         start = time.perf_counter()
         trainer.train_steps(limit=steps)
@@ -262,7 +242,7 @@ class Worker:
         }  # fmt: skip
 
     def link(self) -> dict[str, Any]:
-        """Microseconds of exchanges of several sizes between the processes; what this machine cannot do is said."""
+        """Microseconds of exchanges of several sizes between the processes."""
         from lowrank.kernels.global_norm import gather_parts  # an older package has none
 
         on_card, times = self.job.device == "cuda", dict[str, Any]()
@@ -270,54 +250,7 @@ class Worker:
             tensor = torch.ones(2, kibibytes * 128, device=self.device)
             times |= self._exchange_times(f"sum of {kibibytes} KiB", lambda tensor=tensor: dist.all_reduce(tensor))
             times |= self._exchange_times(f"gather of {kibibytes} KiB", lambda tensor=tensor: gather_parts(tensor))
-        ways = {
-            "gather through memory": self._through_memory, "one-shot sum": self._one_shot_sum,
-            "gather in registered memory": self._registered,
-        }  # fmt: skip
-        for way, make in ways.items():
-            say(times)  # the last answer counts, should a way not end
-            for kibibytes in (4, 16):
-                name = f"{way} of {kibibytes} KiB"
-                try:
-                    times |= self._exchange_times(name, make(kibibytes * 256))
-                except (RuntimeError, AttributeError, TypeError, ValueError) as error:  # another torch, no link
-                    traceback.print_exc()
-                    times[name] = f"not possible: {first_line(error)}"
         return times
-
-    def _through_memory(self, numbers: int) -> Callable[[], Any]:
-        """This project's gather, with the kernel that writes what is gathered."""
-        if self.job.device != "cuda":
-            raise ValueError("only cards share memory")
-        from lowrank.training.engine import symmetric_memory
-
-        assert self.group is not None
-        part, device = torch.ones(2, numbers // 2, device=self.device), torch.device(self.device)
-        obstacle = symmetric_memory._link_obstacle(symmetric_memory._cards(device), self.group.index)
-        print(f"cards that NVML says are not linked: {obstacle or 'none'}", flush=True)
-        memory = symmetric_memory.open_memory(self.group, device, check_link=False)
-        if isinstance(memory, str):
-            raise ValueError(memory)
-        return lambda: memory.gather(part.shape, part.dtype, part.device, lambda out: out.copy_(part))
-
-    def _one_shot_sum(self, numbers: int) -> Callable[[], Any]:
-        """Torch's own sum, in which each card reads the others' memory; without NCCL."""
-        from torch.distributed import _symmetric_memory as symmetric_memory
-
-        group = dist.group.WORLD.group_name
-        tensor = symmetric_memory.empty(numbers, dtype=torch.float32, device=self.device).fill_(1)
-        symmetric_memory.rendezvous(tensor, group)
-        return lambda: torch.ops.symm_mem.one_shot_all_reduce(tensor, "sum", group)
-
-    def _registered(self, numbers: int) -> Callable[[], Any]:
-        """NCCL's gather between buffers that all cards have registered, for which it has kernels of less delay."""
-        backend = dist.group.WORLD._get_backend(torch.device(self.device))
-        pool = torch.cuda.MemPool(backend.mem_allocator)
-        with torch.cuda.use_mem_pool(pool):
-            part, parts = torch.ones(numbers, device=self.device), torch.empty(2 * numbers, device=self.device)
-        backend.register_mem_pool(pool, symm=True)
-        self._pools.append(pool)  # as long as its memory is used
-        return lambda: dist.all_gather_into_tensor(parts, part)
 
     def _exchange_times(self, name: str, exchange: Callable[[], Any]) -> dict[str, float]:
         """Microseconds of an exchange that is called, and of one that is recorded in a graph."""
@@ -353,7 +286,7 @@ def busy(intervals: Sequence[tuple[float, float]]) -> float:
 
 def is_exchange(kernel: str) -> bool:
     """Whether a kernel exchanges something between the cards."""
-    return "nccl" in kernel.lower() or "one_shot_all_reduce" in kernel
+    return "nccl" in kernel.lower()
 
 
 def longest(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, list[float]]:
@@ -397,8 +330,7 @@ def work(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1 if job.device == "cpu" else 4)
     group = None
     if job.processes > 1:
-        # An older package has no choice
-        group = DataParallelGroup(index, job.processes, *([job.exchange] if job.exchange else []))
+        group = DataParallelGroup(index, job.processes)
         card = torch.device("cuda", index if job.sees_all else 0) if job.device == "cuda" else None
         if card is not None:
             torch.cuda.set_device(card)
@@ -488,7 +420,7 @@ def start_workers(out: Path, name: str, job: Job, first_card: int) -> list[subpr
     processes = []
     for index in range(job.processes):
         environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [job.path, search_path()]))}
-        environment_ |= {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "PYTHONWARNINGS": "ignore"}
+        environment_ |= {"NCCL_NVLS_ENABLE": "0", "PYTHONWARNINGS": "ignore"}
         own_card = job.device == "cuda" and not job.sees_all
         environment_ |= {"CUDA_VISIBLE_DEVICES": str(first_card + index)} if own_card else {}
         with log_path(out, name, index).open("w") as log:
@@ -535,15 +467,13 @@ class Speeds:
         batches: total batches of two cards, and how many times one card's speed each should have.
         engines: that will be measured.
         before: folder with an older package, whose speed on two cards is measured too.
-        exchanges: of batch norms, each of which is measured.
     """
 
     def __init__(
-        self, runner: Runner, base: Job, batches: Mapping[int, float], engines: Sequence[str], before: Path | None,
-        exchanges: Sequence[str] = ("",),
+        self, runner: Runner, base: Job, batches: Mapping[int, float], engines: Sequence[str], before: Path | None
     ):  # fmt: skip
         self._runner, self._base, self._batches, self._engines = runner, base, batches, engines
-        self._before, self._exchanges = before, exchanges
+        self._before = before
         self._alone: dict[str, dict[str, Any] | None] = {}
         self.rows: list[dict[str, Any]] = []
 
@@ -562,9 +492,8 @@ class Speeds:
         for batch, goal in self._batches.items():
             job = replace(base, processes=2, batch=batch, engine=engine)
             name = f"{base.network} two {engine} {batch}"
-            for exchange in self._exchanges:
-                (two,) = self._runner.run(limit, (f"{name} {exchange}".rstrip(), replace(job, exchange=exchange)))
-                self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
+            (two,) = self._runner.run(limit, (name, job))
+            self.rows.append(row(base, engine, 2, batch, two, self._alone[engine], goal))
             if self._before is not None:
                 (two,) = self._runner.run(limit, (f"{name} before", replace(job, path=str(self._before.resolve()))))
                 self.rows.append({**row(base, engine, 2, batch, two, self._alone[engine], None), "package": "before"})
@@ -589,8 +518,7 @@ def row(
     return {
         "network": base.network, "steps": engine, "cards": cards, "batch": batch, "images/s": speed,
         "ms a step": (answer or {}).get("ms a step"), "times one card": speed / alone if speed and alone else None,
-        "goal": goal, "ran": _ways(answer) if answer else None,
-        "exchange": (answer or {}).get("exchange"), "package": "now",
+        "goal": goal, "ran": _ways(answer) if answer else None, "package": "now",
     }  # fmt: skip
 
 
@@ -636,8 +564,6 @@ def profiles(runner: Runner, base: Job, before: Path | None) -> list[dict[str, A
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    from lowrank.training.engine.symmetric_memory import EXCHANGES  # workers may have an older package
-
     parser = OneLineParser(prog="python -m benchmarks.gpu.several_cards", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text, JSON and logs")
     parser.add_argument("--seconds", type=float, default=520.0, help="after which no measurement is begun or goes on")
@@ -651,8 +577,6 @@ def make_parser() -> argparse.ArgumentParser:
         choices=PARTS,
         help="parts to run, in this order (all; on a CPU none that compiles, for that takes minutes)",
     )
-    parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=[""],
-                        help="how batch norms of two cards exchange; each is measured (as in a study)")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU, two processes")
     return parser
 
@@ -675,8 +599,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("wrn", "resnet9")
     }
     batches = {wrn.batch: SAME_TOTAL_BATCH} | ({} if args.same_total else {2 * wrn.batch: SAME_BATCH_A_CARD})
-    wide = Speeds(runner, wrn, batches, engines["wrn"], args.before, args.exchange)
-    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0}, engines["resnet9"], None, args.exchange)
+    wide = Speeds(runner, wrn, batches, engines["wrn"], args.before)
+    narrow = Speeds(runner, resnet9, {resnet9.batch: 1.0}, engines["resnet9"], None)
     notes: list[str] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     parts: dict[str, Callable[[], Any]] = {

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from lowrank.kernels.fx_rewrite import compile_graph as compile_graph
     from lowrank.kernels.global_norm import (
         exchange_is_suspended as exchange_is_suspended,
-        gather_parts as gather_parts,
         process_count as process_count,
         suspended_exchange as suspended_exchange,
-        use_gather_memory as use_gather_memory,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -31,6 +29,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "dispatch": "compile_obstacle kernel_errors load_kernels",
         "fx_rewrite": "compile_graph",
-        "global_norm": "exchange_is_suspended gather_parts process_count suspended_exchange use_gather_memory",
+        "global_norm": "exchange_is_suspended process_count suspended_exchange",
     },
 )

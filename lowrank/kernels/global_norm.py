@@ -6,8 +6,6 @@ those of this process's own images; whoever averages gradients over processes av
 
 Each exchange gathers what every process has, and each process joins it in the order of the processes. The messages are
 so small that only their delay counts, and a gather has fewer steps than a sum over processes; no buffer must be zero.
-Where `use_gather_memory` has named memory that all processes share, small tensors are gathered there, else by
-torch.distributed.
 
 On GPUs the passes over the images are the kernels of lowrank.kernels.batch_norm; elsewhere, and where those cannot run,
 torch's own functions. The operations can be recorded in a CUDA graph, and stand in a compiled graph as they are.
@@ -17,47 +15,24 @@ Letters: P processes, B images of one of them, C channels. Statistics and sums h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed as dist
 
 from lowrank.kernels.dispatch import MAX_ENTRIES, supports_kernels
 
-ALIGNMENT = 16  # bytes
 # Torch 2.13 has renamed it
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class GatherMemory(Protocol):
-    """Memory that all processes share, for small tensors."""
-
-    def gather(
-        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, write: Callable[[Tensor], object]
-    ) -> Tensor | None:  # fmt: skip
-        """Gather what `write` writes; None, and nothing done, for a tensor that this memory does not take.
-
-        Every process gets None for the same tensors.
-        """
-
-
 class _Exchange:
-    """How this process exchanges now; for all its threads, since backward passes have their own."""
+    """Whether this process exchanges anything now; for all its threads, since backward passes have their own."""
 
     suspended = False
-    memory: GatherMemory | None = None
-
-
-def use_gather_memory(memory: GatherMemory | None) -> None:
-    """Gather small tensors through memory that the processes share, from now on.
-
-    Args:
-        memory: takes some of the tensors; None: torch.distributed gathers all.
-    """
-    _Exchange.memory = memory
 
 
 @contextmanager
@@ -154,35 +129,6 @@ def gather_parts(part: Tensor) -> Tensor:
     return parts.view(count, *part.shape)
 
 
-def gather_written(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, write: Callable[[Tensor], object]
-) -> Tensor:  # fmt: skip
-    """Gather a tensor of each process that is about to be computed.
-
-    Args:
-        shape: of this process's tensor, the same in all.
-        dtype: of the tensor.
-        device: of the tensor.
-        write: fills in all of the tensor that it is called with.
-
-    Returns:
-        Those of all processes in their order, (P, *shape); written to by nothing else.
-    """
-    memory = None if process_count() == 1 else _Exchange.memory
-    parts = None if memory is None else memory.gather(shape, dtype, device, write)
-    if parts is not None:
-        return parts
-    part = torch.empty(shape, dtype=dtype, device=device)
-    write(part)
-    return gather_parts(part)
-
-
-def _own_part(parts: Tensor) -> Tensor:
-    """Return what this process has written into `parts` (P, 2, C), aligned as compiled code wants its tensors."""
-    part = parts[dist.get_rank() if len(parts) > 1 else 0]
-    return part.clone() if part.data_ptr() % ALIGNMENT else part
-
-
 def joined_statistics(parts: Tensor) -> tuple[Tensor, Tensor]:
     """Join the statistics of equally many images of each process.
 
@@ -219,9 +165,9 @@ def global_norm(
         The result, in x's dtype, channels-last, and each channel's mean and biased variance over all processes, (C,).
     """
     images = _as_images(x)
-    parts = gather_written(
-        (2, images.shape[1]), _work_dtype(x), x.device, lambda part: _local_statistics(images, part)
-    )  # fmt: skip
+    part = torch.empty((2, images.shape[1]), dtype=_work_dtype(x), device=x.device)
+    _local_statistics(images, part)
+    parts = gather_parts(part)
     if _has_kernels(images):
         from lowrank.kernels.batch_norm import normalise_by_parts  # needs Triton
 
@@ -266,30 +212,24 @@ def global_norm_backward(
         That by x, of the sum of all processes' losses; those by weight and bias, of this process's loss, (2, C).
     """
     images, gradients = _as_images(x), _as_images(gradient)
-    rows_of_all, shape = process_count() * images.numel() // images.shape[1], (2, images.shape[1])
+    rows_of_all = process_count() * images.numel() // images.shape[1]
+    sums = torch.empty((2, images.shape[1]), dtype=weight.dtype, device=x.device)
     if _has_kernels(images):
         from lowrank.kernels.batch_norm import input_gradient, reduce_gradients  # need Triton
 
-        norm = (weight, bias, mean, variance)
-        parts = gather_written(
-            shape, weight.dtype, x.device,
-            lambda sums: reduce_gradients(gradients, images, *norm, eps, relu, pool, sums),
-        )  # fmt: skip
+        reduce_gradients(gradients, images, weight, bias, mean, variance, eps, relu, pool, sums)
+        parts = gather_parts(sums)
         grad_x = input_gradient(
-            gradients, images, *norm, parts[0, 1], parts[0, 0], rows_of_all, eps, relu, pool, parts=len(parts),
-            other=None if other is None else _as_images(other),
+            gradients, images, weight, bias, mean, variance, parts[0, 1], parts[0, 0], rows_of_all, eps, relu, pool,
+            parts=len(parts), other=None if other is None else _as_images(other),
         )  # fmt: skip
     else:
         inverse, rows = torch.rsqrt(variance + eps), gradients.to(mean.dtype)
         normal = (images.to(mean.dtype) - mean[:, None, None]) * inverse[:, None, None]
-        parts = gather_written(
-            shape, weight.dtype, x.device,
-            lambda sums: torch.stack([(rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))], out=sums),
-        )  # fmt: skip
-        of_weight, of_bias = parts.sum(0)[:, :, None, None] / rows_of_all
+        sums[0], sums[1] = (rows * normal).sum((0, 2, 3)), rows.sum((0, 2, 3))
+        of_weight, of_bias = gather_parts(sums).sum(0)[:, :, None, None] / rows_of_all
         grad_x = (weight * inverse)[:, None, None] * (rows - of_bias - normal * of_weight)
         grad_x = (grad_x if other is None else grad_x + _as_images(other)).to(x.dtype)
-    sums = _own_part(parts)
     return _shaped(grad_x.contiguous(memory_format=torch.channels_last), x.shape), sums
 
 

@@ -129,7 +129,6 @@ class Trainer:
         head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
-            group.choose_exchange(self.device, notify)
         self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
         if variational is None and any(True for _ in variational_layers(network)):
             raise InputError("a network with variational layers needs `variational`, from which it was made")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.exchange_speeds import ONE, Run, loss_rows, speed_rows
+from benchmarks.gpu.exchange_speeds import ONE, TWO, Run, loss_rows, speed_rows
 from benchmarks.gpu.several_cards import longest, summary
 from benchmarks.studies.spread_simulation import NETWORKS, Network, SimulatedTrial, Simulation, speeds_on_two
 
@@ -20,7 +20,7 @@ def event(category: str, name: str, begin: float, duration: float) -> dict[str, 
 def test_a_profile_counts_overlapping_kernels_once_and_exchanges_that_hide_nothing():
     events = [
         event("kernel", "conv", 0, 4000), event("kernel", "ncclDevKernel_AllReduce", 3000, 1000),
-        event("kernel", "void one_shot_all_reduce_kernel<float>", 4000, 1000),
+        event("kernel", "ncclDevKernel_AllGather", 4000, 1000),
         event("kernel", "conv", 8000, 2000), event("cuda_runtime", "cudaGraphLaunch", 0, 10),
         event("cuda_driver", "cuLaunchKernel", 0, 10), event("cuda_runtime", "cudaStreamSynchronize", 0, 10),
         {"name": "a mark without length", "ph": "i"},
@@ -40,16 +40,22 @@ def test_two_cards_are_compared_with_one_round_by_round():
     server: Any = None
     runs = [
         Run("wrn", server, ONE, {"losses": [2.0, 1.0]}, [10.0, 12.0, 11.0]),
-        Run("wrn", server, "nccl", {"losses": [2.0, 1.001]}, [8.0, 8.0]),
-        Run("wrn", server, "symmetric", None, [None]),
+        Run("wrn", server, TWO, {"losses": [2.0, 1.001]}, [8.0, 8.0]),
     ]
-    one, nccl, symmetric = speed_rows(runs)
+    one, two = speed_rows(runs)
     assert one["times one card"] == 1
-    assert (nccl["times one card"], nccl["least"], nccl["most"]) == (1.375, 1.25, 1.5)
-    assert (symmetric["times one card"], symmetric["ms a step"], symmetric["rounds"]) == (None, None, 0)
+    assert (two["times one card"], two["least"], two["most"]) == (1.375, 1.25, 1.5)
     (row,) = loss_rows(runs)
-    assert (row["losses of"], row["equal"], row["of"]) == ("two, nccl", 1, 2)
+    assert (row["losses of"], row["equal"], row["of"]) == (TWO, 1, 2)
     assert row["largest ppm"] == pytest.approx(1000)
+
+
+def test_two_cards_that_did_not_start_have_no_ratio():
+    server: Any = None
+    runs = [Run("wrn", server, ONE, {"losses": [2.0]}, [10.0]), Run("wrn", server, TWO, None, [None])]
+    _, two = speed_rows(runs)
+    assert (two["times one card"], two["ms a step"], two["rounds"]) == (None, None, 0)
+    assert loss_rows(runs) == []
 
 
 SMALL, LARGE = Network("small", {1: 100.0, 2: 150.0}), Network("large", {1: 10.0}, on_two=16.0)

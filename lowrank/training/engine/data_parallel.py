@@ -16,7 +16,7 @@ each process then draws for its own images, from the same seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,8 @@ from torch.nn import functional
 
 from lowrank.data import ProcessShard
 from lowrank.errors import InputError
-from lowrank.kernels import exchange_is_suspended, process_count, use_gather_memory
+from lowrank.kernels import exchange_is_suspended, process_count
 from lowrank.networks import DropPath
-from lowrank.training.engine.notices import warn_once
-from lowrank.training.engine.symmetric_memory import DEFAULT_EXCHANGE, SYMMETRIC, open_memory
 
 BUCKET_BYTES = 32 * 2**20  # of gradients that are summed at once: large enough to use the link between two cards well
 
@@ -43,13 +41,10 @@ class DataParallelGroup:
     Attributes:
         index: of this process, from 0.
         count: processes that train together.
-        exchange: how batch norms exchange their statistics: one of
-            lowrank.training.engine.symmetric_memory.EXCHANGES. All processes have the same.
     """
 
     index: int
     count: int
-    exchange: str = DEFAULT_EXCHANGE
 
     def shard(self, parts: int) -> ProcessShard:
         """Describe what this process takes of every batch.
@@ -70,25 +65,6 @@ class DataParallelGroup:
         """
         for tensor in tensors:
             dist.all_reduce(tensor)
-
-    def choose_exchange(self, device: torch.device, notify: Callable[[str], None]) -> None:
-        """Let batch norms exchange their statistics as `exchange` says, where the cards can; from now on.
-
-        Args:
-            device: where this process trains.
-            notify: called with a line where the cards cannot, once in a process.
-
-        Raises:
-            HungError: an exchange has begun and does not end.
-        """
-        memory = None
-        if self.exchange == SYMMETRIC and device.type == "cuda":
-            outcome = open_memory(self, device)
-            if isinstance(outcome, str):
-                warn_once(notify, f"batch norms exchange over NCCL, and so training is slower: {outcome}")
-            else:
-                memory = outcome
-        use_gather_memory(memory)
 
     def use_global_batch(self, network: nn.Module) -> None:
         """Make modules that look at a whole batch look at the global one, in place.

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed as dist, nn
+from torch import nn
+from torch.nn import functional
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings, Batch, ProcessShard, default_augmentation
 from lowrank.errors import InputError
-from lowrank.kernels import use_gather_memory
+from lowrank.kernels import global_norm as norms
 from lowrank.networks.base import DropPath
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import compiled_forward, data_parallel
 from lowrank.training.engine.compiled_forward import COMPILED_FOLDER, CompiledObjective
 from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm, GradientBuckets
-from lowrank.training.engine.symmetric_memory import SymmetricMemory
 from lowrank.training.trainer import Trainer
 from tests.support.process_group import run_in_group
 from tests.support.training import (
@@ -194,32 +194,13 @@ def disagreement(group: DataParallelGroup) -> tuple[bool, list[str]]:
     return run.captured_epoch.compiled, notices
 
 
-def train_through_memory(group: DataParallelGroup) -> tuple[dict[str, Any], int]:
-    """What `train` gives where a table of both processes is summed, and how many sums there were."""
-    sums: list[torch.Size] = []
-
-    def add(table: torch.Tensor, total: torch.Tensor) -> None:
-        sums.append(table.shape)
-        dist.all_reduce(total.copy_(table))
-
-    use_gather_memory(SymmetricMemory(torch.empty(4096), group.index, group.count, add))
-    choose, DataParallelGroup.choose_exchange = DataParallelGroup.choose_exchange, lambda *arguments: None  # type: ignore
-    try:
-        return train(group, ["tensor_train"]), len(sums)
-    finally:
-        DataParallelGroup.choose_exchange = choose  # type: ignore[method-assign]
-        use_gather_memory(None)
-
-
 Outcome = tuple[Any, ...]
 
 
 def train_and_diverge(group: DataParallelGroup | None) -> Outcome:
     long_runs = {double: losses_of_50_steps(group, double) for double in (False, True)}
     outcome = train(group, [*RUNS, "dropping"]), divergence_message(group), long_runs
-    if group is None:
-        return outcome
-    return (*outcome, train_through_memory(group), averaged_gradients(group), disagreement(group))
+    return outcome if group is None else (*outcome, averaged_gradients(group), disagreement(group))
 
 
 @pytest.fixture(scope="module")
@@ -250,14 +231,6 @@ def test_the_processes_have_the_same_weights_to_the_bit(runs):
     for name in first:
         for key, tensor in first[name][2].items():
             assert torch.equal(tensor, second[name][2][key]), (name, key)
-
-
-def test_statistics_through_shared_memory_give_the_same_bits(runs):
-    for outcome, _, _, (through_memory, sums), *_ in runs[1]:
-        (losses, _, state), (expected, _, expected_state) = through_memory["tensor_train"], outcome["tensor_train"]
-        assert losses == expected
-        assert all(torch.equal(tensor, expected_state[key]) for key, tensor in state.items())
-        assert sums == 4 * 2 * 8  # steps, directions, batch norms
 
 
 def test_the_losses_of_50_steps_differ_by_rounding_alone(runs):
@@ -330,6 +303,32 @@ def test_a_norm_over_one_process_is_torchs_own(shape):
         outputs.append([out, x.grad, module.weight.grad, module.bias.grad, module.running_mean, module.running_var])
     for ours, theirs in zip(outputs[1], outputs[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_over_two_processes_is_torchs_over_the_images_of_both(monkeypatch):
+    torch.manual_seed(0)
+    x, weight, bias, direction = torch.randn(6, 3, 4, 4), torch.rand(3), torch.rand(3), torch.randn(6, 3, 4, 4)
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    wanted = functional.batch_norm(inputs[0], None, None, *inputs[1:], training=True)
+    (wanted[:3] * direction[:3]).sum().backward(retain_graph=True)
+    statistics = torch.empty(2, 3)
+    norms._local_statistics(x[3:], statistics)
+    normal = functional.batch_norm(x, None, None, training=True)[3:]
+    sums = torch.stack([(direction[3:] * normal).sum((0, 2, 3)), direction[3:].sum((0, 2, 3))])
+    of_other = iter([statistics, sums])
+    monkeypatch.setattr(norms, "process_count", lambda: 2)
+    monkeypatch.setattr(norms, "gather_parts", lambda part: torch.stack([part, next(of_other)]))
+    ours = [tensor.clone().requires_grad_() for tensor in (x[:3], weight, bias)]
+    out, mean, _ = norms.global_norm(*ours, None, 1e-5, False, False)
+    (out * direction[:3]).sum().backward()
+    torch.testing.assert_close(out, wanted[:3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+    for own, expected in zip(ours[1:], inputs[1:], strict=True):
+        torch.testing.assert_close(own.grad, expected.grad, rtol=1e-5, atol=1e-5)
+    inputs[0].grad = None
+    (wanted * direction).sum().backward()
+    assert inputs[0].grad is not None
+    torch.testing.assert_close(ours[0].grad, inputs[0].grad[:3], rtol=1e-5, atol=1e-5)
 
 
 def test_all_processes_see_a_divergence_at_the_same_step(runs):
