@@ -155,8 +155,8 @@ def norm_ways() -> Iterator[Way]:
     sums = partial(norm.reduce_gradients, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
     for attribute, work in (("REDUCE", sums), ("STATISTICS", partial(norm.batch_statistics, wide))):
         current = getattr(norm, attribute)
-        forms = [current, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps
-                    in ((1024, 4), (2048, 4), (4096, 8))
+        forms = [current, *(norm.TileConfig(*tile, count)
+                        for tile in ((2048, 64, 4), (4096, 64, 4), (4096, 64, 8), (4096, 32, 8), (8192, 64, 8))
                         for count in (3, 4, 6, 8))]  # fmt: skip
         for form in dict.fromkeys(forms):
             yield Way(f"norm, {attribute.lower()}", norm, attribute, form, work)

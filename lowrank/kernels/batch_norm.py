@@ -14,6 +14,7 @@ the width of its images, and each row stands for four positions of the input.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import MULTIPROCESSORS, LaunchConfig
+from lowrank.kernels.depthwise import MULTIPROCESSORS
 from lowrank.kernels.norm_formulas import pooled_origin, scale_and_shift, scale_and_shift_of, slope_and_level
 
-TILE = 2048  # numbers of a tile; half as many where it is pooled and each stands for four inputs
-WARPS = 4
-# Of the passes whose programs take several tiles each
-STATISTICS, REDUCE = LaunchConfig(2048, 4, 8), LaunchConfig(2048, 4, 4)
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How a pass is cut into tiles, and what each program may use."""
+
+    numbers: int  # of a tile; half as many where it is pooled and each stands for four inputs
+    channels: int  # of a tile, at most
+    warps: int
+    programs_per_processor: int = 0  # that run at once and take several tiles each; 0: each program takes one tile
+
+
+# Numbers, channels and warps of a tile, and programs of a processor where each takes several tiles. For each pass that
+# of five with the least time in all over five norms in bfloat16 on an H200, 2026-11-30: 64 channels at 32 x 32, 512 at
+# 4 x 4 with batch 512, as in ResNet-9; 160 at 32 x 32, 320 at 16 x 16 and 640 at 8 x 8 with batch 128, as in WRN-28-10
+STATISTICS, REDUCE = TileConfig(4096, 32, 8, 3), TileConfig(4096, 64, 4, 3)
+APPLY = GRADIENT = TileConfig(4096, 64, 4)
+# Of a tile of the kernels that add what all programs of a reduction have summed, at most. A tile has the sums of all
+# programs: a program that took one tile after another would wait for memory each time
+SUM_NUMBERS, SUM_CHANNELS, SUM_WARPS = 8192, 16, 8
 
 
 @triton.jit
@@ -36,38 +52,33 @@ def _statistics_kernel(
     C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """Sum x - first row, and its squares: about a value of the channel itself, so that no digits cancel."""
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    channel = tl.program_id(0) * CH + tl.arange(0, CH)
     valid = channel < C
     reference = tl.load(x + channel, mask=valid, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([N, CH], dtype=tl.float32)
     square = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
-        row = (turn * tl.num_programs(0) + tl.program_id(0)) * N + tl.arange(0, N)
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
         mask = (row < R)[:, None] & valid[None, :]
         values = tl.load(x + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
         values = tl.where(mask, values - reference, 0.0)
         total += values
         square += values * values
-    target = tl.program_id(0) * C + channel
+    target = tl.program_id(1) * C + channel
     tl.store(sums + target, tl.sum(total, 0), mask=valid)
     tl.store(squares + target, tl.sum(square, 0), mask=valid)
 
 
 @triton.jit
 def _moments_kernel(
-    x, sums, squares, mean, variance, R, G,
-    C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
+    x, sums, squares, mean, variance, R, G, C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr
 ):  # fmt: skip
-    channel = tl.program_id(0) * CH + tl.arange(0, CH)
+    row, channel = tl.arange(0, N), tl.program_id(0) * CH + tl.arange(0, CH)
     valid = channel < C
-    total = tl.zeros([N, CH], dtype=tl.float32)
-    square = tl.zeros([N, CH], dtype=tl.float32)
-    for turn in range(TURNS):
-        row = turn * N + tl.arange(0, N)
-        mask = (row < G)[:, None] & valid[None, :]
-        offsets = row[:, None] * C + channel[None, :]
-        total += tl.load(sums + offsets, mask=mask, other=0.0)
-        square += tl.load(squares + offsets, mask=mask, other=0.0)
+    mask = (row < G)[:, None] & valid[None, :]
+    offsets = row[:, None] * C + channel[None, :]
+    total = tl.load(sums + offsets, mask=mask, other=0.0)
+    square = tl.load(squares + offsets, mask=mask, other=0.0)
     offset = tl.sum(total, 0) / R
     reference = tl.load(x + channel, mask=valid, other=0.0).to(tl.float32)
     tl.store(mean + channel, reference + offset, mask=valid)
@@ -114,17 +125,17 @@ def _apply_kernel(
     RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Apply a norm; with G > 1 mean and variance are written, joined from those of the parts, else read."""
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    channel = tl.program_id(0) % tl.cdiv(C, CH) * CH + tl.arange(0, CH)
     valid = channel < C
     if G > 1:
         centre, spread = _joined_statistics(parts, channel, valid, C, G, CH)
-        if tl.program_id(0) == 0:
+        if tl.program_id(0) < tl.cdiv(C, CH):
             tl.store(mean + channel, centre, mask=valid)
             tl.store(variance + channel, spread, mask=valid)
         scale, shift, _, _ = scale_and_shift_of(weight, bias, centre, spread, channel, valid, eps)
     else:
         scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
-    row = tl.program_id(0) * N + tl.arange(0, N)
+    row = tl.program_id(0) // tl.cdiv(C, CH) * N + tl.arange(0, N)
     mask = (row < R)[:, None] & valid[None, :]
     offsets = row[:, None] * C + channel[None, :]
     if POOL:
@@ -146,13 +157,13 @@ def _reduce_kernel(
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient, and its product with the normalised input."""
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    channel = tl.program_id(0) * CH + tl.arange(0, CH)
     valid = channel < C
     scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
     total = tl.zeros([N, CH], dtype=tl.float32)
     product = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
-        row = (turn * tl.num_programs(0) + tl.program_id(0)) * N + tl.arange(0, N)
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
         mask = (row < R)[:, None] & valid[None, :]
         offsets = row[:, None] * C + channel[None, :]
         grad = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -166,26 +177,21 @@ def _reduce_kernel(
             grad = tl.where(best > 0, grad, 0.0)
         total += grad
         product += grad * (value - centre)
-    target = tl.program_id(0) * C + channel
+    target = tl.program_id(1) * C + channel
     tl.store(sums + target, tl.sum(total, 0), mask=valid)
     tl.store(products + target, tl.sum(product * inverse, 0), mask=valid)
 
 
 @triton.jit
 def _gather_kernel(
-    sums, products, grad_bias, grad_weight, G,
-    C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
+    sums, products, grad_bias, grad_weight, G, C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr
 ):  # fmt: skip
-    channel = tl.program_id(0) * CH + tl.arange(0, CH)
+    row, channel = tl.arange(0, N), tl.program_id(0) * CH + tl.arange(0, CH)
     valid = channel < C
-    total = tl.zeros([N, CH], dtype=tl.float32)
-    product = tl.zeros([N, CH], dtype=tl.float32)
-    for turn in range(TURNS):
-        row = turn * N + tl.arange(0, N)
-        mask = (row < G)[:, None] & valid[None, :]
-        offsets = row[:, None] * C + channel[None, :]
-        total += tl.load(sums + offsets, mask=mask, other=0.0)
-        product += tl.load(products + offsets, mask=mask, other=0.0)
+    mask = (row < G)[:, None] & valid[None, :]
+    offsets = row[:, None] * C + channel[None, :]
+    total = tl.load(sums + offsets, mask=mask, other=0.0)
+    product = tl.load(products + offsets, mask=mask, other=0.0)
     tl.store(grad_bias + channel, tl.sum(total, 0), mask=valid)
     tl.store(grad_weight + channel, tl.sum(product, 0), mask=valid)
 
@@ -200,7 +206,7 @@ def _gradient_kernel(
 
     With ADD, `other` is added; not where the result is pooled.
     """
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    channel = tl.program_id(0) % tl.cdiv(C, CH) * CH + tl.arange(0, CH)
     valid = channel < C
     scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
     of_weight = tl.load(grad_weight + channel, mask=valid, other=0.0)
@@ -209,7 +215,7 @@ def _gradient_kernel(
         of_weight += tl.load(grad_weight + part * 2 * C + channel, mask=valid, other=0.0)
         of_bias += tl.load(grad_bias + part * 2 * C + channel, mask=valid, other=0.0)
     slope, level = slope_and_level(scale, inverse, centre, of_weight, of_bias, count)
-    row = tl.program_id(0) * N + tl.arange(0, N)
+    row = tl.program_id(0) // tl.cdiv(C, CH) * N + tl.arange(0, N)
     mask = (row < R)[:, None] & valid[None, :]
     offsets = row[:, None] * C + channel[None, :]
     grad = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -235,17 +241,29 @@ def _gradient_kernel(
         tl.store(grad_x + offsets, grad.to(grad_x.dtype.element_ty), mask=mask)
 
 
-def _tile(channels: int, rows: int, numbers: int) -> tuple[dict[str, int], tuple[int, int]]:
-    """Return the constants of a tile, and how many tiles there are (rows, channels)."""
-    part = min(triton.next_power_of_2(channels), 64)
+def _tile(channels: int, rows: int, config: TileConfig, pool: bool = False) -> tuple[dict[str, int], tuple[int, int]]:
+    """Return the constants of a tile, and how many tiles there are (channels, rows).
+
+    Programs are numbered by channels first, so that those that read the same rows run side by side.
+    """
+    part = min(triton.next_power_of_2(channels), config.channels)
+    numbers = config.numbers // 2 if pool else config.numbers
     height = max(1, min(numbers // part, triton.next_power_of_2(rows)))
-    return {"C": channels, "N": height, "CH": part}, (triton.cdiv(rows, height), triton.cdiv(channels, part))
+    constants = {"C": channels, "N": height, "CH": part, "num_warps": config.warps}
+    return constants, (triton.cdiv(channels, part), triton.cdiv(rows, height))
 
 
-def _programs(tiles: tuple[int, int], config: LaunchConfig) -> tuple[int, int]:
+def _programs(tiles: tuple[int, int], config: TileConfig) -> tuple[int, int]:
     """Return the programs of a reduction over so many tiles, and how many tiles each takes."""
-    programs = min(tiles[0], max(1, MULTIPROCESSORS * config.programs_per_processor // tiles[1]))
-    return programs, triton.cdiv(tiles[0], programs)
+    programs = min(tiles[1], max(1, MULTIPROCESSORS * config.programs_per_processor // tiles[0]))
+    return programs, triton.cdiv(tiles[1], programs)
+
+
+def _sum_tile(channels: int, programs: int) -> tuple[dict[str, int], tuple[int]]:
+    """Return the constants of a kernel that adds what so many programs have summed, and its grid."""
+    height = triton.next_power_of_2(programs)
+    part = max(1, min(SUM_CHANNELS, SUM_NUMBERS // height))
+    return {"C": channels, "N": height, "CH": part, "num_warps": SUM_WARPS}, (triton.cdiv(channels, part),)
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -279,12 +297,12 @@ def batch_statistics(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tens
     """
     channels, rows = x.shape[1], x.numel() // x.shape[1]
     mean, variance = (torch.empty(channels, device=x.device) for _ in range(2)) if out is None else out
-    tile, tiles = _tile(channels, rows, STATISTICS.tile_size)
+    tile, tiles = _tile(channels, rows, STATISTICS)
     programs, turns = _programs(tiles, STATISTICS)
     sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, **STATISTICS.options)
-    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
-    _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
+    _statistics_kernel[(tiles[0], programs)](x, sums, squares, rows, **tile, TURNS=turns)
+    tile, grid = _sum_tile(channels, programs)
+    _moments_kernel[grid](x, sums, squares, mean, variance, rows, programs, **tile)
     return mean, variance
 
 
@@ -327,10 +345,10 @@ def _normalise(
 ) -> Tensor:  # fmt: skip
     out, channels = empty_result(x, pool), x.shape[1]
     rows = out.numel() // channels
-    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
-    _apply_kernel[tiles](
+    tile, tiles = _tile(channels, rows, APPLY, pool)
+    _apply_kernel[(tiles[0] * tiles[1],)](
         x, weight, bias, mean, variance, parts, out if residual is None else to_channels_last(residual), out, rows,
-        eps, **tile, W=out.shape[3], G=count, RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
+        eps, **tile, W=out.shape[3], G=count, RELU=relu, POOL=pool, ADD=residual is not None,
     )  # fmt: skip
     return out
 
@@ -345,15 +363,15 @@ def reduce_gradients(
     """
     channels, rows = x.shape[1], gradient.numel() // x.shape[1]
     grad_weight, grad_bias = (torch.empty_like(weight), torch.empty_like(bias)) if out is None else out
-    tile, tiles = _tile(channels, rows, REDUCE.tile_size // 2 if pool else REDUCE.tile_size)
+    tile, tiles = _tile(channels, rows, REDUCE, pool)
     programs, turns = _programs(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    _reduce_kernel[(programs, tiles[1])](
+    _reduce_kernel[(tiles[0], programs)](
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns,
-        W=gradient.shape[3], RELU=relu, POOL=pool, **REDUCE.options,
+        W=gradient.shape[3], RELU=relu, POOL=pool,
     )  # fmt: skip
-    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
-    _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, grad_bias, grad_weight, programs, **small)
+    tile, grid = _sum_tile(channels, programs)
+    _gather_kernel[grid](sums, products, grad_bias, grad_weight, programs, **tile)
     return grad_weight, grad_bias
 
 
@@ -368,11 +386,11 @@ def input_gradient(
     result; only where nothing is pooled.
     """
     channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
-    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
-    _gradient_kernel[tiles](
+    tile, tiles = _tile(channels, rows, GRADIENT, pool)
+    _gradient_kernel[(tiles[0] * tiles[1],)](
         gradient, x, weight, bias, mean, variance, grad_bias, grad_weight,
         grad_x if other is None else to_channels_last(other), grad_x, rows, count, eps,
-        **tile, W=gradient.shape[3], G=parts, RELU=relu, POOL=pool, ADD=other is not None, num_warps=WARPS,
+        **tile, W=gradient.shape[3], G=parts, RELU=relu, POOL=pool, ADD=other is not None,
     )  # fmt: skip
     return grad_x
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ if not (torch.cuda.is_available() or INTERPRETED):
 
 from benchmarks.gpu.kernels import Layer, Stem, distances  # noqa: E402
 from lowrank.kernels import (  # noqa: E402
+    batch_norm as norm_kernels,
     depthwise as depthwise_kernels,
     fused_common as joined_kernels,
     stem_batch_norm as stem,
@@ -241,6 +243,26 @@ def test_augmented_images_equal_those_of_plain_torch_to_the_bit(cutout, dtype):
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 def test_norm(shape, relu, pool, adds):
+    compare_norm(shape, relu, pool, adds)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_norm_of_several_tiles(pool, monkeypatch):
+    use_small_tiles(monkeypatch)
+    compare_norm((6, 20, 6, 10), True, pool, adds=True)
+
+
+def use_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut rows and channels of a norm into several tiles, the last ones incomplete; reductions take several each."""
+    monkeypatch.setattr(norm_kernels, "MULTIPROCESSORS", 4)
+    monkeypatch.setattr(norm_kernels, "SUM_CHANNELS", 8)
+    for name in ("STATISTICS", "REDUCE", "APPLY", "GRADIENT"):
+        tile = replace(getattr(norm_kernels, name), numbers=128, channels=8)
+        monkeypatch.setattr(norm_kernels, name, tile)
+
+
+def compare_norm(shape: tuple[int, ...], relu: bool, pool: bool, adds: bool) -> None:
+    """Compare the norm's result, statistics and gradients with torch's."""
     x, weight, bias = images(*shape, spread=2, centre=5), *torch.randn(2, shape[1], device=DEVICE)
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
     wanted = functional.batch_norm(x, None, None, weight, bias, training=True)
@@ -254,11 +276,14 @@ def test_norm(shape, relu, pool, adds):
     compare(found, wanted, (x, weight, bias, *(() if residual is None else (residual,))))
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("pool", [False, True])
-def test_a_norm_over_parts_is_that_over_all_images(pool):
+def test_a_norm_over_parts_is_that_over_all_images(pool, small, monkeypatch):
     """As of processes that share a batch: each has the sums of its part alone, and all parts' tables."""
+    if small:
+        use_small_tiles(monkeypatch)
     torch.manual_seed(0)
-    parts, channels = 3, 24
+    parts, channels = 3, 20
     x = torch.randn(2 * parts, channels, 4, 6, device=DEVICE) * 2 + 3
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.rand(channels, device=DEVICE) + 0.5, torch.randn(channels, device=DEVICE)
