@@ -101,7 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     host.add_argument(
         "--gpu-sharing", dest="sharing", choices=GPU_SHARING,
-        help="trials on one card run in turns (processes), at once by NVIDIA MPS (mps), or the faster way (auto)",
+        help="trials on one card run in turns (processes) or at once by NVIDIA MPS (mps); auto: in turns, except with "
+        "--gpus-per-trial auto",
     )  # fmt: skip
     host.add_argument("--cpus-per-trial", type=float, metavar="N", help="number of CPUs for each trial")
     host.add_argument(
