@@ -365,7 +365,7 @@ def _few_steps_line(space: Space, data: ImageData, steps: int) -> list[str]:
     if steps >= _FEW_STEPS or smaller >= recipe.batch_size or "train.batch_size" in space.domains:
         return []
     rate = "" if "train.lr" in space.domains else f" --set train.lr={recipe.lr * smaller / recipe.batch_size:.2g}"
-    return [f"  few steps an epoch for so few images: --set train.batch_size={smaller}{rate} takes "
+    return [f"  few steps an epoch for so few images: with --set train.batch_size={smaller}{rate} an epoch has "
             f"{steps_per_epoch(data, smaller)}"]  # fmt: skip
 
 

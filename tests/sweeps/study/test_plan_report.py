@@ -68,9 +68,10 @@ def test_augmentation_in_words(tmp_path: Path, content: dict, train: dict, words
     ("train", "line"),
     [
         ({"batch_size": 512, "lr": 0.2},
-         ["  few steps an epoch for so few images: --set train.batch_size=8 --set train.lr=0.0031 takes 8"]),
+         ["  few steps an epoch for so few images: with --set train.batch_size=8 --set train.lr=0.0031 an epoch "
+          "has 8"]),
         ({"batch_size": 512, "lr": {"choice": [0.1, 0.2]}},
-         ["  few steps an epoch for so few images: --set train.batch_size=8 takes 8"]),
+         ["  few steps an epoch for so few images: with --set train.batch_size=8 an epoch has 8"]),
         ({"batch_size": 8}, []),
         ({"batch_size": {"choice": [256, 512]}}, []),
     ],
