@@ -44,7 +44,8 @@ ENVIRONMENT = {
 PRELOAD_VARIABLE = "RAY_preload_python_modules"  # what each worker imports as soon as it has started
 # None looks at the cards, of which a worker knows its own only later. Every optimizer's first step needs the third
 PRELOADED_MODULES = ("torch", "ray.tune", "torch._dynamo")
-MAX_PRELOADING = 32  # workers, one for each CPU; each holds some 200 MB after its imports
+MAX_PRELOADING = 32  # workers; each holds some 200 MB after its imports
+_STARTED_WORKERS = "--num_prestart_python_workers="  # of the raylet's command; Ray sets it to the number of CPUs
 
 
 def preload_modules(workers: int) -> None:
@@ -57,6 +58,48 @@ def preload_modules(workers: int) -> None:
     """
     if workers <= MAX_PRELOADING:
         os.environ[PRELOAD_VARIABLE] = ",".join(PRELOADED_MODULES)
+
+
+@contextmanager
+def limit_started_workers(count: int) -> Iterator[None]:
+    """Have a Ray that is started inside `with` start so many workers at once, not one for each CPU.
+
+    Those that no trial takes would import beside those that trials wait for. Ray starts more when it needs them.
+
+    Args:
+        count: of workers.
+
+    Yields:
+        None.
+    """
+    from ray._private import services
+
+    start = services.start_ray_process
+
+    def start_with_workers(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
+        words = [f"{_STARTED_WORKERS}{count}" if word.startswith(_STARTED_WORKERS) else word for word in command]
+        return start(words, process_type, *arguments, **options)
+
+    services.start_ray_process = start_with_workers
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
+
+
+def count_cards() -> int:
+    """Count the cards of this machine that a Ray that this process starts would offer.
+
+    Returns:
+        Those that the environment leaves visible.
+    """
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    cards, visible = manager.get_current_node_num_accelerators(), manager.get_current_process_visible_accelerator_ids()
+    return cards if visible is None else min(cards, len(visible))
 
 
 @contextmanager
@@ -148,7 +191,8 @@ def use_started_workers(*, reserves: bool) -> Iterator[None]:
     Such a worker has imported what `preload_modules` says. Tune would have others started, for two reasons. It passes
     environment variables on, and a worker is only given to those who ask for the same variables; but on this machine
     the workers have them all from the driver. And it reserves the resources of a trial by a placement group, and asks
-    by a task whether it is ready; a worker that has run a task is never given to a trial.
+    by a task whether it is ready; a worker that has run a task is never given to a trial. A trial with a card, or with
+    a share of one, is given such a worker like any other.
 
     On a cluster, nothing is changed.
 

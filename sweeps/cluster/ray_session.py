@@ -21,6 +21,7 @@ from sweeps.cluster.local_ray import check_private, private_folder, remove_ended
 from sweeps.cluster.ray_adapter import (
     ENVIRONMENT,
     is_startup_timeout,
+    limit_started_workers,
     preload_modules,
     project_first,
     token_is_enabled,
@@ -35,7 +36,8 @@ _SHIPPED: set[str] = set()  # networks of the user's whose modules the workers o
 
 
 def connect(
-    address: str | None, cpus: int | None = None, own_networks: Collection[str] = (), *, allow_open_ports: bool = False
+    address: str | None, cpus: int | None = None, own_networks: Collection[str] = (), *, allow_open_ports: bool = False,
+    workers: int | None = None,
 ) -> None:  # fmt: skip
     """Start Ray on this machine or connect to a cluster.
 
@@ -47,6 +49,7 @@ def connect(
         cpus: CPUs of a Ray that is started here; None for all that this process may use.
         own_networks: names of networks in the user's code, which the workers make.
         allow_open_ports: whether a Ray that is started here may answer everybody, as `RAY_AUTH_MODE=disabled` says.
+        workers: that a Ray that is started here starts at once; None for one for each CPU.
 
     Raises:
         InputError: Ray would answer everybody and may not, no cluster answers at `address`, Ray does not start, or the
@@ -77,7 +80,8 @@ def connect(
                     )  # fmt: skip
                 _SHIPPED.update(own_networks)
             else:
-                _start_here(usable_cores() if cpus is None else cpus, allow_open_ports)
+                cpus = usable_cores() if cpus is None else cpus
+                _start_here(cpus, min(cpus, cpus if workers is None else workers), allow_open_ports)
     except InputError:
         raise
     except (OSError, RayError, ValueError, RuntimeError) as error:
@@ -112,17 +116,17 @@ def _staged_modules(own_networks: Collection[str]) -> Iterator[list[str]]:
         yield paths
 
 
-def _start_here(cpus: int, allow_open_ports: bool) -> None:
+def _start_here(cpus: int, workers: int, allow_open_ports: bool) -> None:
     """Start Ray on this machine, again if it takes too long; raises InputError after `MAX_STARTS`.
 
     The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.
     """
     folder = private_folder()
     remove_ended_sessions(folder / "ray")
-    preload_modules(cpus)
+    preload_modules(workers)
     for attempt in range(1, MAX_STARTS + 1):
         try:
-            with without_side_processes():
+            with without_side_processes(), limit_started_workers(workers):
                 ray.init(
                     address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
                     logging_level=logging.ERROR, _temp_dir=str(folder / "ray"), job_config=project_first(),

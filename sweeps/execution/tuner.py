@@ -131,9 +131,9 @@ def _run_phase(
 
     watchdog = HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit)
     with watchdog, keep_workers(count_kept, may_keep), ExitStack() as stack:
-        # Places on cards may be held, which Ray alone knows
-        stack.enter_context(use_started_workers(reserves=config.resources.share.gpus > 0))
-        if growing is not None and growing.cards > 1:
+        holds_places = growing is not None and growing.cards > 1  # places on cards, of which Ray alone knows
+        stack.enter_context(use_started_workers(reserves=holds_places))
+        if growing is not None and holds_places:
             places = stack.enter_context(CardPlaces(growing.cards, growing.max_slots))
             growing.on_growth, growing.on_surplus = places.open, places.close_one
         tuner.fit()

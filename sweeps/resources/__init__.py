@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from sweeps.resources.mps import PROCESSES as PROCESSES
     from sweeps.resources.packing_benchmark import ANSWER_SECONDS as ANSWER_SECONDS, POLL_SECONDS as POLL_SECONDS
     from sweeps.resources.shares import Cluster as Cluster, Share as Share, share_for as share_for
-    from sweeps.resources.slots import ResourcePlanner as ResourcePlanner, TrialResources as TrialResources
+    from sweeps.resources.slots import (
+        ResourcePlanner as ResourcePlanner,
+        TrialResources as TrialResources,
+        expected_workers as expected_workers,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -32,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "mps": "PROCESSES",
         "packing_benchmark": "ANSWER_SECONDS POLL_SECONDS",
         "shares": "Cluster Share share_for",
-        "slots": "ResourcePlanner TrialResources",
+        "slots": "ResourcePlanner TrialResources expected_workers",
     },
 )

@@ -10,10 +10,11 @@ from pathlib import Path
 from lowrank.errors import InputError
 from sweeps.records import EventFields, Journal, StudyRecord, Trial
 from sweeps.resources.configurations import typical_and_largest
+from sweeps.resources.gpu_packing import COUNTS
 from sweeps.resources.gradual_packing import GradualPacking
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
-from sweeps.resources.shares import Share, choose_share, larger_share, read_cluster, share_for
+from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, read_cluster, share_for
 from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
 from sweeps.space import AUTO, Space, check_process_shards
 from sweeps.trials import Resolver
@@ -46,6 +47,26 @@ class TrialResources:
         share = self.share
         event = {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}
         return event if self.spreading is None else {**event, "spreading": self.spreading.to_event()}
+
+
+def expected_workers(space: Space, trials: int, cpus: float, cards: float, *, require_gpus: bool) -> int:
+    """Count the trials that can run at once on one machine, before Ray is asked what it has.
+
+    Args:
+        space: the study's space with its `resources`.
+        trials: trials of the study.
+        cpus: of the machine.
+        cards: of the machine.
+        require_gpus: whether the command line asks for GPUs.
+
+    Returns:
+        At least 1; where the number of trials on a card is still to be decided, the most that are tried.
+
+    Raises:
+        InputError: the machine could never meet the request.
+    """
+    cluster = Cluster(cpus, cards, cpus, cards)
+    return share_for(space.resources, cluster, trials, require_gpus, 1 / max(COUNTS)).concurrent
 
 
 class ResourcePlanner:

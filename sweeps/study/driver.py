@@ -23,6 +23,7 @@ from lowrank.utils import (
     one_line,
     redact,
     relative_path,
+    usable_cores,
 )
 from sweeps.records import (
     JOURNAL_FILE,
@@ -129,9 +130,9 @@ def run_study(
         StudyLostError: another driver has taken the study over.
     """
     # Ray takes seconds to import: only after the input has been checked
-    from sweeps.cluster import connect
+    from sweeps.cluster import connect, count_cards
     from sweeps.execution import measure_on_cards
-    from sweeps.resources import ResourcePlanner
+    from sweeps.resources import ResourcePlanner, expected_workers
 
     resolver.use_folder(config.folder)
     on_missing = print if config.resumed else None
@@ -139,9 +140,13 @@ def run_study(
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
-    connect(config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports)
+    total, workers = expected_trials(space, resolver), None
+    if config.address is None:
+        workers = expected_workers(space, total, usable_cores(), count_cards(), require_gpus=config.gpus_asked)
+    connect(
+        config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports, workers=workers
+    )  # fmt: skip
     resolver.close()
-    total = expected_trials(space, resolver)
     planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked, address=config.address)
     siblings.device = "cuda" if planner.share.gpus else "cpu"
     check_process_shards(space, planner.share.processes, len(resolver.data.train))

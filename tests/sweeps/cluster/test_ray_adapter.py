@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
+from ray._private import services
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
 from ray.tune.execution import tune_controller
@@ -68,7 +71,10 @@ class Watching(tune.Callback):
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
-    connect(None, cpus=1)
+    """A Ray with a made card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", partial(ray.init, num_gpus=1))
+        connect(None, cpus=2, workers=1)
     yield
     ray.shutdown()
 
@@ -77,7 +83,7 @@ def session() -> Iterator[None]:
 def test_the_connected_cluster_is_described(session):
     (node,) = ray_adapter.live_nodes()
     assert ray_adapter.is_driver_on(node)
-    assert node["Resources"]["CPU"] == 1
+    assert node["Resources"]["CPU"] == 2
     assert ray_adapter.HEAD_RESOURCE in node["Resources"]
     host, _, port = ray_adapter.head_address().rpartition(":")
     assert host
@@ -91,15 +97,38 @@ def started_workers() -> set[int]:
 
 
 @pytest.mark.study
-def test_a_trial_takes_a_worker_that_has_started(session, tmp_path: Path):
+def test_a_trial_with_a_share_of_a_card_takes_a_worker_that_has_started(session, tmp_path: Path):
     wait_until(started_workers, "a worker that Ray has started")
     before, watching = started_workers(), Watching()
+    assert len(before) == 1  # for two CPUs: as many as `connect` was asked for
     with ray_adapter.use_started_workers(reserves=False):
         tune.Tuner(
-            tune.with_resources(Failing, {"cpu": 1}),
+            tune.with_resources(Failing, {"cpu": 1, "gpu": 0.16}),
             run_config=tune.RunConfig(storage_path=str(tmp_path), name="started", verbose=0, callbacks=[watching]),
         ).fit()
-    assert [row["pid"] in before for row in watching.results] == [True]
+    assert [(row["pid"] in before, row["gpus"], row["cards"]) for row in watching.results] == [(True, 0.16, 1)]
+
+
+def test_the_command_that_starts_rays_node_names_the_number_of_workers(monkeypatch):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(services, "start_ray_process", lambda command, process_type: commands.append(command))
+    with ray_adapter.limit_started_workers(6):
+        services.start_ray_process(["raylet", "--num_prestart_python_workers=32", "--head"], "raylet")
+    services.start_ray_process(["raylet", "--num_prestart_python_workers=32"], "raylet")
+    assert commands == [
+        ["raylet", "--num_prestart_python_workers=6", "--head"],
+        ["raylet", "--num_prestart_python_workers=32"],
+    ]
+    assert "--num_prestart_python_workers={}" in inspect.getsource(services.start_raylet)
+    assert "start_ray_process(" in inspect.getsource(services.start_raylet)
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 4), (["0", "2"], 2), ([], 0)])
+def test_cards_are_counted_that_the_environment_leaves_visible(visible, expected, monkeypatch):
+    manager = get_accelerator_manager_for_resource("GPU")
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", lambda: 4)
+    monkeypatch.setattr(manager, "get_current_process_visible_accelerator_ids", lambda: visible)
+    assert ray_adapter.count_cards() == expected
 
 
 def test_on_a_cluster_trials_ask_for_workers_as_tune_does(monkeypatch):

@@ -216,3 +216,18 @@ def test_auto_spreads_trials_over_the_cards_that_would_have_none(planner, resolv
     resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure)
     assert (resources.share.gpus, resources.share.processes) == (cards, cards)
     assert resources.share.concurrent == min(trials, 4)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cards", "trials", "settings", "expected"),
+    [
+        (32, 1, 129, {"gpus_per_trial": 0.16}, 6),
+        (32, 1, 4, {"gpus_per_trial": 0.16}, 4),
+        (4, 1, 129, {"gpus_per_trial": 0.16}, 4),
+        (32, 0, 129, {"gpus_per_trial": 0.16}, 32),
+        (32, 2, 129, {"gpus_per_trial": "auto"}, 16),
+    ],
+)
+def test_as_many_workers_are_expected_as_trials_can_run_at_once(content, cpus, cards, trials, settings, expected):
+    space = parse_space("small", {**content, "resources": settings})
+    assert slots.expected_workers(space, trials, cpus, cards, require_gpus=False) == expected
