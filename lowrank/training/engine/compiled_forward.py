@@ -14,7 +14,7 @@ import platform
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -463,7 +463,8 @@ def compile_once(
     """Let one process of this machine at a time compile a function inside `with`.
 
     The first process compiles, the others then find its code on disk. A function that has been compiled before is not
-    locked: all processes read its code side by side.
+    locked: all processes read its code side by side. They start none of the compiler's own processes, of which there
+    would be one for each core, in each of them.
 
     Args:
         digest: of the compiled function.
@@ -480,7 +481,8 @@ def compile_once(
     folder = Path(cache_dir()) / COMPILED_FOLDER
     done = folder / digest
     if done.exists():
-        yield
+        with _without_compiler_processes():
+            yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.lock"
@@ -498,5 +500,14 @@ def compile_once(
             ) from error
         if done.exists():
             lock.release()
+            stack.enter_context(_without_compiler_processes())
         yield
         done.touch()
+
+
+def _without_compiler_processes() -> AbstractContextManager[None]:
+    """Let the compiler do inside `with` what is left to do in this process alone."""
+    from torch._inductor import config  # imports the compiler, which most runs do not need
+
+    without: AbstractContextManager[None] = config.patch(compile_threads=1)
+    return without

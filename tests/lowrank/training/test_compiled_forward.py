@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 from torch.nn import functional
 
 from lowrank.compression.budget import Budget, solve
@@ -19,7 +23,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation import CachedTeacher, Teacher
 from lowrank.distillation.teacher import LiveTeacher, default_taps
-from lowrank.kernels import fx_rewrite as rewriting, suspended_exchange
+from lowrank.kernels import fx_gradient_pass, fx_rewrite as rewriting, suspended_exchange
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
@@ -30,7 +34,7 @@ from lowrank.training.engine.compiled_forward import NotCompilableError, compile
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from lowrank.utils import hold_lock
+from lowrank.utils import hold_lock, module_environment
 from tests.support.traced_graphs import graphs_without_compiler
 from tests.support.training import filled_cache
 
@@ -175,6 +179,66 @@ def test_training_goes_on_when_another_process_compiles_for_too_long(data, graph
     assert messages[0] == "another process compiles the same network; waiting for it"
     assert messages[1].startswith("training is not compiled, and so is slower: the process that compiles the same netw")
     assert len(messages) == 2
+
+
+@pytest.mark.parametrize(("code", "processes"), [("none", 7), ("on disk", 1), ("from the process that held it", 1)])
+def test_the_compiler_has_processes_of_its_own_only_where_there_is_no_code(code, processes, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / compiled_forward.COMPILED_FOLDER
+    folder.mkdir()
+    with ExitStack() as stack, inductor_config.patch(compile_threads=7):
+        if code == "from the process that held it":
+            lock = stack.enter_context(hold_lock(folder / "abcd.lock"))
+        elif code == "on disk":
+            (folder / "abcd").touch()
+
+        def finish(message: str) -> None:
+            (folder / "abcd").touch()
+            lock.release()
+
+        with compiled_forward.compile_once("abcd", finish):
+            assert inductor_config.compile_threads == processes
+        assert inductor_config.compile_threads == 7
+
+
+def test_code_on_disk_serves_only_the_kernels_that_it_was_compiled_with(monkeypatch, tmp_path):
+    """The compiler's cache knows our operations by their names, and their gradients are part of the code."""
+    names = []
+    for number, text in enumerate(("first", "first", "second")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "batch_norm.py").write_text(text)
+        monkeypatch.setattr(fx_gradient_pass, "__file__", str(folder / "fx_gradient_pass.py"))
+        names.append(fx_gradient_pass.FuseGradientSums().uuid())
+    assert names[0] == names[1] != names[2]
+
+
+COMPILED_STEP = """
+import torch
+from torch._dynamo.utils import counters
+from lowrank.kernels import compile_graph
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+loss = torch.compile(network, backend=compile_graph, fullgraph=True, dynamic=False)(torch.ones(2, 4)).square().sum()
+loss.backward()
+print(loss.item(), network[0].weight.grad.sum().item())
+print(*(counters["aot_autograd"][f"autograd_cache_{kind}"] for kind in ("miss", "hit", "bypass")))
+print(*(counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("miss", "hit", "bypass")))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_takes_all_code_and_its_gradients_from_disk(tmp_path):
+    environment = module_environment(TORCHINDUCTOR_CACHE_DIR=str(tmp_path), OMP_NUM_THREADS="1")
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILED_STEP], env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert outputs[0][1:] == ["1 0 0", "2 0 0"]
+    assert outputs[1][1:] == ["0 1 0", "0 2 0"]
+    assert outputs[0][0] == outputs[1][0]
 
 
 def test_training_goes_on_when_the_compilers_cache_cannot_be_written(data, graphs, monkeypatch, tmp_path):
