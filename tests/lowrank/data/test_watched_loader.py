@@ -19,10 +19,11 @@ from PIL import Image
 
 from lowrank.data import DataSettings, clear_cache, load_data
 from lowrank.data.dataset import Split
+from lowrank.data.decoder_process import PREFETCHED
 from lowrank.data.reading import disk_cache
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.data.reading_progress import READING
-from lowrank.data.watched_loader import MIN_SLOT, PREFETCHED, DecoderPool, stream_images
+from lowrank.data.watched_loader import MIN_SLOT, DecoderPool, stream_images
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.utils import IdleWatch, hold_lock, run_command
 from tests.support.waiting import scaled
