@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data.augment import Normaliser, normaliser
+from lowrank.data.decoder_process import decode_all
 from lowrank.data.reading.image_codec import DECODER_VERSION
 from lowrank.data.reading.image_scan import count_images
 from lowrank.data.reading.image_store import ArrayStore, EncodedStore, ImageStore
@@ -126,7 +127,7 @@ class Split:
             raise InputError(
                 f"the {self.name} split is over `resident_mb` and streamed; use its `decode`, or raise `resident_mb`"
             )
-        images = torch.from_numpy(self.store.decode_shared(self.indices.numpy()))
+        images = torch.from_numpy(self.store.decode_shared(self.indices.numpy(), decode_all))
         self.store.release()
         return OnDevice(images, self.labels, self.indices)
 

@@ -23,16 +23,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank.data.reading.image_store import ImageStore
+from lowrank.data.reading.image_codec import Pixels
+from lowrank.data.reading.image_store import SMALL_IMAGE, ImageStore
 from lowrank.data.reading_progress import READING
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError, LoaderHungError, LowrankError
-from lowrank.utils import IdleWatch, exit_with_parent
+from lowrank.utils import IdleWatch, exit_with_parent, usable_cores
 
 PREFETCHED = 2  # batches of a process that it can be asked for before the first is taken
 HEARTBEAT_SECONDS = 0.1  # at least, between two messages of progress
 END_SECONDS = 5.0  # for a killed process to end; one that waits for a disk may not
+HUNG_SECONDS = 60.0  # without progress of a process that decodes images that stay in memory
+MIN_IMAGES = 2048  # for each process that decodes those: fewer take less time than to start it
+_BATCH = 512
 _HEARTBEAT, _IMAGES, _WRONG_INPUT, _ERROR = b"h", b"i", b"w", b"e"  # kinds of messages
+
+
+def decode_all(store: ImageStore, indices: Indices) -> Pixels:
+    """Decode images once, small ones by several processes: that is mostly Python, which threads of one do in turns.
+
+    Args:
+        store: has the images. Groups of them that this process holds in memory are shared, not read again.
+        indices: global indices, int64 (n,).
+
+    Returns:
+        uint8 (n, H, W, C).
+
+    Raises:
+        InputError: an image cannot be read.
+        LoaderHungError: a process made no progress for `HUNG_SECONDS`.
+    """
+    channels, height, width = store.shape
+    count = min(usable_cores(), len(indices) // MIN_IMAGES)
+    if count < 2 or height * width >= SMALL_IMAGE:
+        return store.decode(indices)
+    pixels = np.empty((len(indices), height, width, channels), np.uint8)
+    parts = np.array_split(np.argsort(indices, kind="stable"), count)  # neighbours are read together
+    batches = [[part[start : start + _BATCH] for start in range(0, len(part), _BATCH)] for part in parts]
+    decoders: list[DecoderProcess] = []
+
+    def ask(number: int, batch: int) -> None:
+        if batch < len(batches[number]):
+            decoders[number].ask(indices[batches[number][batch]], pinned=False)
+
+    try:
+        for number in range(count):
+            decoders.append(DecoderProcess(store, _BATCH))
+            for batch in range(PREFETCHED):
+                ask(number, batch)
+        for batch in range(max(map(len, batches))):
+            for number in range(count):
+                if batch < len(batches[number]):
+                    pixels[batches[number][batch]] = decoders[number].next(HUNG_SECONDS).numpy()
+                    READING.step()
+                    ask(number, batch + PREFETCHED)
+    finally:
+        end_decoders(decoders)
+    return pixels
 
 
 def end_decoders(decoders: list[DecoderProcess]) -> None:

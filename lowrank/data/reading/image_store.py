@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import IO, Any
@@ -33,7 +34,9 @@ from lowrank.utils import usable_cores
 MIN_CACHED_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
 _GREY_WEIGHTS = (19595, 38470, 7471)  # of red, green and blue in units of 2**-16, as Pillow has them (ITU-R 601-2)
 _IMAGES_PER_TASK = 256  # of one decoding thread
-_SMALL_IMAGE = 128 * 128  # pixels; below, decoding is mostly Python: more than two threads slow each other down
+SMALL_IMAGE = 128 * 128  # pixels; below, decoding is mostly Python: more than two threads slow each other down
+
+Decode = Callable[["ImageStore", Indices], Pixels]
 
 
 class ImageStore(ABC):
@@ -61,11 +64,12 @@ class ImageStore(ABC):
             InputError: an image cannot be read or has another size; the message names it.
         """
 
-    def decode_shared(self, indices: Indices) -> Pixels:
+    def decode_shared(self, indices: Indices, decode: Decode) -> Pixels:
         """Decode images that stay in memory; where that takes long, the processes of a machine share the result.
 
         Args:
             indices: global indices, int64 (n,).
+            decode: decodes images of this store, where that takes long.
 
         Returns:
             uint8 (n, H, W, C).
@@ -215,7 +219,7 @@ class EncodedStore(ImageStore):
                 READING.step()
 
         starts = range(0, len(indices), _IMAGES_PER_TASK)
-        workers = min(threads or (usable_cores() if height * width >= _SMALL_IMAGE else 2), len(starts))
+        workers = min(threads or (usable_cores() if height * width >= SMALL_IMAGE else 2), len(starts))
         with pillow_warnings_ignored():
             if workers <= 1:
                 for start in starts:
@@ -226,13 +230,13 @@ class EncodedStore(ImageStore):
                     pass  # raises the first error
         return pixels
 
-    def decode_shared(self, indices: Indices) -> Pixels:
+    def decode_shared(self, indices: Indices, decode: Decode) -> Pixels:
         """See ImageStore and lowrank.data.reading.disk_cache."""
         if len(indices) * math.prod(self.shape) < MIN_CACHED_BYTES:
             return self.decode(indices)
         sha = hashlib.sha256(f"{DECODER_VERSION} {version('pillow')} {self.shape} {self._resize}".encode())
         self.hash_contents(indices, sha)
-        return load_or_make(sha, lambda: self.decode(indices))
+        return load_or_make(sha, lambda: decode(self, indices))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
         """See ImageStore; hashes the encoded bytes, the shape that they are decoded to and how."""
