@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from sweeps.resources.packing_benchmark import ANSWER_SECONDS as ANSWER_SECONDS, POLL_SECONDS as POLL_SECONDS
     from sweeps.resources.shares import Cluster as Cluster, Share as Share, share_for as share_for
     from sweeps.resources.slots import (
+        ExpectedResources as ExpectedResources,
         ResourcePlanner as ResourcePlanner,
         TrialResources as TrialResources,
-        expected_workers as expected_workers,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -36,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "mps": "PROCESSES",
         "packing_benchmark": "ANSWER_SECONDS POLL_SECONDS",
         "shares": "Cluster Share share_for",
-        "slots": "ResourcePlanner TrialResources expected_workers",
+        "slots": "ExpectedResources ResourcePlanner TrialResources",
     },
 )

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -146,9 +147,56 @@ class MpsService:
         self.close()
 
 
+class StartingService:
+    """A service that a thread starts beside other work; a context manager, which ends one that nobody has taken."""
+
+    def __init__(self) -> None:
+        """Begin the start."""
+        pool = ThreadPoolExecutor(1, "mps-start")
+        self._service: Future[MpsService] | None = pool.submit(MpsService)
+        pool.shutdown(wait=False)
+
+    def take(self) -> MpsService:
+        """Wait for the service, and leave its end to the caller.
+
+        Returns:
+            The service, once.
+
+        Raises:
+            MpsUnavailableError: as MpsService raises it.
+        """
+        assert self._service is not None
+        service, self._service = self._service, None
+        return service.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._service is not None:
+            with suppress(MpsUnavailableError):
+                self.take().close()
+
+
+def needs_service(choice: str, *, shared: bool, measured: bool) -> bool:
+    """Tell whether a study uses the multi-process service where there is one.
+
+    Args:
+        choice: processes, mps or auto.
+        shared: whether trials share cards at all.
+        measured: whether the modes are measured; without that auto is processes.
+
+    Returns:
+        True if it does.
+    """
+    return shared and (choice == MPS or (choice != PROCESSES and measured))
+
+
 @contextmanager
 def sharing_modes(
-    choice: str, *, shared: bool, measured: bool, address: str | None
+    choice: str, *, shared: bool, measured: bool, address: str | None, starting: StartingService | None = None
 ) -> Iterator[dict[str, dict[str, str]]]:  # fmt: skip
     """Give the modes of sharing a card that a study may use; prints a line if the service is missing.
 
@@ -157,18 +205,19 @@ def sharing_modes(
         shared: whether trials share cards at all.
         measured: whether the modes are measured; without that auto is processes.
         address: of the cluster; None for this machine alone, where a service runs while the block does.
+        starting: the service, if its start has begun.
 
     Yields:
         The environment that each mode needs, by the mode's name.
     """
     modes: dict[str, dict[str, str]] = {PROCESSES: {}}
-    if not shared or choice == PROCESSES or (choice != MPS and not measured):
+    if not needs_service(choice, shared=shared, measured=measured):
         yield modes
         return
     try:
         if address is not None:
             raise MpsUnavailableError("it is started on this machine alone, and the cluster may have others")
-        service = MpsService()
+        service = MpsService() if starting is None else starting.take()
     except MpsUnavailableError as error:
         print(f"sharing {choice}: no multi-process service ({error}); trials share a card in turns", flush=True)
         yield modes

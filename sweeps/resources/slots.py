@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sweeps.records import EventFields, Journal, StudyRecord, Trial
 from sweeps.resources.configurations import typical_and_largest
 from sweeps.resources.gpu_packing import COUNTS
 from sweeps.resources.gradual_packing import GradualPacking
-from sweeps.resources.mps import sharing_modes
+from sweeps.resources.mps import StartingService, needs_service, sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
 from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, read_cluster, share_for
 from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
@@ -49,24 +49,47 @@ class TrialResources:
         return event if self.spreading is None else {**event, "spreading": self.spreading.to_event()}
 
 
-def expected_workers(space: Space, trials: int, cpus: float, cards: float, *, require_gpus: bool) -> int:
-    """Count the trials that can run at once on one machine, before Ray is asked what it has.
+@dataclass(frozen=True)
+class ExpectedResources:
+    """What a study on one machine will hold, before Ray is asked what the machine has.
 
-    Args:
-        space: the study's space with its `resources`.
-        trials: trials of the study.
-        cpus: of the machine.
-        cards: of the machine.
-        require_gpus: whether the command line asks for GPUs.
-
-    Returns:
-        At least 1; where the number of trials on a card is still to be decided, the most that are tried.
-
-    Raises:
-        InputError: the machine could never meet the request.
+    `workers` are the trials that can run at once; where the number of trials on a card is still to be decided, the
+    most that are tried. `uses_service` says whether they share a card by the multi-process service where there is one.
     """
-    cluster = Cluster(cpus, cards, cpus, cards)
-    return share_for(space.resources, cluster, trials, require_gpus, 1 / max(COUNTS)).concurrent
+
+    workers: int
+    uses_service: bool
+
+    @classmethod
+    def of(cls, space: Space, trials: int, cpus: float, cards: float, *, require_gpus: bool) -> ExpectedResources:
+        """Plan for a machine.
+
+        Args:
+            space: the study's space with its `resources`.
+            trials: trials of the study.
+            cpus: of the machine.
+            cards: of the machine.
+            require_gpus: whether the command line asks for GPUs.
+
+        Returns:
+            What the study will hold.
+
+        Raises:
+            InputError: the machine could never meet the request.
+        """
+        settings, cluster = space.resources, Cluster(cpus, cards, cpus, cards)
+        share = share_for(settings, cluster, trials, require_gpus, 1 / max(COUNTS))
+        measured = settings.gpus_per_trial == AUTO and share.gpus > 0
+        shared = measured or 0 < share.gpus < 1
+        return cls(share.concurrent, needs_service(settings.sharing, shared=shared, measured=measured))
+
+    def begin_service(self) -> AbstractContextManager[StartingService | None]:
+        """Begin to start the multi-process service, beside other work.
+
+        Returns:
+            A context manager; None in it where none is used.
+        """
+        return StartingService() if self.uses_service else nullcontext()
 
 
 class ResourcePlanner:
@@ -93,15 +116,22 @@ class ResourcePlanner:
         if auto and not self.measured:
             print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
 
-    def sharing_modes(self) -> AbstractContextManager[SharingModes]:
+    def sharing_modes(self, starting: StartingService | None = None) -> AbstractContextManager[SharingModes]:
         """Give the modes of sharing a card that the study may use, while the block runs.
+
+        Args:
+            starting: the multi-process service, if its start has begun.
 
         Returns:
             A context manager that starts and ends the multi-process service where it is needed.
         """
         shared = self.measured or 0 < self.share.gpus < 1
         return sharing_modes(
-            self._space.resources.sharing, shared=shared, measured=self.measured, address=self._address
+            self._space.resources.sharing,
+            shared=shared,
+            measured=self.measured,
+            address=self._address,
+            starting=starting,
         )
 
     def resolve(

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +132,7 @@ def run_study(
     # Ray takes seconds to import: only after the input has been checked
     from sweeps.cluster import connect, count_cards
     from sweeps.execution import measure_on_cards
-    from sweeps.resources import ResourcePlanner, expected_workers
+    from sweeps.resources import ExpectedResources, ResourcePlanner
 
     resolver.use_folder(config.folder)
     on_missing = print if config.resumed else None
@@ -140,60 +140,63 @@ def run_study(
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
-    total, workers = expected_trials(space, resolver), None
+    total, expected = expected_trials(space, resolver), None
     if config.address is None:
-        workers = expected_workers(space, total, usable_cores(), count_cards(), require_gpus=config.gpus_asked)
-    connect(
-        config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports, workers=workers
-    )  # fmt: skip
-    resolver.close()
-    planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked, address=config.address)
-    siblings.device = "cuda" if planner.share.gpus else "cpu"
-    check_process_shards(space, planner.share.processes, len(resolver.data.train))
-    params = resolver.reference("dense").counts["params"]
-    warning = check_free_space(config.folder, params, planner.share.concurrent, total)
-    if warning:
-        print(warning, flush=True)
-    for line in left_out_lines(space, resolver, unreachable):
-        print(line, flush=True)
-    path = config.folder / JOURNAL_FILE
-    _check_journal(path, config)
-    resolver.use_folder(config.folder)
-    with closing(Journal(path)) as journal, planner.sharing_modes() as modes:
-        if mirror is not None:
-            mirror.on_loss(journal.refuse)
-            mirror.start()
-        record = (history or StudyHistory(path)).update()
-        _write_space(space, config)
-        _write_header(journal, record, space, resolver, config, unreachable)
-        if retrain is not None and config.origin is not None:
-            retrain.propose(journal, record, config.folder, config.origin)
-        if config.note or config.tags:
-            apply_event(record, journal.append(Event.ANNOTATED, sync=True, note=config.note, tags=config.tags))
-        tracking = TrackingProcess.start(config.folder, config.tracking_uri)
-        with _record_end(journal, config.folder) as end:
-            proposer: Proposer = EmptyProposer()  # recorded trials are trained again, and no point of the space
-            if config.origin is None:
-                proposer = make_proposer(space, config.folder, resolver.points, resolver.training_cost)
-            if isinstance(proposer, OptunaProposer):
-                if count := proposer.restore(record.trials.values(), strata):
-                    print(f"{format_counted(count, 'proposal')} added to Optuna's record from the journal", flush=True)
-                print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            resources = planner.resolve(resolver, journal, record, config.data_dir, modes, measure_on_cards)
-            event = journal.append(
-                Event.RESOURCES, sync=True, since=monotonic_time() - config.began, **resources.as_event()
-            )
-            apply_event(record, event)
-            search = Search(space, resolver, proposer, journal, record, strata, siblings)
-            hooks = _Hooks(lambda: _close_records(journal, mirror), tracking.new_error)
-            _search(search, config, resources, total, hooks, end)
-    print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
-    _print_next_step(space, config, end.reason, tracking.finish())
-    if config.profile:
-        _run_analysis("profile", config.folder)
-    if end.reason is CloseReason.INTERRUPTED:
-        return ExitCode.INTERRUPTED
-    return exit_code(record, end.reason) or (ExitCode.FAILED if end.error else ExitCode.DONE)
+        expected = ExpectedResources.of(space, total, usable_cores(), count_cards(), require_gpus=config.gpus_asked)
+    with nullcontext() if expected is None else expected.begin_service() as service:
+        connect(
+            config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports,
+            workers=None if expected is None else expected.workers,
+        )  # fmt: skip
+        resolver.close()
+        planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked, address=config.address)
+        siblings.device = "cuda" if planner.share.gpus else "cpu"
+        check_process_shards(space, planner.share.processes, len(resolver.data.train))
+        params = resolver.reference("dense").counts["params"]
+        warning = check_free_space(config.folder, params, planner.share.concurrent, total)
+        if warning:
+            print(warning, flush=True)
+        for line in left_out_lines(space, resolver, unreachable):
+            print(line, flush=True)
+        path = config.folder / JOURNAL_FILE
+        _check_journal(path, config)
+        resolver.use_folder(config.folder)
+        with closing(Journal(path)) as journal, planner.sharing_modes(service) as modes:
+            if mirror is not None:
+                mirror.on_loss(journal.refuse)
+                mirror.start()
+            record = (history or StudyHistory(path)).update()
+            _write_space(space, config)
+            _write_header(journal, record, space, resolver, config, unreachable)
+            if retrain is not None and config.origin is not None:
+                retrain.propose(journal, record, config.folder, config.origin)
+            if config.note or config.tags:
+                apply_event(record, journal.append(Event.ANNOTATED, sync=True, note=config.note, tags=config.tags))
+            tracking = TrackingProcess.start(config.folder, config.tracking_uri)
+            with _record_end(journal, config.folder) as end:
+                proposer: Proposer = EmptyProposer()  # recorded trials are trained again, and no point of the space
+                if config.origin is None:
+                    proposer = make_proposer(space, config.folder, resolver.points, resolver.training_cost)
+                if isinstance(proposer, OptunaProposer):
+                    if count := proposer.restore(record.trials.values(), strata):
+                        line = f"{format_counted(count, 'proposal')} added to Optuna's record from the journal"
+                        print(line, flush=True)
+                    print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
+                resources = planner.resolve(resolver, journal, record, config.data_dir, modes, measure_on_cards)
+                event = journal.append(
+                    Event.RESOURCES, sync=True, since=monotonic_time() - config.began, **resources.as_event()
+                )
+                apply_event(record, event)
+                search = Search(space, resolver, proposer, journal, record, strata, siblings)
+                hooks = _Hooks(lambda: _close_records(journal, mirror), tracking.new_error)
+                _search(search, config, resources, total, hooks, end)
+        print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
+        _print_next_step(space, config, end.reason, tracking.finish())
+        if config.profile:
+            _run_analysis("profile", config.folder)
+        if end.reason is CloseReason.INTERRUPTED:
+            return ExitCode.INTERRUPTED
+        return exit_code(record, end.reason) or (ExitCode.FAILED if end.error else ExitCode.DONE)
 
 
 @contextmanager

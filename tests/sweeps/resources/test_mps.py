@@ -36,6 +36,37 @@ def test_a_service_runs_until_it_is_closed(tmp_path, monkeypatch):
     assert not folder.parent.exists()
 
 
+def test_a_service_that_a_thread_starts_is_the_one_that_a_study_uses(tmp_path, monkeypatch):
+    wait = f"while [ ! -e {tmp_path}/connected ]; do sleep 0.02; done"
+    stand_in(tmp_path, monkeypatch, start=f"echo start >> {tmp_path}/starts; {wait}")
+    with mps.StartingService() as starting:
+        (tmp_path / "connected").touch()  # what the driver does meanwhile
+        with mps.sharing_modes("mps", shared=True, measured=False, address=None, starting=starting) as modes:
+            daemon = daemon_of(Path(modes[mps.MPS][PIPES]))
+            assert is_running(daemon)
+    wait_until_daemon_ended(daemon)
+    assert (tmp_path / "starts").read_text() == "start\n"
+
+
+def test_a_service_that_no_study_takes_is_ended(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, start=f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {tmp_path}/folder')
+    with mps.StartingService():
+        wait_until((tmp_path / "folder").exists, "the start of the daemon")
+    folder = Path((tmp_path / "folder").read_text().strip())
+    wait_until(lambda: not folder.parent.exists(), "the removal of the service's folder")
+
+
+def test_a_service_that_cannot_start_is_said_where_it_would_be_used(tmp_path, monkeypatch, capsys):
+    stand_in(tmp_path, monkeypatch, start="exit 1")
+    with mps.StartingService() as starting:
+        with mps.sharing_modes("mps", shared=True, measured=False, address=None, starting=starting) as modes:
+            assert modes == {mps.PROCESSES: {}}
+        assert capsys.readouterr().out.startswith("sharing mps: no multi-process service (")
+    with mps.StartingService():
+        pass
+    assert capsys.readouterr().out == ""
+
+
 def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, quits=False)
     with MpsService(end_seconds=0.2) as service:

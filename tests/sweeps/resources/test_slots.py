@@ -14,7 +14,7 @@ from sweeps.resources import packing_benchmark, slots
 from sweeps.resources.gpu_packing import Limit, Throughput, choose_count
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.shares import Cluster, Share
-from sweeps.resources.slots import ResourcePlanner
+from sweeps.resources.slots import ExpectedResources, ResourcePlanner
 from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
 from sweeps.space.parse import parse_space
 
@@ -219,15 +219,20 @@ def test_auto_spreads_trials_over_the_cards_that_would_have_none(planner, resolv
 
 
 @pytest.mark.parametrize(
-    ("cpus", "cards", "trials", "settings", "expected"),
+    ("cpus", "cards", "trials", "settings", "workers", "uses_service"),
     [
-        (32, 1, 129, {"gpus_per_trial": 0.16}, 6),
-        (32, 1, 4, {"gpus_per_trial": 0.16}, 4),
-        (4, 1, 129, {"gpus_per_trial": 0.16}, 4),
-        (32, 0, 129, {"gpus_per_trial": 0.16}, 32),
-        (32, 2, 129, {"gpus_per_trial": "auto"}, 16),
+        (32, 1, 129, {"gpus_per_trial": 0.16, "sharing": "mps"}, 6, True),
+        (32, 1, 129, {"gpus_per_trial": 0.16}, 6, False),
+        (32, 1, 4, {"gpus_per_trial": 0.16, "sharing": "processes"}, 4, False),
+        (4, 1, 129, {"gpus_per_trial": 1, "sharing": "mps"}, 1, False),
+        (32, 0, 129, {"gpus_per_trial": 0.16, "sharing": "mps"}, 32, False),
+        (32, 2, 129, {"gpus_per_trial": "auto"}, 16, True),
     ],
 )
-def test_as_many_workers_are_expected_as_trials_can_run_at_once(content, cpus, cards, trials, settings, expected):
+def test_what_a_study_will_hold_is_known_before_ray_runs(content, cpus, cards, trials, settings, workers, uses_service):
     space = parse_space("small", {**content, "resources": settings})
-    assert slots.expected_workers(space, trials, cpus, cards, require_gpus=False) == expected
+    expected = ExpectedResources.of(space, trials, cpus, cards, require_gpus=False)
+    assert expected == ExpectedResources(workers, uses_service)
+    if not uses_service:
+        with expected.begin_service() as starting:
+            assert starting is None
