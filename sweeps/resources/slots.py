@@ -163,6 +163,8 @@ class ResourcePlanner:
             share = share_for(self._space.resources, self._cluster, self._trials, self._require_gpus, packing.gpus)
             mode = packing.sharing
         share, spreading = self._spread(share, resolver, data_dir, measure_on_cards)
+        if not self.measured:
+            self._print_one_card_each(share, record)
         larger = larger_share(share, self._cluster, self._trials)
         cores = int(self._cluster.cpus / share.concurrent)
         return TrialResources(share, larger, (mode, modes[mode]), spreading, cores)
@@ -202,6 +204,24 @@ class ResourcePlanner:
             max_concurrent=settings.max_concurrent,
         )  # fmt: skip
         return share, spreading
+
+    def _print_one_card_each(self, share: Share, record: StudyRecord) -> None:
+        """Say where the cards that the user gives to one trial could each train a trial of their own."""
+        trials = self._trials - sum(trial.ended for trial in record.trials.values())
+        if share.gpus <= 1 or trials < 1:
+            return
+        settings, cards = self._space.resources, int(share.gpus)
+        alone = choose_share(
+            self._cluster, cpus=settings.cpus_per_trial, gpus=1, trials=trials, max_concurrent=settings.max_concurrent
+        )
+        if alone.concurrent < cards * min(share.concurrent, trials):  # some cards would have no trial
+            return
+        print(
+            f"{cards} cards for one trial wait for each other in every step, and train it at most {cards} times as "
+            f"fast at the same batch; with --gpus-per-trial 1, {alone.concurrent} trials run at once, and none waits "
+            f"for another. Keep {cards} where one trial takes too long or its batch does not fit on one card",
+            flush=True,
+        )
 
     def _spare_cards(self, share: Share, resolver: Resolver) -> int:
         """Count the cards of one machine that each trial could have, if all trials run at once."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from sweeps.records.events import Status
 from sweeps.records.journal import Journal
-from sweeps.records.model import StudyRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.resources import packing_benchmark, slots
 from sweeps.resources.gpu_packing import Limit, Throughput, choose_count
 from sweeps.resources.mps import MPS, PROCESSES
@@ -175,7 +176,35 @@ def test_a_trial_has_the_cards_it_asks_for_and_nothing_is_measured(planner, reso
     planned = planner(FOUR_CARDS, gpus_per_trial=2)
     resources = planned.resolve(resolver, None, StudyRecord(), None, {PROCESSES: {}}, measure_nothing)
     assert (resources.share, resources.spreading) == (Share(1, 2, 2, 2), None)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == (
+        "2 cards for one trial wait for each other in every step, and train it at most 2 times as fast at the same "
+        "batch; with --gpus-per-trial 1, 4 trials run at once, and none waits for another. Keep 2 where one trial "
+        "takes too long or its batch does not fit on one card\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trials", "ended", "settings", "said"),
+    [
+        (4, 0, {"gpus_per_trial": 2}, True),
+        (3, 0, {"gpus_per_trial": 2}, False),  # on one card each, a card would have no trial
+        (8, 5, {"gpus_per_trial": 2}, False),
+        (8, 4, {"gpus_per_trial": 4}, True),
+        (24, 0, {"gpus_per_trial": 2, "max_concurrent": 2}, False),
+        (24, 0, {"gpus_per_trial": 2, "max_concurrent": 1}, False),
+        (24, 0, {"gpus_per_trial": 2, "cpus_per_trial": 16}, False),  # there are CPUs for two trials alone
+        (24, 0, {"gpus_per_trial": 1}, False),
+        (24, 0, {"gpus_per_trial": 0.5}, False),
+        (4, 4, {"gpus_per_trial": 2}, False),
+    ],
+)
+def test_several_cards_for_one_trial_are_remarked_on_where_each_could_have_its_own(
+    planner, resolver, capsys, trials, ended, settings, said
+):
+    trained = {str(number): TrialRecord(str(number), status=Status.COMPLETED) for number in range(ended)}
+    planned = planner(FOUR_CARDS, trials, **settings)
+    planned.resolve(resolver, None, StudyRecord(trials=trained), None, {PROCESSES: {}}, measure_nothing)
+    assert ("with --gpus-per-trial 1, 4 trials run at once" in capsys.readouterr().out) == said
 
 
 def one_trial_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
