@@ -34,6 +34,7 @@ from lowrank.data import DataSettings, ImageData, draw_training_images, eval_bat
 from lowrank.data.augment import AugmentationSettings
 from lowrank.deployment.compressor import Compressor
 from lowrank.deployment.finetune import finetune
+from lowrank.deployment.given_images import halve_by_class
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
@@ -106,10 +107,10 @@ class Bench:
         return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
 
     def choosing(self) -> tuple[Tensor, Tensor]:
-        """The first half of the validation images, which chooses, as in the command."""
+        """The half of the validation images that chooses, as in the command."""
         images, labels = self.split("val")
-        half = len(labels) // 2
-        return images[:half], labels[:half]
+        choosing, _ = halve_by_class(labels)
+        return images[choosing], labels[choosing]
 
     def train(self, network: nn.Module, seed: int, recipe: Recipe) -> None:
         """Train a network in place."""

@@ -21,6 +21,7 @@ from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
 from lowrank.deployment.finetune import finetune
 from lowrank.deployment.formats import PREPROCESSING_FILE, Export, ExportedFile, export_formats, split_batches
+from lowrank.deployment.given_images import halve_by_class
 from lowrank.deployment.latency import Latency, describe_machine, measure_latency
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.io import (
@@ -314,15 +315,12 @@ def reorder_outputs(network: nn.Module, positions: Sequence[int], image: Tensor)
 
 
 def _split_images(config: CompressConfig, data: ImageData, device: torch.device) -> _Images:
-    """Calibration from the training split; the first half of validation chooses, the other half or test reports."""
+    """Calibration from the training split; half of validation chooses, the other half or test reports."""
     calibration = draw_training_images(data, config.calibration, config.seed, device)
-    validation = _images(data, "val", device)
-    half = len(validation[1]) // 2
-    choosing = validation[0][:half], validation[1][:half]
-    reporting = _images(data, "test", device) if config.report_on == "test" else (
-        validation[0][half:], validation[1][half:]
-    )  # fmt: skip
-    return _Images(calibration, choosing, reporting)
+    images, labels = _images(data, "val", device)
+    choosing, rest = halve_by_class(labels)
+    reporting = _images(data, "test", device) if config.report_on == "test" else (images[rest], labels[rest])
+    return _Images(calibration, (images[choosing], labels[choosing]), reporting)
 
 
 def _images(data: ImageData, split: Literal["train", "val", "test"], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -108,8 +108,8 @@ def compress_network(
 
     Args:
         network: the trained network, any `nn.Module` from images (B, C, H, W) to logits (B, K); unchanged.
-        batches: calibration images, or pairs of images and labels, as the network takes them; not more of them are
-            read than `calibration` asks for. Labels only serve to print errors.
+        batches: calibration images, or pairs of images and labels, as the network takes them, in random order; not
+            more of them are read than `calibration` asks for. Labels only serve to print errors.
         budget: share of all parameters of the network that may remain, in (0, 1]; or shares of "params" and
             "mult_adds".
         method: one of METHODS, or "auto".
@@ -152,8 +152,8 @@ class Compressor:
 
     Args:
         network: the trained network, any `nn.Module` from images (B, C, H, W) to logits (B, K); unchanged.
-        batches: calibration images, or pairs of images and labels, as the network takes them; not more of them are
-            read than `calibration` asks for. Labels only serve to print errors.
+        batches: calibration images, or pairs of images and labels, as the network takes them, in random order; not
+            more of them are read than `calibration` asks for. Labels only serve to print errors.
         keep: shell-style patterns of names of layers that stay as they are, or one such pattern.
         only: patterns of the layers that alone may be replaced, likewise; None for all.
         calibration: how many images are used.

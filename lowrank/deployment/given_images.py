@@ -1,4 +1,7 @@
-"""Checks what a caller of `compress_network` gives: batches of images and labels, and finite weights."""
+"""Checks what a caller of `compress_network` gives: batches of images and labels, and finite weights.
+
+Also divides labelled images into those that choose and those that report.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +90,22 @@ def labelled_images(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[
         raise InputError("validation must be a pair of images and labels, at least one of each")
     images, labels = _pair(pair)
     return images.to(device), labels.to(device)
+
+
+def halve_by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide images into two halves with the same classes.
+
+    The images of a folder lie class by class, so that its first half would have other classes than its second.
+
+    Args:
+        labels: (B).
+
+    Returns:
+        The positions of both halves, in ascending order, every second image of each class in each. Of an odd number of
+        images the second half has one more.
+    """
+    order = labels.argsort(stable=True)
+    return order[1::2].sort().values, order[::2].sort().values
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

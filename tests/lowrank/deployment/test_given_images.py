@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.deployment.given_images import first_images
+from lowrank.deployment.given_images import first_images, halve_by_class
 from lowrank.errors import InputError
 
 IMAGES = torch.rand(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -35,6 +35,15 @@ def test_no_more_images_are_read_than_needed() -> None:
     assert images.shape == (30, 3, 6, 6)
     assert labels is not None
     assert torch.equal(labels, torch.cat([LABELS, LABELS])[:30])
+
+
+def test_both_halves_have_every_class_where_the_images_lie_class_by_class() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 2)
+    choosing, reporting = halve_by_class(labels)
+    assert labels[choosing].bincount().tolist() == [2, 2, 1]
+    assert labels[reporting].bincount().tolist() == [3, 2, 1]
+    assert torch.equal(torch.cat([choosing, reporting]).sort().values, torch.arange(11))
+    assert torch.equal(choosing, choosing.sort().values)
 
 
 def test_labels_that_a_batch_lacks_are_left_out() -> None:
