@@ -336,6 +336,16 @@ def head_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def raylet_address() -> str | None:
+    """Find the raylet of this process, which starts its tasks.
+
+    Returns:
+        HOST:PORT; None for a client that Ray serves from elsewhere.
+    """
+    own = next((node for node in live_nodes() if is_driver_on(node)), None)
+    return None if own is None else f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+
+
 def live_nodes() -> list[dict[str, Any]]:
     """List the machines of the cluster that are alive.
 

@@ -20,6 +20,7 @@ from sweeps.cluster import (
     hide_failed_attempts,
     keep_trial_errors_in_memory,
     keep_workers,
+    raylet_address,
     use_started_workers,
 )
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
@@ -129,7 +130,9 @@ def _run_phase(
     def may_keep(trial: RayTrial) -> bool:
         return growing is None or not growing.is_surplus(trial_config(trial.config).trial_id)
 
-    watchdog = HeadWatchdog(head_address(), resume_command(config.study_dir), config.before_exit)
+    watchdog = HeadWatchdog(
+        head_address(), resume_command(config.study_dir), config.before_exit, raylet=raylet_address()
+    )  # fmt: skip
     with watchdog, keep_workers(count_kept, may_keep), ExitStack() as stack:
         holds_places = growing is not None and growing.cards > 1  # places on cards, of which Ray alone knows
         stack.enter_context(use_started_workers(reserves=holds_places))

@@ -22,6 +22,7 @@ URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to t
 TERMINATE_SECONDS = 3.0
 CHECK_SECONDS = 30.0  # for the start of MLflow and a few calls of at most 10 s
 REPORT_SECONDS = 5.0  # between two looks at what the process says
+MAX_RESTARTS = 3  # of a process that something kills, such as the system for want of memory
 
 
 def check_study_store(study_dir: Path, uri: str) -> list[str]:
@@ -59,23 +60,28 @@ def check_study_store(study_dir: Path, uri: str) -> list[str]:
 class TrackingProcess:
     """The process that follows a study's journal.
 
-    `start` it with the study, `finish` it after CLOSED was appended.
+    `start` it with the study, `finish` it after CLOSED was appended. It is started again when something kills it, for
+    it also writes the study's tables.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], study_dir: Path, uri: str):
+    def __init__(self, process: subprocess.Popen[bytes], study_dir: Path, uri: str, since: int = 0):
         """Hold a process that runs; see `start`.
 
         Args:
             process: the process.
             study_dir: the study's folder.
             uri: the store's address.
+            since: bytes of the journal when the study began or was resumed.
         """
-        self.process, self.study_dir, self.uri = process, study_dir, uri
+        self.process, self.study_dir, self.uri, self._since = process, study_dir, uri, since
+        self._restarts = MAX_RESTARTS
         self._next_report, self._reported = 0.0, {""}
         self._before = self._progress_time()  # of what an earlier process has left
 
     def new_error(self) -> str | None:
         """Say, once for each reason, why the store takes no records; looks every `REPORT_SECONDS` at most.
+
+        A process that was killed is started again.
 
         Returns:
             One line; None where there is nothing new to say.
@@ -84,6 +90,8 @@ class TrackingProcess:
         if now < self._next_report:
             return None
         self._next_report = now + REPORT_SECONDS
+        if self._restart_killed():
+            return "the process that writes tables and MLflow's records was killed; it is started again"
         if self._progress_time() == self._before:
             return None
         error = str(read_progress(self.study_dir).get("error") or "")
@@ -118,15 +126,16 @@ class TrackingProcess:
         study_dir.mkdir(parents=True, exist_ok=True)
         journal = study_dir / JOURNAL_FILE
         since = journal.stat().st_size if journal.exists() else 0  # an older CLOSED is not the end of this run
-        command = module_command(
-            "sweeps.tracking", study_dir, "--follow", "--since", since, "--parent", os.getpid()
-        )  # fmt: skip
-        environment = module_environment(**{URI_VARIABLE: uri})
-        with (study_dir / TRACKING_LOG_FILE).open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        return cls(process, study_dir, uri)
+        return cls(_start_process(study_dir, uri, since), study_dir, uri, since)
+
+    def _restart_killed(self) -> bool:
+        """Start the process again if a signal has ended it; returns whether it did, and there were restarts left."""
+        code = self.process.poll()
+        if code is None or code >= 0 or self._restarts == 0:
+            return False
+        self._restarts -= 1
+        self.process = _start_process(self.study_dir, self.uri, self._since)
+        return True
 
     def finish(self, timeout: float = 30.0) -> str | None:
         """Wait for all records to be carried, and end the process.
@@ -140,6 +149,8 @@ class TrackingProcess:
         """
         try:
             code = self.process.wait(timeout)
+            while self._restart_killed():
+                code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             code = self._end()
         return None if code == 0 else behind_message(self.study_dir, self.uri)
@@ -151,6 +162,17 @@ class TrackingProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+def _start_process(study_dir: Path, uri: str, since: int) -> subprocess.Popen[bytes]:
+    command = module_command(
+        "sweeps.tracking", study_dir, "--follow", "--since", since, "--parent", os.getpid()
+    )  # fmt: skip
+    environment = module_environment(**{URI_VARIABLE: uri})
+    with (study_dir / TRACKING_LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
 
 
 def last_tracking_uri(study_dir: Path) -> str:

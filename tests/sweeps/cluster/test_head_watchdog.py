@@ -24,10 +24,11 @@ class Watched:
     """A watchdog whose checks a test makes one by one: `stop` waits for nothing."""
 
     def __init__(self, monkeypatch, close_records=lambda: None):
-        self.now, self.answers, self.codes = 0.0, True, []
+        self.now, self.answers, self.raylet_answers, self.codes = 0.0, True, True, []
         monkeypatch.setattr(head_watchdog, "monotonic_time", lambda: self.now)
-        self.watchdog = HeadWatchdog("127.0.0.1:1", "mine", close_records, self.codes.append)
-        monkeypatch.setattr(self.watchdog, "_answers", lambda: self.answers)
+        self.watchdog = HeadWatchdog("127.0.0.1:1", "mine", close_records, self.codes.append, raylet="127.0.0.1:2")
+        answers = {"127.0.0.1:1": lambda: self.answers, "127.0.0.1:2": lambda: self.raylet_answers}
+        monkeypatch.setattr(self.watchdog, "_answers", lambda address: answers[address]())
 
     def check(self, times: int, seconds: float = CHECK_SECONDS, *, asleep: float = 0.0) -> int:
         """Run the watch for so many checks; returns how many it made before it ended the process."""
@@ -56,6 +57,15 @@ def test_a_lost_head_ends_the_driver_with_one_line(monkeypatch, capsys):
     assert watched.check(100) == SILENCE_SECONDS / CHECK_SECONDS + 1
     assert watched.codes == [ExitCode.HEAD_LOST]
     message = "error: the cluster's head at 127.0.0.1:1 is gone; nothing is lost, go on with: mine"
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_a_lost_raylet_ends_a_driver_that_would_wait_for_ever(monkeypatch, capsys):
+    watched = Watched(monkeypatch)
+    watched.raylet_answers = False
+    assert watched.check(100) == SILENCE_SECONDS / CHECK_SECONDS + 1
+    assert watched.codes == [ExitCode.HEAD_LOST]
+    message = "error: Ray on the driver's machine, at 127.0.0.1:2, is gone; nothing is lost, go on with: mine"
     assert capsys.readouterr().err == f"{message}\n"
 
 
@@ -112,9 +122,9 @@ def test_what_is_not_stored_is_said(monkeypatch, capsys, close_records, message)
 
 def test_an_answer_is_a_connection(server):
     watchdog = HeadWatchdog(f"127.0.0.1:{server.getsockname()[1]}", "mine")
-    assert watchdog._answers()
+    assert watchdog._answers(watchdog.address)
     server.close()
-    assert not watchdog._answers()
+    assert not watchdog._answers(watchdog.address)
 
 
 def test_a_driver_that_has_left_the_block_is_not_ended(monkeypatch, server):

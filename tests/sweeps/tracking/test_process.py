@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from lowrank.utils import hold_lock
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_LOG_FILE
+from sweeps.tracking import process as process_module
 from sweeps.tracking.__main__ import LOCK_FILE
 from sweeps.tracking.process import TrackingProcess, read_progress, records_behind
 from sweeps.tracking.uri import check_tracking_uri
@@ -108,6 +110,39 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
     assert message.startswith("MLflow is 22 records behind (no answer from http://127.0.0.1:9)")
     assert message.endswith("--tracking-uri http://127.0.0.1:9")
     assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 8
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_started_again_and_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(process_module, "REPORT_SECONDS", 0.0)
+    journal, names = begin(tmp_path)
+    tracking = TrackingProcess.start(tmp_path)
+    train(journal, names, range(1, 3))
+    wait_until_carried(tmp_path, tracking)
+    tracking.process.kill()
+    tracking.process.wait()
+    train(journal, names, range(3, 4))
+    assert tracking.new_error().endswith("was killed; it is started again")
+    wait_until_carried(tmp_path, tracking)
+    tracking.process.kill()
+    end(journal, names)
+    assert tracking.finish(scaled()) is None
+    assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
+    assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 12
+
+
+def test_a_process_that_is_killed_again_and_again_is_given_up(tmp_path, monkeypatch):
+    started = []
+    killed = SimpleNamespace(poll=lambda: -9, wait=lambda timeout: -9)
+    monkeypatch.setattr(process_module, "_start_process", lambda *arguments: started.append(arguments) or killed)
+    monkeypatch.setattr(process_module, "behind_message", lambda *_: "behind")
+    tracking = TrackingProcess.start(tmp_path)
+    assert tracking.new_error().endswith("was killed; it is started again")
+    assert tracking.new_error() is None  # not so soon
+    assert len(started) == 2
+    assert tracking.finish(1) == "behind"
+    assert len(started) == 1 + process_module.MAX_RESTARTS
+    assert len(set(started)) == 1
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_trouble_is_said_once_while_the_study_runs(tmp_path, monkeypatch):
     os.utime(path, (START, START))
     now = [100.0]
     monkeypatch.setattr(process_module.time, "monotonic", lambda: now[0])
-    tracking = TrackingProcess(None, tmp_path, "http://host")  # type: ignore[arg-type]
+    tracking = TrackingProcess(SimpleNamespace(poll=lambda: None), tmp_path, "http://host")  # type: ignore[arg-type]
 
     def later() -> str | None:
         now[0] += process_module.REPORT_SECONDS
