@@ -75,8 +75,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ray_adapter": (
             "BOOTSTRAP_FILE HEAD_RESOURCE allow_pending_trials assigned_cards assigned_resources card_types "
             "count_cards count_no_callbacks drop_metric_statistics error_reason head_address hide_failed_attempts "
-            "is_driver_on is_machine_lost keep_trial_errors_in_memory keep_workers live_nodes raylet_address trial_error "
-            "use_started_workers"
+            "is_driver_on is_machine_lost keep_trial_errors_in_memory keep_workers live_nodes raylet_address "
+            "trial_error use_started_workers"
         ),
         "ray_session": "connect",
         "spot_report": "capacity_message cost_lines machine_line offer_table quota_message torch_warning",

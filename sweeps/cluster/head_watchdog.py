@@ -27,9 +27,9 @@ CLOSE_SECONDS = 20.0  # to close the records and store what came last
 class HeadWatchdog:
     """Checks again and again that Ray answers; a context manager.
 
-    That is the head of a cluster, and the raylet on the driver's machine. The driver's main thread waits for the cluster and would wait for ever, so that a thread ends the process, after it
-    has closed the study's records. A batch system that ends a job sends SIGTERM to all its processes; a head that was
-    started by this process is then lost too.
+    That is the head of a cluster, and the raylet on the driver's machine. The driver's main thread waits for the
+    cluster and would wait for ever, so that a thread ends the process, after it has closed the study's records. A batch
+    system that ends a job sends SIGTERM to all its processes; a head that was started by this process is then lost too.
     """
 
     def __init__(
