@@ -147,7 +147,7 @@ def _check_options(config: TeacherConfig) -> None:
         if task is None and name == "json":
             raise InputError("--json means nothing without --list; leave it out")
         if task is not None and name not in OPTIONS_OF_TASK[task]:
-            raise InputError(f"{flag} means nothing for --{task}; leave it out")
+            raise InputError(f"{flag} cannot be used with --{task}; leave it out")
 
 
 def _train(config: TeacherConfig, root: Path) -> int:
@@ -224,9 +224,11 @@ def print_teachers(root: Path, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([record.model_dump(mode="json") for record in records], indent=2))
         return ExitCode.DONE
-    for record in records:
+    rows = [(record.name, str(record.network["name"]), str(record.data["name"])) for record in records]
+    name_width, network_width, data_width = (max((len(row[column]) for row in rows), default=0) for column in range(3))
+    for record, (name, network, data) in zip(records, rows, strict=True):
         print(
-            f"{record.name:24} {record.network['name']:12} {record.params:>12,} parameters  {record.data['name']:10} "
+            f"{name:{name_width}}  {network:{network_width}} {record.params:>12,} parameters  {data:{data_width}}  "
             f"validation {record.val_error:.2f} %, test {record.test_error:.2f} %"
         )
     if not records:

@@ -175,7 +175,7 @@ class RunOptions:
                 raise InputError(f"{flag(name)} would change the question of the study; {FIXED_QUESTION}")
             *others, last = (_command(other) for other in TASKS_OF_OPTION[name])
             uses = f"{', '.join(others)} or {last}" if others else last
-            raise InputError(f"{flag(name)} means nothing for {_command(task)}, but for {uses}; leave it out")
+            raise InputError(f"{flag(name)} cannot be used with {_command(task)}, only with {uses}; leave it out")
         return task
 
     def with_folders(self, stored: StoredOptions) -> RunOptions:

@@ -90,15 +90,18 @@ def test_nothing_is_given_by_default():
         (["--resume", "a", "--probe-memory"], "--probe-memory and --resume are two commands; give one of them"),
         (["--plan", "--probe-memory", "--space", "tt_dims"], "--plan and --probe-memory are two commands"),
         (["--resume", "a", "--seed", "0"], "--seed would change the question of the study; --resume may change"),
-        (["--reproduce", "a", "b", "--seed", "0"], "--seed means nothing for --reproduce"),
+        (["--reproduce", "a", "b", "--seed", "0"], "--seed cannot be used with --reproduce"),
         (
             ["--reproduce", "a", "b", "--processes-per-trial", "2"],
-            "--processes-per-trial means nothing for",
+            "--processes-per-trial cannot be used with",
         ),
-        (["--space", "tt_dims", "--test"], "--test means nothing for a new study, but for --resume; leave it out"),
-        (["--space", "tt_dims", "--repeat-more", "0"], "--repeat-more means nothing for a new study"),
-        (["--space", "tt_dims", "--sample", "0"], "--sample means nothing for a new study, but for --retrain-stopped"),
-        (["--list", "--space", "tt_dims"], "--space means nothing for --list"),
+        (["--space", "tt_dims", "--test"], "--test cannot be used with a new study, only with --resume; leave it out"),
+        (["--space", "tt_dims", "--repeat-more", "0"], "--repeat-more cannot be used with a new study"),
+        (
+            ["--space", "tt_dims", "--sample", "0"],
+            "--sample cannot be used with a new study, only with --retrain-stopped",
+        ),
+        (["--list", "--space", "tt_dims"], "--space cannot be used with --list"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(

@@ -144,8 +144,8 @@ def test_a_registry_that_does_not_answer_loses_nothing(
         (["--epochs", "0"], "`train.epochs`: must be greater than or equal to 1, but got 0"),
         (["--set", "train.attention_weight=1000"], "`train.attention_weight` above 0 needs a `teacher`"),
         (["--tracking-uri", "ftp://x"], "the tracking URI must be one of "),
-        (["--register", "nobody"], "--name means nothing for --register; leave it out"),
-        (["--list"], "--name means nothing for --list; leave it out"),
+        (["--register", "nobody"], "--name cannot be used with --register; leave it out"),
+        (["--list"], "--name cannot be used with --list; leave it out"),
         (["--json"], "--json means nothing without --list; leave it out"),
     ],
 )
@@ -163,9 +163,9 @@ def test_mistakes_are_one_line_and_write_nothing(
     ("words", "message"),
     [
         (["--register", "nobody"], "no teacher 'nobody' in "),
-        (["--list", "--register", "first"], "--register means nothing for --list; leave it out"),
-        (["--list", "--tracking-uri", "http://host"], "--tracking-uri means nothing for --list; leave it out"),
-        (["--register", "first", "--seed", "1"], "--seed means nothing for --register; leave it out"),
+        (["--list", "--register", "first"], "--register cannot be used with --list; leave it out"),
+        (["--list", "--tracking-uri", "http://host"], "--tracking-uri cannot be used with --list; leave it out"),
+        (["--register", "first", "--seed", "1"], "--seed cannot be used with --register; leave it out"),
     ],
 )
 def test_an_option_that_a_task_does_not_use_is_refused(
