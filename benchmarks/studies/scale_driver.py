@@ -115,7 +115,8 @@ class Watch:
             return self.tracking
 
         def attempted(search: Search, trial_id: str, about: Any) -> None:
-            self.workers.setdefault(about["pid"], 0)
+            if "pid" in about:  # not of an attempt whose process was lost before it said so
+                self.workers.setdefault(about["pid"], 0)
             attempt(search, trial_id, about)
 
         attempt, Search.write_attempt = Search.write_attempt, attempted  # type: ignore[method-assign]

@@ -48,16 +48,29 @@ MAX_PRELOADING = 32  # workers; each holds some 200 MB after its imports
 _STARTED_WORKERS = "--num_prestart_python_workers="  # of the raylet's command; Ray sets it to the number of CPUs
 
 
-def preload_modules(workers: int) -> None:
-    """Have the workers of a Ray that this process starts import what takes long, before a trial needs them.
+@contextmanager
+def preload_modules(workers: int) -> Iterator[None]:
+    """Have the workers of a Ray that is started inside `with` import what takes long, before a trial needs them.
 
-    The driver reads data and prepares the study meanwhile.
+    The driver reads data and prepares the study meanwhile. Ray hands the variable on to its processes; afterwards it is
+    as it was, since the workers of another Ray that this process or a child of it starts may need no torch.
 
     Args:
         workers: how many Ray starts at once; more than `MAX_PRELOADING` would hold too much memory, and import nothing.
+
+    Yields:
+        None.
     """
+    before = os.environ.get(PRELOAD_VARIABLE)
     if workers <= MAX_PRELOADING:
         os.environ[PRELOAD_VARIABLE] = ",".join(PRELOADED_MODULES)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(PRELOAD_VARIABLE, None)
+        else:
+            os.environ[PRELOAD_VARIABLE] = before
 
 
 @contextmanager

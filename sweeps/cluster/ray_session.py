@@ -123,10 +123,9 @@ def _start_here(cpus: int, workers: int, allow_open_ports: bool) -> None:
     """
     folder = private_folder()
     remove_ended_sessions(folder / "ray")
-    preload_modules(workers)
     for attempt in range(1, MAX_STARTS + 1):
         try:
-            with without_side_processes(), limit_started_workers(workers):
+            with preload_modules(workers), without_side_processes(), limit_started_workers(workers):
                 ray.init(
                     address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
                     logging_level=logging.ERROR, _temp_dir=str(folder / "ray"), job_config=project_first(),

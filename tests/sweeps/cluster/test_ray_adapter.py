@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,12 @@ def test_placement_groups_are_made_where_others_hold_resources(reserves, monkeyp
     with ray_adapter.use_started_workers(reserves=reserves):
         assert (tune_controller.PlacementGroupResourceManager is before) == reserves
     assert tune_controller.PlacementGroupResourceManager is before
+
+
+@pytest.mark.study
+def test_workers_have_imported_torch_and_no_other_ray_inherits_that(session):
+    assert ray.get(ray.remote(lambda: "torch._dynamo" in sys.modules).remote())
+    assert ray_adapter.PRELOAD_VARIABLE not in os.environ
 
 
 @pytest.mark.study
