@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,8 +191,8 @@ def _predict_command(content: CardContent) -> Markdown | None:
     files = [f"{network}.safetensors" for network in (FACTORISED, MERGED) if (network, SAFETENSORS) in written]
     if content.preprocessing is None or not files:
         return None
-    trust = " --allow-code" if is_own_code(content.specification.network.name) else ""
-    return Markdown(f"python -m lowrank.predict {files[0]} PATH{trust}")
+    trust = ["--allow-code"] if is_own_code(content.specification.network.name) else []
+    return Markdown(shlex.join(["python", "-m", "lowrank.predict", files[0], "PATH", *trust]))
 
 
 def _speeds(content: CardContent, batches: Sequence[int]) -> list[dict[str, object]]:
