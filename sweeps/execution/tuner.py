@@ -134,9 +134,8 @@ def _run_phase(
         head_address(), resume_command(config.study_dir), config.before_exit, raylet=raylet_address()
     )  # fmt: skip
     with watchdog, keep_workers(count_kept, may_keep), ExitStack() as stack:
-        holds_places = growing is not None and growing.cards > 1  # places on cards, of which Ray alone knows
-        stack.enter_context(use_started_workers(reserves=holds_places))
-        if growing is not None and holds_places:
+        stack.enter_context(use_started_workers(reserves=config.resources.holds_places))
+        if growing is not None and config.resources.holds_places:
             places = stack.enter_context(CardPlaces(growing.cards, growing.max_slots))
             growing.on_growth, growing.on_surplus = places.open, places.close_one
         tuner.fit()

@@ -42,6 +42,11 @@ class TrialResources:
     cores_per_trial: int | None = None
     growing: GradualPacking | None = None
 
+    @property
+    def holds_places(self) -> bool:
+        """Whether some places on cards are held while trials run, of which Ray alone knows."""
+        return self.growing is not None and self.growing.cards > 1
+
     def as_event(self) -> EventFields:
         """Return the fields of the journal's event."""
         share = self.share

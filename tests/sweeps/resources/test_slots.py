@@ -13,9 +13,10 @@ from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.resources import packing_benchmark, slots
 from sweeps.resources.gpu_packing import Limit, Throughput, choose_count
+from sweeps.resources.gradual_packing import GradualPacking
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.shares import Cluster, Share
-from sweeps.resources.slots import ExpectedResources, ResourcePlanner
+from sweeps.resources.slots import ExpectedResources, ResourcePlanner, TrialResources
 from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
 from sweeps.space.parse import parse_space
 
@@ -265,3 +266,10 @@ def test_what_a_study_will_hold_is_known_before_ray_runs(content, cpus, cards, t
     if not uses_service:
         with expected.begin_service() as starting:
             assert starting is None
+
+
+@pytest.mark.parametrize(("cards", "holds"), [(None, False), (1, False), (2, True)])
+def test_places_are_held_only_while_the_number_of_trials_on_several_cards_is_decided(cards, holds):
+    growing = None if cards is None else GradualPacking(Limit(8, "memory"), 1000, MPS, lambda *_: None, cards=cards)
+    resources = TrialResources(Share(1, 0.125, 8), None, (MPS, {}), growing=growing)
+    assert resources.holds_places == holds
