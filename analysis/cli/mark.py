@@ -103,7 +103,7 @@ def _reason(options: argparse.Namespace) -> str | None:
 
 def _said(trial: TrialRecord, options: argparse.Namespace, reason: str | None) -> str:
     if reason is not None:
-        return f"trial {trial.trial_id} ({trial.status}) counts for nothing from now on: {reason}"
+        return f"trial {trial.trial_id} ({trial.status}) is left out of all tables and fronts from now on: {reason}"
     return f"trial {trial.trial_id} counts again" if options.undo else f"noted on trial {trial.trial_id}"
 
 
