@@ -58,7 +58,10 @@ def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, c
     assert describe_broken(study) == "1 marked as broken, in no figure: wrong labels (1)"
     completed = [trial for trial in study.trials.values() if trial.status is Status.COMPLETED]
     assert next(iter(count_statuses(study))).count == len(completed) - 1
-    assert f"trial {victim} (completed) counts for nothing from now on: wrong labels" in capsys.readouterr().out
+    assert (
+        f"trial {victim} (completed) is left out of all tables and fronts from now on: wrong labels"
+        in capsys.readouterr().out
+    )
     assert catch_ups == [None]
     assert main(["mark", str(folder), victim, "--undo"]) == 0
     assert best(folder) == victim
