@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression import network_logits
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LowrankError
+from lowrank.networks import copy_network
 from lowrank.utils import keep_modes
 
 REPEAT_TOLERANCE = 1e-3
@@ -160,23 +161,51 @@ def check_logits_finite(network: nn.Module, logits: Tensor) -> None:
 
 
 def check_repeatable(network: nn.Module, images: Tensor) -> None:
-    """Check that a network gives the same logits for the same images again.
+    """Check that a network and a copy of it give the same logits for the same images.
 
-    Layers are fitted to what it gives, and files are compared with it.
+    Layers are fitted to what a copy gives, and files are compared with it.
 
     Args:
         network: runs twice, in evaluation mode.
         images: (B, C, H, W), as the network takes them.
 
     Raises:
-        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest, or are not finite.
+        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest, or are not finite; or the network
+            gives a parameter other memory while it runs.
     """
+    name = type(network).__name__
+    before = {
+        key: value.detach() for key, value in network.named_parameters()
+    }  # held, so that no other takes its memory
     with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
         first, second = (network_logits(network.eval(), images) for _ in range(2))
-    check_logits_finite(network, first)
-    difference, largest = float((first - second).abs().max()), float(first.abs().max())
-    if difference > REPEAT_TOLERANCE * max(largest, 1e-6):
-        raise InputError(
-            f"{type(network).__name__} must give the same logits for the same images each time in evaluation mode, but "
-            f"they differ by {difference:.2g} (the largest is {largest:.2g}): does it draw random numbers then?"
-        )
+        moved = [key for key, value in network.named_parameters() if value.data_ptr() != before[key].data_ptr()]
+        if moved:
+            raise InputError(
+                f"{name} gives its parameter `{moved[0]}` other memory while it runs, which no exported form can do: "
+                "constrain the weight after each step of the training instead"
+            )
+        check_logits_finite(network, first)
+        difference, largest = float((first - second).abs().max()), float(first.abs().max())
+        tolerance = REPEAT_TOLERANCE * max(largest, 1e-6)
+        if difference > tolerance:
+            raise InputError(
+                f"{name} must give the same logits for the same images each time in evaluation mode, but they differ "
+                f"by {difference:.2g} (the largest is {largest:.2g}): does it draw random numbers then?"
+            )
+        other = images.flip(0)  # in another order, so that what the copy wrongly has of the original does not fit
+        try:
+            copied = network_logits(copy_network(network), other)
+        except LowrankError:
+            raise
+        except Exception as error:  # the network's own code may raise anything
+            raise _refers_to_original(name) from error
+        if float((copied - network_logits(network, other)).abs().max()) > tolerance:
+            raise _refers_to_original(name)
+
+
+def _refers_to_original(name: str) -> InputError:
+    return InputError(
+        f"a copy of {name} must give the logits of the original, but does not: does one of its hooks or functions "
+        "refer to the network by `self`? Take the module that a hook is called with"
+    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
 from lowrank.networks import ImageShape
-from lowrank.utils import ForwardHooks, keep_modes
+from lowrank.utils import ForwardHooks, keep_modes, modules_with_hooks
 
 Sizes = tuple[tuple[int, int], ...]
 DETECTED_TAPS = 3  # of a row of equal blocks
@@ -205,7 +205,7 @@ def detect_taps(network: nn.Module, image_shape: ImageShape) -> tuple[str, ...]:
         return hook
 
     parameter: Any = next(network.parameters(), torch.empty(0))
-    handles = [module.register_forward_hook(make_hook(name)) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(make_hook(name)) for name, module in modules_with_hooks(network) if name]
     try:
         with keep_modes(network):
             network.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))

@@ -26,7 +26,7 @@ from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.variational import VariationalTraining
-from lowrank.utils import ForwardHooks
+from lowrank.utils import ForwardHooks, modules_with_hooks
 
 CHECK_EVERY = 50  # steps
 EXPLOSION_FACTOR = 20.0  # times log K
@@ -67,7 +67,7 @@ class NonFiniteLocator(ForwardHooks):
         self.gradient: str | None = None
 
     def _hooks(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
-        return ((module, self._output_hook(name)) for name, module in self._network.named_modules())
+        return ((module, self._output_hook(name)) for name, module in modules_with_hooks(self._network))
 
     def _output_hook(self, name: str) -> Any:
         def check_output(module: nn.Module, inputs: Any, output: Any) -> None:

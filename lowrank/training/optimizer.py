@@ -21,6 +21,7 @@ from lowrank.layers import posterior_parameters
 from lowrank.networks import ImageShape
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
+from lowrank.utils import modules_with_hooks
 
 LR_MULTIPLIER = "lr_multiplier"  # key of the multiplier in a parameter group
 _NORM_CLASSES = (nn.modules.batchnorm._NormBase,)  # the norms with running statistics: batch and instance norms
@@ -115,7 +116,7 @@ def head_names(network: nn.Module, classes: int, image_shape: ImageShape) -> tup
     """
     candidates = [
         name
-        for name, module in network.named_modules()
+        for name, module in modules_with_hooks(network)
         if classes in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
     ]
     # A structured layer and the module inside it have the same number of outputs: the outer one ends last

@@ -38,7 +38,7 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
         torch.manual_seed(0)
         images = torch.randn(2, *image_shape)
         copied = images.clone()
-        before = _named_tensors(network)
+        before, weights = _named_tensors(network), {key: value.clone() for key, value in network.named_parameters()}
         try:
             first, second = (_run(network.eval(), name, images, classes).detach() for _ in range(2))
             check_unchanged(images, name, copied)
@@ -53,6 +53,12 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
     _check_gradients(network, name)
     _check_state(network, name)
     lines = []
+    changed = [key for key, value in network.named_parameters() if not torch.equal(value, weights[key])]
+    if changed:
+        lines.append(
+            f"{name} changes its parameter `{changed[0]}` while it runs: where that layer is replaced, nothing is "
+            "changed; `network.keep` (--keep) lets it stay"
+        )
     if unsaved is not None:
         lines.append(
             f"{name} {unsaved} in each step, which no checkpoint holds: a trial that is interrupted, its test error "

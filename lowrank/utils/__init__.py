@@ -38,7 +38,11 @@ if TYPE_CHECKING:
         run_command as run_command,
     )
     from lowrank.utils.countdown import INTERVAL as INTERVAL, Countdown as Countdown, print_progress as print_progress
-    from lowrank.utils.hooks import ForwardHooks as ForwardHooks, keep_modes as keep_modes
+    from lowrank.utils.hooks import (
+        ForwardHooks as ForwardHooks,
+        keep_modes as keep_modes,
+        modules_with_hooks as modules_with_hooks,
+    )
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import IdleWatch as IdleWatch, LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
@@ -91,7 +95,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "cli": "ExitCode OneLineParser print_result report_error results_alone run_command",
         "countdown": "Countdown INTERVAL print_progress",
-        "hooks": "ForwardHooks keep_modes",
+        "hooks": "ForwardHooks keep_modes modules_with_hooks",
         "linalg": "factor_matrix robust_eigh",
         "locks": "IdleWatch LockedError hold_lock",
         "pareto": "non_dominated",

@@ -8,7 +8,22 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import nn
+
+
+def modules_with_hooks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """List the modules of a network that take forward hooks.
+
+    Those of TorchScript take none.
+
+    Args:
+        network: any module.
+
+    Returns:
+        Names and modules, each module once.
+    """
+    return (pair for pair in network.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule))
 
 
 class ForwardHooks(ABC):

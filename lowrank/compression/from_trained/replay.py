@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.utils import modules_with_hooks
+
 CPU_BYTES = 2**30
 """Memory for stored outputs on a CPU."""
 GPU_SHARE = 0.2
@@ -48,7 +50,7 @@ def count_calls(network: nn.Module, image: Tensor) -> dict[str, int]:
     def count(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: calls.update([name])
 
-    handles = [module.register_forward_hook(count(name)) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(count(name)) for name, module in modules_with_hooks(network) if name]
     try:
         network(image)
     finally:

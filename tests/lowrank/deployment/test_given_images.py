@@ -101,6 +101,32 @@ class Overflows(Noisy):
         return self.inner(x) / (x[:, :1, 0, 0] != IMAGES[self.index, :1, 0, 0])
 
 
+class KeepsByHook(nn.Module):
+    """A hook that refers to the network; that of a copy fills the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.kept = small_network(), {}
+        self.inner[0].register_forward_hook(
+            lambda module, inputs, output: self.kept.update(mean=output.mean((1, 2, 3)))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.kept["mean"][:, None]
+
+
+class BoundsWeight(nn.Module):
+    """Gives its weight other memory each time it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.inner[2].weight.data = torch.renorm(self.inner[2].weight.data, p=2, dim=0, maxnorm=0.5)
+        return self.inner(x)
+
+
 class LastOnly(nn.Module):
     """A single linear map, which gives the classes."""
 
@@ -116,6 +142,12 @@ class LastOnly(nn.Module):
     ("network", "options", "message"),
     [
         (Noisy(), {}, "Noisy must give the same logits for the same images each time in evaluation mode, but they"),
+        (
+            KeepsByHook(),
+            {},
+            "a copy of KeepsByHook must give the logits of the original, but does not: does one of its",
+        ),
+        (BoundsWeight(), {}, "BoundsWeight gives its parameter `inner.2.weight` other memory while it runs"),
         (Overflows(3), {}, "Overflows must give finite logits, but for 1 of 16 images some are NaN or infinity"),
         (Overflows(20), {}, "Overflows must give finite logits, but for 1 of .* images some are NaN or infinity"),
         (

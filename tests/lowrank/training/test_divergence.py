@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -56,6 +57,22 @@ def test_a_nan_in_an_output_is_traced_to_its_layer():
     error = train_until_divergence(faulty_trainer(8, "output"))
     assert (error.epoch, error.step, error.layer) == (2, 2, "stage2.1")
     assert str(error) == "training loss nan in epoch 2, step 2; first in the output of `stage2.1`"
+
+
+def test_a_part_of_torchscript_takes_no_hooks_and_is_passed_over():
+    class WithScript(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.part = torch.jit.trace(nn.Linear(64, 10), torch.zeros(2, 64))
+            self.fault = Fault(2, "output")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fault(self.part(x.flatten(1)))
+
+    error = train_until_divergence(small_trainer(small_recipe(), network=WithScript()))
+    assert (error.epoch, error.step, error.layer) == (1, 2, "fault")
 
 
 def test_an_infinite_output_is_traced_to_its_layer():

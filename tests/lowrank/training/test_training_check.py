@@ -168,6 +168,16 @@ def test_what_no_checkpoint_holds_is_said(make: type[nn.Module], words: str | No
     assert [line.startswith(f"own {words}") for line in lines] == ([] if words is None else [True])
 
 
+def test_a_weight_that_forward_bounds_is_said() -> None:
+    class Bounds(Odd):
+        def last(self, x: Tensor) -> Tensor:
+            self.head.weight.data.clamp_(-0.01, 0.01)
+            return x
+
+    (line,) = check_training_step(Bounds(), "own", (1, 2, 2), 10)
+    assert line.startswith("own changes its parameter `head.weight` while it runs: where that layer is replaced")
+
+
 def test_chance_in_evaluation_is_said() -> None:
     class Drops(Odd):
         def last(self, x: Tensor) -> Tensor:
