@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         trial_error as trial_error,
         use_started_workers as use_started_workers,
     )
-    from sweeps.cluster.ray_session import connect as connect
+    from sweeps.cluster.ray_session import connect as connect, is_connected as is_connected
     from sweeps.cluster.spot_report import (
         capacity_message as capacity_message,
         cost_lines as cost_lines,
@@ -78,7 +78,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "is_driver_on is_machine_lost keep_trial_errors_in_memory keep_workers live_nodes raylet_address "
             "trial_error use_started_workers"
         ),
-        "ray_session": "connect",
+        "ray_session": "connect is_connected",
         "spot_report": "capacity_message cost_lines machine_line offer_table quota_message torch_warning",
     },
 )

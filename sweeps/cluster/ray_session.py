@@ -94,6 +94,15 @@ def connect(
     handle_sigterm()  # Ray's core has set a handler of its own, which ends the process without a word
 
 
+def is_connected() -> bool:
+    """Tell whether this process has started Ray or joined a cluster already.
+
+    Returns:
+        True if it has, e.g. for an earlier study of a series.
+    """
+    return bool(ray.is_initialized())
+
+
 @contextmanager
 def _staged_modules(own_networks: Collection[str]) -> Iterator[list[str]]:
     """Lay the user's modules out as Ray ships them, and say which they are; gives their paths."""

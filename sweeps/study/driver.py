@@ -130,7 +130,7 @@ def run_study(
         StudyLostError: another driver has taken the study over.
     """
     # Ray takes seconds to import: only after the input has been checked
-    from sweeps.cluster import connect, count_cards
+    from sweeps.cluster import connect, count_cards, is_connected
     from sweeps.execution import measure_on_cards
     from sweeps.resources import ExpectedResources, ResourcePlanner
 
@@ -141,7 +141,7 @@ def run_study(
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
     total, expected = expected_trials(space, resolver), None
-    if config.address is None:
+    if config.address is None and not is_connected():  # a Ray that runs says itself what it offers
         expected = ExpectedResources.of(space, total, usable_cores(), count_cards(), require_gpus=config.gpus_asked)
     with nullcontext() if expected is None else expected.begin_service() as service:
         connect(
