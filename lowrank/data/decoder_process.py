@@ -55,7 +55,8 @@ def decode_all(store: ImageStore, indices: Indices) -> Pixels:
     """
     channels, height, width = store.shape
     count = min(usable_cores(), len(indices) // MIN_IMAGES)
-    if count < 2 or height * width >= SMALL_IMAGE:
+    may_start = not multiprocessing.current_process().daemon  # such a process may have none of its own
+    if count < 2 or height * width >= SMALL_IMAGE or not may_start:
         return store.decode(indices)
     pixels = np.empty((len(indices), height, width, channels), np.uint8)
     parts = np.array_split(np.argsort(indices, kind="stable"), count)  # neighbours are read together

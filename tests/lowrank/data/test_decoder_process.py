@@ -74,6 +74,12 @@ def test_large_images_are_decoded_by_threads(images, started, monkeypatch):
     assert started == []
 
 
+def test_a_process_that_may_start_none_decodes_by_threads(images, started, monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    assert len(decoder_process.decode_all(encoded(images), np.arange(COUNT))) == COUNT
+    assert started == []
+
+
 def test_a_broken_image_is_named_and_no_process_stays(images, started):
     table = pq.read_table(images / "train.parquet").to_pydict()
     table["img"][33]["bytes"] = table["img"][33]["bytes"][:60]
