@@ -153,7 +153,7 @@ class TestRefused:
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--reproduce", "nope", "abcd"], "unknown study 'nope'"),
         (["--reproduce", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
-        (["--reproduce", "mine", "abcd", "--trials", "3"], "--trials means nothing for --reproduce"),
+        (["--reproduce", "mine", "abcd", "--trials", "3"], "--trials cannot be used with --reproduce"),
         (["--reproduce", "mine", "old1"], "trial old1 cannot be trained again: its record has no specification"),
     ])  # fmt: skip
     def test_bad_input_is_one_line_and_writes_nothing(self, tmp_path, capsys, arguments, message):

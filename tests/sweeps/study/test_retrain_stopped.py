@@ -161,7 +161,7 @@ def test_what_stopping_lost_is_said(tmp_path, trials):
     (["--retrain-stopped", "nope"], "unknown study 'nope'"),
     (["--retrain-stopped", "mine"], "has no trial that was stopped early"),
     (["--retrain-stopped", "mine", "--sample", "0"], "--sample must be at least 1, but got 0"),
-    (["--retrain-stopped", "mine", "--trials", "3"], "--trials means nothing for --retrain-stopped"),
+    (["--retrain-stopped", "mine", "--trials", "3"], "--trials cannot be used with --retrain-stopped"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, trials, arguments, message):
     write(tmp_path / "mine", trials[:1])

@@ -78,8 +78,8 @@ def test_plan_names_what_is_infeasible(capsys):
     ("arguments", "message"),
     [
         ([], "--space is missing; choose from: "),
-        (["--space", "tt_dims", "--test"], "--test means nothing for a new study, but for --resume; leave it out"),
-        (["--space", "tt_dims", "--repeat-more", "2"], "--repeat-more means nothing for a new study, but for --resume"),
+        (["--space", "tt_dims", "--test"], "--test cannot be used with a new study, only with --resume; leave it out"),
+        (["--space", "tt_dims", "--repeat-more", "2"], "--repeat-more cannot be used with a new study, only with"),
         (["--space", "nope"], "unknown space 'nope'; choose from: "),
         (["--space", "tt_dims", "--data", "nope"], "unknown data set 'nope'; choose from: "),
         (["--space", "tt_dims", "--set", "method.name=cpp"], "unknown method 'cpp'; choose from: "),
@@ -139,7 +139,7 @@ def kept(tmp_path):
     ("arguments", "message"),
     [
         (["--plan"], "--plan and --resume are two commands"),
-        (["--name", "other"], "--name means nothing for --resume"),
+        (["--name", "other"], "--name cannot be used with --resume"),
         (["--set", "train.lr=1"], "--set would change the question of the study"),
         (["--seed", "0"], "--seed would change the question of the study"),
         (["--repeat-more", "0"], "--repeat-more must be at least 1, but got 0"),
