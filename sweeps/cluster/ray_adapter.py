@@ -355,8 +355,8 @@ def raylet_address() -> str | None:
     Returns:
         HOST:PORT; None for a client that Ray serves from elsewhere.
     """
-    own = next((node for node in live_nodes() if is_driver_on(node)), None)
-    return None if own is None else f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+    local = next((node for node in live_nodes() if is_driver_on(node)), None)
+    return None if local is None else f"{local['NodeManagerAddress']}:{local['NodeManagerPort']}"
 
 
 def live_nodes() -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class Tune:
         monkeypatch.setattr(tuner.tune, "Tuner", self.tuner)
         monkeypatch.setattr(tuner, "keep_trial_errors_in_memory", lambda: None)
         monkeypatch.setattr(tuner, "head_address", lambda: "head:6379")
+        monkeypatch.setattr(tuner, "raylet_address", lambda: None)
         monkeypatch.setattr(tuner, "HeadWatchdog", lambda *_: nullcontext())
 
     def tuner(self, resources: dict[str, float], *, tune_config: Any, run_config: Any) -> Any:
