@@ -34,7 +34,7 @@ class Tune:
         monkeypatch.setattr(tuner, "keep_trial_errors_in_memory", lambda: None)
         monkeypatch.setattr(tuner, "head_address", lambda: "head:6379")
         monkeypatch.setattr(tuner, "raylet_address", lambda: None)
-        monkeypatch.setattr(tuner, "HeadWatchdog", lambda *_: nullcontext())
+        monkeypatch.setattr(tuner, "HeadWatchdog", lambda *_, **_named: nullcontext())
 
     def tuner(self, resources: dict[str, float], *, tune_config: Any, run_config: Any) -> Any:
         self.phases.append({**resources, "scheduler": tune_config.scheduler, "stop": run_config.stop, "trials": []})
