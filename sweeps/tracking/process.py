@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, format_counted, module_command, module_environment, redact
+from lowrank.utils import ExitCode, first_line, format_counted, module_command, module_environment, redact
 from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE, read_space_file
 from sweeps.tracking.uri import default_tracking_uri
 
@@ -81,7 +81,7 @@ class TrackingProcess:
     def new_error(self) -> str | None:
         """Say, once for each reason, why the store takes no records; looks every `REPORT_SECONDS` at most.
 
-        A process that was killed is started again.
+        A process that was killed is started again, `MAX_RESTARTS` times at most.
 
         Returns:
             One line; None where there is nothing new to say.
@@ -90,8 +90,8 @@ class TrackingProcess:
         if now < self._next_report:
             return None
         self._next_report = now + REPORT_SECONDS
-        if self._restart_killed():
-            return "the process that writes tables and MLflow's records was killed; it is started again"
+        if (line := self._restart_killed()) is not None:
+            return line
         if self._progress_time() == self._before:
             return None
         error = str(read_progress(self.study_dir).get("error") or "")
@@ -128,29 +128,36 @@ class TrackingProcess:
         since = journal.stat().st_size if journal.exists() else 0  # an older CLOSED is not the end of this run
         return cls(_start_process(study_dir, uri, since), study_dir, uri, since)
 
-    def _restart_killed(self) -> bool:
-        """Start the process again if a signal has ended it; returns whether it did, and there were restarts left."""
+    def _restart_killed(self) -> str | None:
+        """Start the process again if a signal has ended it; returns a line that says so, None if there is no news."""
         code = self.process.poll()
-        if code is None or code >= 0 or self._restarts == 0:
-            return False
+        if code is None or code >= 0 or self._restarts < 0:
+            return None
+        killed = "the process that writes tables and MLflow's records was killed"
         self._restarts -= 1
-        self.process = _start_process(self.study_dir, self.uri, self._since)
-        return True
+        if self._restarts < 0:
+            return f"{killed} once more and is not started again; the records wait in the journal"
+        try:
+            self.process = _start_process(self.study_dir, self.uri, self._since)
+        except OSError as error:  # what the system lacks, such as memory, may be there at the next look
+            return f"{killed} and does not start again: {first_line(error)}"
+        return f"{killed}; it is started again"
 
     def finish(self, timeout: float = 30.0) -> str | None:
         """Wait for all records to be carried, and end the process.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: seconds to wait at most, also for a process that was started again.
 
         Returns:
             None when all are carried, else one line that says how many are behind, why, and the command that catches
             up.
         """
+        end = time.monotonic() + timeout
         try:
             code = self.process.wait(timeout)
-            while self._restart_killed():
-                code = self.process.wait(timeout)
+            while self._restart_killed() is not None:
+                code = self.process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = self._end()
         return None if code == 0 else behind_message(self.study_dir, self.uri)

@@ -143,6 +143,42 @@ def test_a_process_that_is_killed_again_and_again_is_given_up(tmp_path, monkeypa
     assert tracking.finish(1) == "behind"
     assert len(started) == 1 + process_module.MAX_RESTARTS
     assert len(set(started)) == 1
+    tracking._next_report = 0.0
+    assert tracking.new_error() is None
+
+
+def test_a_study_goes_on_where_a_killed_process_cannot_be_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(process_module, "REPORT_SECONDS", 0.0)
+
+    def fail(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(process_module, "_start_process", fail)
+    tracking = TrackingProcess(SimpleNamespace(poll=lambda: -9), tmp_path, "http://host")  # type: ignore[arg-type]
+    lines = [tracking.new_error() for _ in range(process_module.MAX_RESTARTS + 2)]
+    assert [line.endswith("does not start again: [Errno 12] Cannot allocate memory") for line in lines[:-2]] == (
+        [True] * process_module.MAX_RESTARTS
+    )
+    assert lines[-2:] == [
+        "the process that writes tables and MLflow's records was killed once more and is not started again; the "
+        "records wait in the journal", None,
+    ]  # fmt: skip
+
+
+def test_a_process_that_is_started_again_at_the_end_has_only_the_time_that_remains(tmp_path, monkeypatch):
+    now, limits = [0.0], []
+
+    def wait(timeout: float) -> int:
+        limits.append(timeout)
+        now[0] += 8.0
+        return -9
+
+    killed = SimpleNamespace(poll=lambda: -9, wait=wait)
+    monkeypatch.setattr(process_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(process_module, "_start_process", lambda *_: killed)
+    monkeypatch.setattr(process_module, "behind_message", lambda *_: "behind")
+    assert TrackingProcess(killed, tmp_path, "http://host").finish(20.0) == "behind"  # type: ignore[arg-type]
+    assert limits[:4] == [20.0, 12.0, 4.0, 0.0]
 
 
 @pytest.mark.slow
