@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,17 +56,22 @@ class MpsUnavailableError(Exception):
 class MpsService:
     """A running service that was seen to work; a context manager."""
 
-    def __init__(self, end_seconds: float = END_SECONDS, start_seconds: float = START_SECONDS) -> None:
+    def __init__(
+        self, end_seconds: float = END_SECONDS, start_seconds: float = START_SECONDS,
+        inherited: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Start the service and check that a process can use it.
 
         Args:
             end_seconds: for the daemon to quit when it is asked to, after which it is killed.
             start_seconds: for the daemon to start, after which it is given up.
+            inherited: the environment that its processes get; None for that of this process.
 
         Raises:
             MpsUnavailableError: it is not installed, does not start, or a client does not find it.
         """
         self._start_seconds, self._end_seconds = start_seconds, end_seconds
+        self._inherited = os.environ if inherited is None else inherited
         program = shutil.which(CONTROL)
         if program is None:
             raise MpsUnavailableError(f"{CONTROL} is not installed")
@@ -88,7 +93,7 @@ class MpsService:
 
     def _full_environment(self) -> dict[str, str]:
         """Return the environment of daemon and probe; the daemon must see all cards, for Ray numbers them so."""
-        environment = {**os.environ, **self.environment}
+        environment = {**self._inherited, **self.environment}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
         return environment
 
@@ -153,7 +158,8 @@ class StartingService:
     def __init__(self) -> None:
         """Begin the start."""
         pool = ThreadPoolExecutor(1, "mps-start")
-        self._service: Future[MpsService] | None = pool.submit(MpsService)
+        # A copy: the start of Ray, beside which the thread reads it, changes the environment
+        self._service: Future[MpsService] | None = pool.submit(MpsService, inherited=dict(os.environ))
         pool.shutdown(wait=False)
 
     def take(self) -> MpsService:
@@ -166,8 +172,9 @@ class StartingService:
             MpsUnavailableError: as MpsService raises it.
         """
         assert self._service is not None
-        service, self._service = self._service, None
-        return service.result()
+        service = self._service.result()
+        self._service = None  # not before: an interrupt of the wait would leave a service that nobody ends
+        return service
 
     def __enter__(self) -> Self:
         return self

@@ -56,6 +56,23 @@ def test_a_service_that_no_study_takes_is_ended(tmp_path, monkeypatch):
     wait_until(lambda: not folder.parent.exists(), "the removal of the service's folder")
 
 
+def test_an_interrupt_of_the_wait_for_a_service_leaves_none_behind(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch)
+    starting = mps.StartingService()
+    service = starting._service.result()
+    answers = iter([KeyboardInterrupt()])
+
+    def interrupted_once() -> MpsService:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return service
+
+    monkeypatch.setattr(starting._service, "result", interrupted_once)
+    with pytest.raises(KeyboardInterrupt), starting:
+        starting.take()
+    assert not Path(service.environment[PIPES]).parent.exists()
+
+
 def test_a_service_that_cannot_start_is_said_where_it_would_be_used(tmp_path, monkeypatch, capsys):
     stand_in(tmp_path, monkeypatch, start="exit 1")
     with mps.StartingService() as starting:
