@@ -45,6 +45,7 @@ PRELOAD_VARIABLE = "RAY_preload_python_modules"  # what each worker imports as s
 # None looks at the cards, of which a worker knows its own only later. Every optimizer's first step needs the third
 PRELOADED_MODULES = ("torch", "ray.tune", "torch._dynamo")
 MAX_PRELOADING = 32  # workers; each holds some 200 MB after its imports
+_ROUNDING = 1e-6  # more than sums of shares are off by, less than the 0.0001 to which Ray itself counts
 _STARTED_WORKERS = "--num_prestart_python_workers="  # of the raylet's command; Ray sets it to the number of CPUs
 
 
@@ -77,7 +78,8 @@ def preload_modules(workers: int) -> Iterator[None]:
 def limit_started_workers(count: int) -> Iterator[None]:
     """Have a Ray that is started inside `with` start so many workers at once, not one for each CPU.
 
-    Those that no trial takes would import beside those that trials wait for. Ray starts more when it needs them.
+    Those that no trial takes would import beside those that trials wait for. Ray starts more when it needs them. A line
+    is printed where a Ray has started and its command does not say how many.
 
     Args:
         count: of workers.
@@ -87,9 +89,11 @@ def limit_started_workers(count: int) -> Iterator[None]:
     """
     from ray._private import services
 
-    start = services.start_ray_process
+    start, is_limited = services.start_ray_process, False
 
     def start_with_workers(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal is_limited
+        is_limited = is_limited or any(word.startswith(_STARTED_WORKERS) for word in command)
         words = [f"{_STARTED_WORKERS}{count}" if word.startswith(_STARTED_WORKERS) else word for word in command]
         return start(words, process_type, *arguments, **options)
 
@@ -98,6 +102,11 @@ def limit_started_workers(count: int) -> Iterator[None]:
         yield
     finally:
         services.start_ray_process = start
+    if not is_limited:
+        print(
+            f"Ray {ray.__version__} starts as many workers at once as it chooses, not {count}: its command has no "
+            f"option {_STARTED_WORKERS.rstrip('=')}", flush=True,
+        )  # fmt: skip
 
 
 def count_cards() -> int:
@@ -232,10 +241,17 @@ def use_started_workers(*, reserves: bool) -> Iterator[None]:
                 self._cache[trainable_cls] = ray.remote(trainable_cls)
             return self._cache[trainable_cls]
 
+    class CountedResources(FixedResourceManager):
+        """Counts what trials hold, and leaves no share unused where sums of fractions are rounded."""
+
+        @property
+        def _available_resources(self) -> dict[str, float]:
+            return {name: amount + _ROUNDING for name, amount in super()._available_resources.items()}
+
     classes, manager = tune_controller._ActorClassCache, tune_controller.PlacementGroupResourceManager
     tune_controller._ActorClassCache = ActorClasses  # type: ignore[misc]
     if not reserves:
-        tune_controller.PlacementGroupResourceManager = FixedResourceManager  # type: ignore[misc]
+        tune_controller.PlacementGroupResourceManager = CountedResources  # type: ignore[misc]
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import ray
 from ray import tune
 from ray._private import services
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray.air.execution import ResourceRequest
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
 from ray.tune.execution import tune_controller
@@ -110,11 +111,12 @@ def test_a_trial_with_a_share_of_a_card_takes_a_worker_that_has_started(session,
     assert [(row["pid"] in before, row["gpus"], row["cards"]) for row in watching.results] == [(True, 0.16, 1)]
 
 
-def test_the_command_that_starts_rays_node_names_the_number_of_workers(monkeypatch):
+def test_the_command_that_starts_rays_node_names_the_number_of_workers(monkeypatch, capsys):
     commands: list[list[str]] = []
     monkeypatch.setattr(services, "start_ray_process", lambda command, process_type: commands.append(command))
     with ray_adapter.limit_started_workers(6):
         services.start_ray_process(["raylet", "--num_prestart_python_workers=32", "--head"], "raylet")
+    assert capsys.readouterr().out == ""
     services.start_ray_process(["raylet", "--num_prestart_python_workers=32"], "raylet")
     assert commands == [
         ["raylet", "--num_prestart_python_workers=6", "--head"],
@@ -122,6 +124,19 @@ def test_the_command_that_starts_rays_node_names_the_number_of_workers(monkeypat
     ]
     assert "--num_prestart_python_workers={}" in inspect.getsource(services.start_raylet)
     assert "start_ray_process(" in inspect.getsource(services.start_raylet)
+
+
+def test_a_ray_that_starts_workers_in_another_way_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(services, "start_ray_process", lambda command, process_type: None)
+    with ray_adapter.limit_started_workers(6):
+        services.start_ray_process(["raylet", "--head"], "raylet")
+    assert capsys.readouterr().out == (
+        f"Ray {ray.__version__} starts as many workers at once as it chooses, not 6: its command has no option "
+        "--num_prestart_python_workers\n"
+    )
+    with pytest.raises(ValueError, match="no start"), ray_adapter.limit_started_workers(6):
+        raise ValueError("no start")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, 4), (["0", "2"], 2), ([], 0)])
@@ -146,6 +161,22 @@ def test_placement_groups_are_made_where_others_hold_resources(reserves, monkeyp
     with ray_adapter.use_started_workers(reserves=reserves):
         assert (tune_controller.PlacementGroupResourceManager is before) == reserves
     assert tune_controller.PlacementGroupResourceManager is before
+
+
+@pytest.mark.parametrize(("resource", "amount", "share", "trials"), [("GPU", 4, 0.1, 40), ("CPU", 32, 0.8, 40)])
+def test_no_share_is_left_unused_where_sums_of_fractions_are_rounded(resource, amount, share, trials, monkeypatch):
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: True))
+    context = SimpleNamespace(should_capture_child_tasks_in_placement_group=False, worker=SimpleNamespace(mode=None))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {resource: float(amount)})
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)
+    with ray_adapter.use_started_workers(reserves=False):
+        manager = tune_controller.PlacementGroupResourceManager()
+    request, held = ResourceRequest([{resource: share}]), 0
+    manager.request_resources(request)
+    while held <= trials and manager.acquire_resources(request) is not None:
+        held += 1
+    assert held == trials
 
 
 @pytest.mark.study
