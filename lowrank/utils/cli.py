@@ -33,7 +33,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     BAD_INPUT = 2
     DISK_FULL = 3
-    HEAD_LOST = 4  # the cluster's head node does not answer
+    HEAD_LOST = 4  # the head node of the cluster, or Ray on this machine, does not answer
     NOT_STORED = 5  # a study has ended well, but its storage lacks the end
     STUDY_LOST = 6  # another driver has taken the study over
     INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
@@ -45,7 +45,7 @@ EXIT_CODE_TEXTS = {
     "exported or differs, a damaged study was found; the lines on standard error say which",
     ExitCode.BAD_INPUT: "wrong input: one line with the rule, the value and the choices; nothing was written",
     ExitCode.DISK_FULL: "the study's disk is full; after making room, `--resume` goes on",
-    ExitCode.HEAD_LOST: "the head node of the Ray cluster does not answer",
+    ExitCode.HEAD_LOST: "the head node of the Ray cluster, or Ray on the driver's machine, does not answer",
     ExitCode.NOT_STORED: "the study is done, but its `--storage` lacks the end",
     ExitCode.STUDY_LOST: "another driver has taken the study over; this one has written nothing since",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; the last line says how to go on",
