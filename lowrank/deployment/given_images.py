@@ -96,7 +96,8 @@ def labelled_images(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[
 def halve_by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Divide images into two halves with the same classes.
 
-    The images of a folder lie class by class, so that its first half would have other classes than its second.
+    The images of a folder lie class by class, so that its first half would have other classes than its second. The same
+    labels are always divided alike. A class with one image is in one half alone.
 
     Args:
         labels: (B).

@@ -46,6 +46,13 @@ def test_both_halves_have_every_class_where_the_images_lie_class_by_class() -> N
     assert torch.equal(choosing, choosing.sort().values)
 
 
+@pytest.mark.parametrize("labels", [[0], [0, 1], [2, 0, 1], [0, 0, 0], [0, 1, 1, 1]])
+def test_halves_of_any_labels_have_all_images_once_and_no_more_than_one_image_apart(labels: list[int]) -> None:
+    choosing, reporting = halve_by_class(torch.tensor(labels))
+    assert len(choosing) == len(labels) // 2
+    assert sorted([*choosing.tolist(), *reporting.tolist()]) == list(range(len(labels)))
+
+
 def test_labels_that_a_batch_lacks_are_left_out() -> None:
     assert first_images([(IMAGES, LABELS), IMAGES], 30, CPU)[1] is None
     assert first_images([[IMAGES, LABELS]], 24, CPU)[1] is not None, "a DataLoader yields lists"
