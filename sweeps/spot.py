@@ -65,9 +65,9 @@ class SpotConfig:
             raise InputError(f"--rate must be a positive number, but got {self.rate:g}")
         for name in ("data", "data_dir", "set", "rate"):
             if self.plan is None and getattr(self, name) not in (None, []):
-                raise InputError(f"--{name.replace('_', '-')} means nothing without --plan; leave it out")
+                raise InputError(f"--{name.replace('_', '-')} cannot be used without --plan; leave it out")
         if not self.write and self.cluster != CLUSTER_FILE:
-            raise InputError("--cluster means nothing without --write; leave it out")
+            raise InputError("--cluster cannot be used without --write; leave it out")
         if self.write:
             read_cluster_file(self.cluster)
 

@@ -145,7 +145,7 @@ def _check_options(config: TeacherConfig) -> None:
     for name in given:
         flag = f"--{name.replace('_', '-')}"
         if task is None and name == "json":
-            raise InputError("--json means nothing without --list; leave it out")
+            raise InputError("--json cannot be used without --list; leave it out")
         if task is not None and name not in OPTIONS_OF_TASK[task]:
             raise InputError(f"{flag} cannot be used with --{task}; leave it out")
 

@@ -69,7 +69,7 @@ class SearchSettings(BaseModel):
         parse_time(self.time)
         if self.sampler == "grid" and (self.enqueue or self.warm_start):
             field = "enqueue" if self.enqueue else "warm_start"
-            raise ValueError(f"`{field}` means nothing on a grid, which trains every point whatever is known")
+            raise ValueError(f"`{field}` cannot be used with a grid, which trains every point whatever is known")
         if self.sampler != "grid" and self.order != "shuffled":
             raise ValueError(f"`order` is that of a grid, whose points are all known, but `sampler` is {self.sampler}")
         return self

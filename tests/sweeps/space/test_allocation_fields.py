@@ -197,7 +197,7 @@ def test_the_step_timer_measures_a_real_step(digits):
         ({"search": {"enqueue": [{"method.dims": 3}]}}, "not searched: 'method.dims'; choose from"),
         ({"search": {"enqueue": [{"method.name": "cp"}]}}, "`method.name` must lie in its domain, but got 'cp'"),
         ({"search": {"sampler": "grid", "repeats": 2}}, "`search.stop` must be none, but got asha"),
-        ({"search": {"sampler": "grid", "warm_start": ["a"]}}, "`warm_start` means nothing on a grid"),
+        ({"search": {"sampler": "grid", "warm_start": ["a"]}}, "`warm_start` cannot be used with a grid"),
         ({"by_data": {"digits": 3}}, "unknown section `by_data`"),
     ],
 )

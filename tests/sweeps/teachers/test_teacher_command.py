@@ -146,7 +146,7 @@ def test_a_registry_that_does_not_answer_loses_nothing(
         (["--tracking-uri", "ftp://x"], "the tracking URI must be one of "),
         (["--register", "nobody"], "--name cannot be used with --register; leave it out"),
         (["--list"], "--name cannot be used with --list; leave it out"),
-        (["--json"], "--json means nothing without --list; leave it out"),
+        (["--json"], "--json cannot be used without --list; leave it out"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
