@@ -212,7 +212,9 @@ class Faults:
     def _running(self, hit: set[str]) -> TrialRecord | None:
         for trial in self.record().trials.values():
             checkpoint = self.args.out / NAME / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
-            if trial.trial_id not in hit and not trial.ended and trial.attempts and checkpoint.exists():
+            begun = begun_attempts(trial)
+            trains = not trial.ended and bool(begun) and begun[-1] is trial.attempts[-1]
+            if trial.trial_id not in hit and trains and checkpoint.exists():
                 return trial
         return None
 
@@ -233,7 +235,7 @@ class Faults:
         return strike
 
     def _attempts(self, strike: Strike) -> list[Any]:
-        return list(self.record().trials[strike.trial].attempts)
+        return begun_attempts(self.record().trials[strike.trial])
 
     def _watch_return(self, strike: Strike, pids: list[int]) -> None:
         """Wait for an attempt that has trained an epoch, and look at the cards meanwhile."""
@@ -246,7 +248,7 @@ class Faults:
             used = used_memory()
             lowest = [min(pair) for pair in zip(lowest or used, used, strict=True)]
             trial = self.record().trials[strike.trial]
-            if len(trial.attempts) > before:
+            if len(begun_attempts(trial)) > before:
                 return True
             strike.reached = trial.last_epoch
             return False
@@ -277,6 +279,11 @@ class Faults:
         if filler is not None:
             filler.kill()
             filler.wait()
+
+
+def begun_attempts(trial: TrialRecord) -> list[Any]:
+    """The attempts of a trial but those that were lost before their first epoch, which have a reason on record."""
+    return [attempt for attempt in trial.attempts if "reason" not in attempt]
 
 
 def rows(faults: Faults) -> list[dict[str, Any]]:
