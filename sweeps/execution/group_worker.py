@@ -25,10 +25,10 @@ from lowrank.data import ImageData
 from lowrank.distillation import Teacher
 from lowrank.errors import HungError, LowrankError
 from lowrank.training import DataParallelGroup, DivergedError, Trainer, free_memory
-from lowrank.utils import exit_with_parent, first_line
+from lowrank.utils import describe_error, exit_with_parent, first_line
 from sweeps.cluster import device_lost, out_of_memory
 from sweeps.execution.heartbeat import HANG_SECONDS, StepWatch, heartbeat_path, start_heartbeat
-from sweeps.execution.worker_errors import check_memory_is_back
+from sweeps.execution.worker_errors import check_memory_is_back, comes_again
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_trainer
@@ -37,7 +37,8 @@ MEASURED_STEPS, MEASURED_ROUNDS = 50, 3  # of a trial whose speed is asked for
 # For another process, which may compile for minutes before the step in which this one waits for it
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Kinds of errors
-DIVERGED, MEMORY, DEVICE, HUNG, INPUT, OTHER = "diverged", "memory", "device", "hung", "input", "other"
+DIVERGED, MEMORY, DEVICE, HUNG, INPUT = "diverged", "memory", "device", "hung", "input"
+NETWORK, OTHER = "network", "other"
 
 
 class GroupWorker:
@@ -156,11 +157,11 @@ class ErrorDescription(TypedDict, total=False):
     layer: str | None
 
 
-def describe_error(error: Exception) -> ErrorDescription:
+def error_description(error: Exception) -> ErrorDescription:
     """Return an error as plain data, of which `ProcessGroup` makes an exception again.
 
     Args:
-        error: what a command raised.
+        error: what a command raised, with its traceback.
 
     Returns:
         `kind` and `text`; of a divergence also epoch, step and layer.
@@ -178,6 +179,8 @@ def describe_error(error: Exception) -> ErrorDescription:
     if isinstance(error, LowrankError):
         return {"kind": INPUT, "text": str(error)}
     traceback.print_exc()
+    if not isinstance(error, RuntimeError) and comes_again(error, "cpu"):
+        return {"kind": NETWORK, "text": describe_error(error)}  # a RuntimeError may come of a lost connection
     return {"kind": OTHER, "text": f"{type(error).__name__}: {first_line(error)}"}
 
 
@@ -196,7 +199,7 @@ def serve(worker: GroupWorker, pipe: Connection) -> None:
         try:
             answer = True, getattr(worker, name)(*arguments)
         except Exception as error:  # it belongs to the trial, and the trial's process reports it
-            answer = False, {**describe_error(error), "notices": worker.take_notices()}
+            answer = False, {**error_description(error), "notices": worker.take_notices()}
         # A plain pickle holds its tensors; the pipe's own would leave them in the memory of this process
         pipe.send_bytes(pickle.dumps(answer))
 

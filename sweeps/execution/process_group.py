@@ -26,7 +26,7 @@ from lowrank.training import DivergedError
 from lowrank.utils import ProcessorWatch, module_command, module_environment
 from sweeps.execution.group_worker import ErrorDescription
 from sweeps.execution.heartbeat import HANG_SECONDS, HeartbeatWatch, heartbeat_path
-from sweeps.execution.worker_errors import WorkerLostError
+from sweeps.execution.worker_errors import NetworkFailedError, WorkerLostError
 from sweeps.records import TrialSpec
 from sweeps.teachers import CacheOptions
 
@@ -208,6 +208,7 @@ class ProcessGroup:
         Raises:
             DivergedError: the training diverged.
             InputError: data or weights cannot be used.
+            NetworkFailedError: the network's own code failed, and would again.
             OutOfMemoryError: torch's, if memory ran out.
             WorkerLostError: a process ended or hangs, or failed in any other way.
         """
@@ -265,7 +266,7 @@ class ProcessGroup:
         )
 
     def _make_error(self, description: ErrorDescription) -> Exception:
-        """Return the exception that `describe_error` described."""
+        """Return the exception that `error_description` described."""
         kind, text = description["kind"], description["text"]
         if kind == "diverged":
             return DivergedError(
@@ -275,6 +276,8 @@ class ProcessGroup:
             return torch.OutOfMemoryError(text)
         if kind == "input":
             return InputError(text)
+        if kind == "network":
+            return NetworkFailedError(text)
         if kind == "other" and self._has_lost_one():  # the others then fail because they cannot reach it
             return self._close_after_loss()
         return WorkerLostError(text)

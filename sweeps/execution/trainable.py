@@ -39,7 +39,7 @@ from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.trial_config import trial_config
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, comes_again
+from sweeps.execution.worker_errors import NetworkFailedError, WorkerLostError, check_memory_is_back, comes_again
 from sweeps.records import (
     FULL_ERROR,
     MACHINE_METRICS,
@@ -232,6 +232,8 @@ class TrialTrainable(tune.Trainable):
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
             return {**report, "notices": self._take_notices(), **_ended(Status.DIVERGED, str(error))}
+        except NetworkFailedError as error:
+            return {**report, "notices": self._take_notices(), **_ended(Status.FAILED, str(error))}
         except (Exception, SystemExit) as error:
             if out_of_memory(error):
                 ended = _ended(Status.OUT_OF_MEMORY, first_line(error))

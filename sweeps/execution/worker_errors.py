@@ -18,6 +18,10 @@ class WorkerLostError(LowrankError):
     """This process cannot train any more; its trial goes on in a new one. Its one line is recorded as the reason."""
 
 
+class NetworkFailedError(LowrankError):
+    """The network's own code failed in a process of a group, and would again. Its one line ends the trial."""
+
+
 def comes_again(error: BaseException, device: str) -> bool:
     """Tell whether an error of a training would come again, since an epoch depends on the state before it alone.
 

@@ -26,13 +26,13 @@ from lowrank.errors import InputError, LoaderHungError
 from lowrank.training import DataParallelGroup, DivergedError
 from lowrank.utils import ProcessorWatch
 from sweeps.execution import group_worker, heartbeat, process_group
-from sweeps.execution.group_worker import describe_error
+from sweeps.execution.group_worker import error_description
 from sweeps.execution.heartbeat import HeartbeatWatch, StepWatch, heartbeat_path, start_heartbeat
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.spread_benchmark import measure_group
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.trial_config import TrialConfig, trial_config
-from sweeps.execution.worker_errors import WorkerLostError
+from sweeps.execution.worker_errors import NetworkFailedError, WorkerLostError
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.specification import TrialSpec
 from sweeps.space.checks import check_process_shards
@@ -383,8 +383,28 @@ def test_a_stopped_process_is_seen_within_30_seconds_and_its_trial_goes_on_from_
 
 
 def test_a_loader_that_hangs_in_one_process_is_a_lost_worker():
-    error = describe_error(LoaderHungError("nothing of the images could be read for 120 s"))
+    error = error_description(LoaderHungError("nothing of the images could be read for 120 s"))
     assert isinstance(object.__new__(ProcessGroup)._make_error(error), WorkerLostError)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("no such\nstage"), NetworkFailedError),
+        (RuntimeError("Connection closed by peer"), WorkerLostError),  # of a norm that exchanges its statistics
+    ],
+)
+def test_an_error_of_the_networks_own_forward_is_not_that_of_a_lost_process(error, expected, monkeypatch):
+    group: Any = object.__new__(ProcessGroup)
+    monkeypatch.setattr(group, "_has_lost_one", lambda: False, raising=False)
+    layer = torch.nn.Identity()
+    layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as caught:
+        layer(0)
+    made = group._make_error(error_description(caught.value))
+    assert type(made) is expected
+    assert str(made).startswith(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    assert "\n" not in str(made)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +421,7 @@ def test_an_error_of_a_process_is_one_of_its_kind_in_the_trial(error, expected, 
     """It crosses a pipe as plain data, whatever its class needs to be pickled."""
     monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.02)
     group, answers = group_of("exec sleep 600", "exec sleep 600")
-    answers[0].send_bytes(pickle.dumps((False, {**describe_error(error), "notices": []})))
+    answers[0].send_bytes(pickle.dumps((False, {**error_description(error), "notices": []})))
     with pytest.raises(expected) as raised:
         group.train_epoch()
     text = str(error).partition("\n")[0]
@@ -419,7 +439,7 @@ def test_a_lost_process_is_named_also_where_another_one_reports_that_it_cannot_r
     group, answers = group_of("exec sleep 600", "exit 7")
     group._processes[1].wait()
     if reported:
-        error = {**describe_error(RuntimeError("Connection closed by peer")), "notices": []}
+        error = {**error_description(RuntimeError("Connection closed by peer")), "notices": []}
         answers[0].send_bytes(pickle.dumps((False, error)))
     else:
         answers[1].close()

@@ -25,7 +25,7 @@ from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.trial_config import CHECKPOINT_SECONDS, TrialConfig
-from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, comes_again
+from sweeps.execution.worker_errors import NetworkFailedError, WorkerLostError, check_memory_is_back, comes_again
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import TrialSpec
@@ -256,6 +256,17 @@ def test_the_loss_of_a_group_is_reported_with_the_attempt_if_no_epoch_has(monkey
         [None, None] if epochs_before else ["the trial lost process 1 of 2"]
     )
     assert results[-1]["lost"] == "the trial lost process 1 of 2"
+
+
+def test_an_error_of_the_network_in_a_process_of_a_group_ends_the_trial_at_once(monkeypatch, tmp_path):
+    class FailingGroup(LostGroup):
+        def train_epoch(self) -> dict[str, float]:
+            raise NetworkFailedError("ValueError: no such stage")
+
+    monkeypatch.setattr(trainable_module, "ProcessGroup", FailingGroup)
+    result = TrialTrainable(replace(trial_config(tmp_path, epochs=3), processes=2).to_tune()).step()
+    assert (result["done"], result["outcome"], result["reason"]) == (True, "failed", "ValueError: no such stage")
+    assert result["attempt"]["processes"] == 2
 
 
 def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_path):
