@@ -304,9 +304,7 @@ def ensure_home() -> Path | None:
     try:
         Path.home()
     except RuntimeError:  # neither HOME nor an entry of this user
-        home = Path(tempfile.gettempdir()) / f"home-{os.geteuid()}"
-        home.mkdir(mode=0o700, exist_ok=True)
-        make_private(home, 0o700)
+        home = _private_folder("home")
         os.environ["HOME"] = str(home)
         return home
     return None
@@ -332,8 +330,17 @@ def ensure_compiler_cache() -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        other = Path(tempfile.gettempdir()) / f"compiled-{os.geteuid()}"
-        other.mkdir(mode=0o700, exist_ok=True)
-        make_private(other, 0o700)
+        other = _private_folder("compiled")
         os.environ[COMPILER_CACHE] = str(other)
         return f"{COMPILER_CACHE} cannot be written ({error}); compiled code goes to {other}"
+
+
+def _private_folder(name: str) -> Path:
+    """Make this user's own folder in the system's temporary folder; raises InputError where another file is there."""
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} must be a folder of this user, but is none; remove it") from None
+    make_private(folder, 0o700)
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sysconfig
 import traceback
@@ -71,9 +70,9 @@ def describe_error(error: BaseException) -> str:
         error: that was caught.
 
     Returns:
-        Its class, its first line and, where a line of the user's has raised it, the place.
+        Its class, its first line and the place of the user's last line on the way to it, where there is one.
     """
-    frames = _user_frames(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_code(frame)]
     location = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {first_line(error)}{location}"
 
@@ -87,17 +86,24 @@ def is_of_network(error: BaseException) -> bool:
     Returns:
         True where no line of this project lies between the user's last one and the error.
     """
-    names = {frame.name for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(MODULE_FILE)}
-    return "_call_impl" in names and bool(_user_frames(error))
-
-
-def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """List the places of the user's code in a traceback that lie behind the last one of this project."""
-    own = tuple(f"{_PROJECT / package}{os.sep}" for package in ("lowrank", "sweeps", "analysis"))
-    installed = tuple(f"{folder}{os.sep}" for folder in installed_folders())
     frames = list(traceback.extract_tb(error.__traceback__))
-    last = max((index for index, frame in enumerate(frames) if frame.filename.startswith(own)), default=-1)
-    return [frame for frame in frames[last + 1 :] if not frame.filename.startswith((*installed, "<"))]
+    last = max((index for index, frame in enumerate(frames) if _is_project_code(frame)), default=-1)
+    runs = any(frame.name == "_call_impl" and frame.filename.endswith(MODULE_FILE) for frame in frames)
+    return runs and any(map(_is_user_code, frames[last + 1 :]))
+
+
+def _is_project_code(frame: traceback.FrameSummary) -> bool:
+    return _lies_in(frame, [_PROJECT / package for package in ("lowrank", "sweeps", "analysis")])
+
+
+def _is_user_code(frame: traceback.FrameSummary) -> bool:
+    is_file = not frame.filename.startswith("<")
+    return is_file and not _is_project_code(frame) and not _lies_in(frame, installed_folders())
+
+
+def _lies_in(frame: traceback.FrameSummary, folders: Iterable[Path]) -> bool:
+    path = Path(frame.filename).resolve()  # an environment may be used by a link
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @lru_cache(maxsize=1)

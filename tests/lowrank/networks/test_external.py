@@ -46,6 +46,10 @@ def fails():
 def refuses():
     from lowrank.errors import InputError
     raise InputError("only with more channels")
+
+def calls_ours():
+    from lowrank.networks import make_network
+    return make_network(None, (3, 2, 2), 2)
 """
 TIMM = """
 from dataclasses import dataclass
@@ -179,8 +183,9 @@ def test_modules_of_a_network_can_be_shipped(own_file: Path, monkeypatch: pytest
     ("name", "message"),
     [
         ("own.py:fails", r"network '.*own.py:fails' raised an error for fails.*: KeyError: 'key' \(own.py, line 10\)"),
+        ("own.py:calls_ours", r"raised an error for calls_ours.*: AttributeError: .* \(own.py, line 18\)"),
         ("own.py:refuses", "only with more channels"),
-        ("own.py:nothing", r"has no function or class 'nothing'; it has: block, make, fails, refuses"),
+        ("own.py:nothing", r"has no function or class 'nothing'; it has: block, make, fails, refuses, calls_ours"),
         ("other.py:make", r"there is no file .*other.py"),
     ],
 )

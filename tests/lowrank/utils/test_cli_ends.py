@@ -103,6 +103,10 @@ def test_a_user_without_a_home_gets_a_folder_of_his_own(tmp_path, monkeypatch, c
     monkeypatch.delenv("HOME")
     assert run_command(lambda: 0) == 2
     assert "must be this user's own, but it belongs to another or is a link" in capsys.readouterr().err
+    home.unlink()
+    home.touch()
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err == f"error: {home} must be a folder of this user, but is none; remove it\n"
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "ours"])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 import pytest
 
 from lowrank.utils.text import (
+    _is_user_code,
     first_line,
     format_bytes,
     format_count,
@@ -114,3 +119,9 @@ def test_arguments_of_a_command_line():
         "run.py", "--tracking-uri=postgresql://me:***@h/db", "--set", "tracking_uri=http://me:***@h",
         "postgresql://h/db?user=u&password=***", "--out", "a=b@c", "train.epochs=2",
     ]  # fmt: skip
+
+
+def test_installed_code_is_none_of_the_users_where_the_environment_is_used_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "packages").symlink_to(sysconfig.get_paths()["purelib"])
+    for path, expected in (("packages/torch/nn/functional.py", False), ("own.py", True)):
+        assert _is_user_code(traceback.FrameSummary(str(tmp_path / path), 1, "forward")) is expected
