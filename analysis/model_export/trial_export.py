@@ -28,6 +28,7 @@ from lowrank.deployment import (
     Batches,
     Export,
     Latency,
+    check_exportable,
     describe_machine,
     export_formats,
     measure_latency,
@@ -43,6 +44,7 @@ from sweeps.records import StudyRecord
 
 PROOF_FILE = "proof.json"
 RANDOM_IMAGES = 256  # to compare on where the data set is not on this machine
+CHECKED_IMAGES = 8  # random ones, on which the network and a copy of it run before anything is written
 BATCH = 256
 STEPS = 9  # of the progress bar: six files, latency at two batch sizes, the model card
 
@@ -68,12 +70,14 @@ def export_trial(
         What was measured on the files.
 
     Raises:
-        InputError: `folder` holds something else than an earlier export, or cannot be written.
+        InputError: `folder` holds something else than an earlier export, or cannot be written; or the network does
+            what no exported form can do.
         OSError: the disk is full.
     """
     check_output_folder(folder, PROOF_FILE, "an earlier export")
-    make_output_parents(folder)
     specification, network = trained.specification, trained.network
+    check_exportable(network, _random_images(specification, CHECKED_IMAGES))
+    make_output_parents(folder)
     description, batches = _comparison_images(specification, data)
     with atomic_folder(folder, replace=True) as temporary:
         export = export_formats(
@@ -102,10 +106,14 @@ def export_trial(
 def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, Batches]:
     """Return the images to compare on, described in words and in batches: the validation split, else random ones."""
     if data is None:
-        images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
+        images = _random_images(specification, RANDOM_IMAGES)
         return f"{RANDOM_IMAGES} random images (the data set was not at hand)", split_batches(images, None)
     batches = ((images.contiguous(), labels) for images, labels, *_ in eval_batches(data, "val", "cpu", BATCH))
     return f"the {len(data.val):,} validation images", batches
+
+
+def _random_images(specification: ModelSpecification, count: int) -> Tensor:
+    return torch.randn(count, *specification.image_shape, generator=torch.Generator().manual_seed(0))
 
 
 def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module]:

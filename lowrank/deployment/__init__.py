@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         split_batches as split_batches,
         write_onnx as write_onnx,
     )
+    from lowrank.deployment.given_images import check_exportable as check_exportable
     from lowrank.deployment.latency import (
         Latency as Latency,
         describe_machine as describe_machine,
@@ -58,6 +59,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "Batches DEFAULT_OPSET Export ExportedFile FACTORISED MERGED ONNX PREPROCESSING_FILE PROGRAM check_opset "
             "export_formats merged_network onnx_forward split_batches write_onnx"
         ),
+        "given_images": "check_exportable",
         "latency": "Latency describe_machine measure_latency",
     },
 )

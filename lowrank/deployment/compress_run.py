@@ -318,9 +318,9 @@ def _split_images(config: CompressConfig, data: ImageData, device: torch.device)
     """Calibration from the training split; half of validation chooses, the other half or test reports."""
     calibration = draw_training_images(data, config.calibration, config.seed, device)
     images, labels = _images(data, "val", device)
-    choosing, rest = halve_by_class(labels)
-    reporting = _images(data, "test", device) if config.report_on == "test" else (images[rest], labels[rest])
-    return _Images(calibration, (images[choosing], labels[choosing]), reporting)
+    halves = [(images[half], labels[half]) for half in halve_by_class(labels)]
+    reporting = _images(data, "test", device) if config.report_on == "test" else halves[1]
+    return _Images(calibration, halves[0], reporting)
 
 
 def _images(data: ImageData, split: Literal["train", "val", "test"], device: torch.device) -> tuple[Tensor, Tensor]:

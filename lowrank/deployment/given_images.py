@@ -167,42 +167,75 @@ def check_repeatable(network: nn.Module, images: Tensor) -> None:
     Layers are fitted to what a copy gives, and files are compared with it.
 
     Args:
-        network: runs twice, in evaluation mode.
+        network: runs three times, in evaluation mode.
         images: (B, C, H, W), as the network takes them.
 
     Raises:
-        InputError: the logits differ by more than `REPEAT_TOLERANCE` of the largest, or are not finite; or the network
-            gives a parameter other memory while it runs.
+        InputError: the logits, or those of a copy, differ by more than `REPEAT_TOLERANCE` of the largest, or are not
+            finite; or the network gives a parameter other memory while it runs.
     """
-    name = type(network).__name__
-    before = {
-        key: value.detach() for key, value in network.named_parameters()
-    }  # held, so that no other takes its memory
     with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        first, second = (network_logits(network.eval(), images) for _ in range(2))
-        moved = [key for key, value in network.named_parameters() if value.data_ptr() != before[key].data_ptr()]
-        if moved:
-            raise InputError(
-                f"{name} gives its parameter `{moved[0]}` other memory while it runs, which no exported form can do: "
-                "constrain the weight after each step of the training instead"
-            )
-        check_logits_finite(network, first)
-        difference, largest = float((first - second).abs().max()), float(first.abs().max())
-        tolerance = REPEAT_TOLERANCE * max(largest, 1e-6)
+        logits, difference, tolerance = _run_twice(network.eval(), images)
+        check_logits_finite(network, logits)
         if difference > tolerance:
             raise InputError(
-                f"{name} must give the same logits for the same images each time in evaluation mode, but they differ "
-                f"by {difference:.2g} (the largest is {largest:.2g}): does it draw random numbers then?"
+                f"{type(network).__name__} must give the same logits for the same images each time in evaluation mode, "
+                f"but they differ by {difference:.2g} (the largest is {float(logits.abs().max()):.2g}): does it draw "
+                "random numbers then?"
             )
-        other = images.flip(0)  # in another order, so that what the copy wrongly has of the original does not fit
-        try:
-            copied = network_logits(copy_network(network), other)
-        except LowrankError:
-            raise
-        except Exception as error:  # the network's own code may raise anything
-            raise _refers_to_original(name) from error
-        if float((copied - network_logits(network, other)).abs().max()) > tolerance:
-            raise _refers_to_original(name)
+        _check_copy(network, images, tolerance)
+
+
+def check_exportable(network: nn.Module, images: Tensor) -> None:
+    """Check that a network does nothing that exported forms cannot do, and that ends the process in an exporter.
+
+    A network whose logits are left to chance is not compared with a copy of it.
+
+    Args:
+        network: runs two or three times, in evaluation mode.
+        images: (B, C, H, W), as the network takes them.
+
+    Raises:
+        InputError: the network gives a parameter other memory while it runs, cannot be copied, or a copy of it gives
+            other logits.
+    """
+    with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        _, difference, tolerance = _run_twice(network.eval(), images)
+        if difference <= tolerance:
+            _check_copy(network, images, tolerance)
+
+
+def _run_twice(network: nn.Module, images: Tensor) -> tuple[Tensor, float, float]:
+    """Return the logits, their largest difference in a second run, and the difference that rounding may make.
+
+    Raises:
+        InputError: the network gives a parameter other memory while it runs.
+    """
+    # The tensors are held, so that no other takes their memory
+    before = {key: value.detach() for key, value in network.named_parameters()}
+    first, second = (network_logits(network, images) for _ in range(2))
+    moved = [key for key, value in network.named_parameters() if value.data_ptr() != before[key].data_ptr()]
+    if moved:
+        raise InputError(
+            f"{type(network).__name__} gives its parameter `{moved[0]}` other memory while it runs, which no exported "
+            "form can do: constrain the weight after each step of the training instead"
+        )
+    largest = float(first.abs().max())
+    return first, float((first - second).abs().max()), REPEAT_TOLERANCE * max(largest, 1e-6)
+
+
+def _check_copy(network: nn.Module, images: Tensor, tolerance: float) -> None:
+    """Check that a copy of a network gives its logits; raises InputError where it does not."""
+    name = type(network).__name__
+    other = images.flip(0)  # in another order, so that what the copy wrongly has of the original does not fit
+    try:
+        copied = network_logits(copy_network(network), other)
+    except LowrankError:
+        raise
+    except Exception as error:  # the network's own code may raise anything
+        raise _refers_to_original(name) from error
+    if float((copied - network_logits(network, other)).abs().max()) > tolerance:
+        raise _refers_to_original(name)
 
 
 def _refers_to_original(name: str) -> InputError:

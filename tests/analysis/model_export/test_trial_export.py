@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
 from analysis.__main__ import main
 from analysis.model_export.trial_export import PROOF_FILE, export_trial, proof_lines
 from analysis.stats.front import collect_points
 from lowrank.errors import InputError
 from tests.analysis.model_export.test_model_card import make_proof
+from tests.lowrank.deployment.test_given_images import BoundsWeight, KeepsByHook
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
@@ -38,9 +42,9 @@ def test_the_lines_name_trial_files_latencies_and_problems():
     assert lines[-1] == "written into out; start with README.md"
 
 
-def export_into(folder: Path) -> None:
+def export_into(folder: Path, trained: Any = None) -> None:
     record = study(trial("abcd01", 100, 3.5))
-    export_trial(record, collect_points(record)[0], None, None, folder, lambda name: None, opset=18)  # type: ignore[arg-type]
+    export_trial(record, collect_points(record)[0], trained, None, folder, lambda name: None, opset=18)
 
 
 def test_nothing_but_an_earlier_export_is_replaced(tmp_path):
@@ -54,6 +58,22 @@ def test_nothing_but_an_earlier_export_is_replaced(tmp_path):
     (tmp_path / PROOF_FILE).write_text("{}")
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'specification'"):
         export_into(tmp_path)  # it goes on to the trial
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (BoundsWeight(), "BoundsWeight gives its parameter `inner.2.weight` other memory while it runs"),
+        (KeepsByHook(), "a copy of KeepsByHook must give the logits of the original, but does not"),
+    ],
+)
+def test_a_network_that_no_form_can_follow_is_refused_before_anything_is_written(
+    network: nn.Module, message: str, tmp_path: Path
+) -> None:
+    trained = SimpleNamespace(specification=SimpleNamespace(image_shape=(3, 6, 6)), network=network)
+    with pytest.raises(InputError, match=message):
+        export_into(tmp_path / "out" / "model", trained)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

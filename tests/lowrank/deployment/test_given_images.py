@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.deployment.given_images import first_images, halve_by_class
+from lowrank.deployment.given_images import check_exportable, first_images, halve_by_class
 from lowrank.errors import InputError
 
 IMAGES = torch.rand(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -189,3 +189,8 @@ def test_a_caller_without_gradients_changes_nothing() -> None:
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
             assert lowrank.compress_network(network, [IMAGES], method="tucker2").params == plain.params
+
+
+def test_an_export_does_not_compare_copies_of_a_network_whose_logits_are_left_to_chance() -> None:
+    check_exportable(Noisy(), IMAGES)
+    check_exportable(small_network(), IMAGES)
