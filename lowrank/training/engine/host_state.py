@@ -148,11 +148,11 @@ def undone_attributes(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, restorers in before:
-            for name, _ in list(_attributes(module)):
-                if name not in restorers:
-                    if comparable_state(vars(module)[name])[0]:
-                        del vars(module)[name]
-                elif (restore := restorers[name]) is not None:
+            for name, value in list(_attributes(module)):
+                if name not in restorers and comparable_state(value)[0]:
+                    del vars(module)[name]
+            for name, restore in restorers.items():
+                if restore is not None:
                     vars(module)[name] = restore()
 
 

@@ -116,8 +116,11 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
         One clause for a message; None where nothing is known against it.
     """
     device = next(network.parameters()).device
-    at_first = _torch_random(device)
+    at_first, initial = _torch_random(device), attributes(network)
+    parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     run()
+    # Values that a first step finds from its images are undone, and a replay would not find them again
+    first_only = None if attributes(network) == initial else _changed_parameter(network, parameters)
     at_second, results, reads = _torch_random(device), _Results(), _HostReads()
     with results:
         run()
@@ -135,10 +138,17 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
         return f"the network reads the value of a tensor in `forward` ({reads.operation})"
     if torch.equal(at_second, at_third) and not torch.equal(at_first, at_second):
         return "the network sets the seed of torch's random generator in `forward`"
+    if first_only is not None:
+        return f"the network changes its parameter `{first_only}` in its first step alone"
     change = changed_attribute(before, _host_state(network))
     if change is not None:
         return f"the network {change} in each step"
     return reuse.operation and f"the network reads a tensor that its last step has made ({reuse.operation})"
+
+
+def _changed_parameter(network: nn.Module, before: dict[str, Tensor]) -> str | None:
+    """Name a parameter that has other values than before; None where there is none."""
+    return next((name for name, value in network.named_parameters() if not torch.equal(value, before[name])), None)
 
 
 def unsaved_state(network: nn.Module, run: Run) -> str | None:
@@ -254,7 +264,30 @@ def _host_state(network: nn.Module) -> HostState:
     if next(network.parameters()).device.type != "cpu":  # there it is the device's own, and recorded with all else
         state["draws random numbers of torch on the CPU"] = torch.get_rng_state().numpy().tobytes()
     state["draws numbers of `numpy.random`"] = repr(np.random.get_state(legacy=False))
-    return state | _kept_tensors(network) | attributes(network)
+    return state | _buffers(network) | _tensor_attributes(network) | attributes(network)
+
+
+@dataclass(frozen=True, eq=False)
+class _Identity:
+    """A tensor; another one in its place is a change, whatever it holds."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.tensor is other.tensor
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _buffers(network: nn.Module) -> HostState:
+    """Collect the buffers: a recorded step would write to the one of its recording, which no checkpoint then has."""
+    return {
+        f"replaces its buffer `{name}`{_where(where)}": _Identity(buffer)
+        for where, module in network.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +303,7 @@ class _Version:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _kept_tensors(network: nn.Module) -> HostState:
+def _tensor_attributes(network: nn.Module) -> HostState:
     """Collect the tensors that are attributes, which neither a checkpoint nor compiled code has as inputs."""
     return {
         f"changes its tensor `{attribute}`{_where(name)}": _Version(value, value._version)
@@ -301,7 +334,7 @@ def _unsaved(network: nn.Module) -> HostState:
         for name in module._non_persistent_buffers_set
         if (tensor := module._buffers.get(name)) is not None
     }
-    return buffers | _kept_tensors(network) | attributes(network)
+    return buffers | _tensor_attributes(network) | attributes(network)
 
 
 def _where(module: str) -> str:

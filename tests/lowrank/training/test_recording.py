@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.engine import cuda_graph
+from lowrank.training.engine.host_state import undone_attributes
 from lowrank.training.engine.recording import recording_obstacle
 from lowrank.training.trainer import Trainer
 from tests.support.recorder import FailingRecorder, OperationRecorder, recording_on_cpu
@@ -105,6 +106,48 @@ class KeepsMean(Body):
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
         return x - self.mean
+
+
+class KeepsLastMean(Body):
+    """The mean of the last step alone, which only evaluation reads: no loss of the training shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def last(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x - self.mean
+        self.mean = x.detach().mean(0)
+        return x
+
+
+class ScalesByItsFirstImages(Body):
+    """A parameter that the first step sets, as an activation norm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.is_set = nn.Parameter(torch.ones(8)), False
+
+    def last(self, x: Tensor) -> Tensor:
+        if not self.is_set:
+            self.scale.data.copy_(1 / (x.detach().std(0) + 0.1))
+            self.is_set = True
+        return x * self.scale
+
+
+class DeletesAnAttribute(Body):
+    """What only a first step has is there again when the training begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = 0.5
+
+    def last(self, x: Tensor) -> Tensor:
+        if hasattr(self, "first"):
+            x = x * self.first
+            del self.first
+        return x
 
 
 class KeepsMeanInAList(Body):
@@ -217,7 +260,9 @@ def test_public_networks_may_be_recorded(name: str) -> None:
         (DropsByPython, "the network draws numbers of Python's `random` in each step"),
         (DropsByNumpy, "the network draws numbers of `numpy.random` in each step"),
         (CountsInTensor, "the network changes its tensor `steps` in each step"),
-        (KeepsMean, "the network reads a tensor that its last step has made (aten.mul.Tensor)"),
+        (KeepsMean, "the network replaces its buffer `mean` in each step"),
+        (ScalesByItsFirstImages, "the network changes its parameter `scale` in its first step alone"),
+        (KeepsLastMean, "the network replaces its buffer `mean` in each step"),
         (KeepsMeanInAList, "the network reads a tensor that its last step has made (aten.mul.Tensor)"),
         (BoundsWeight, "the network reads a tensor that its last step has made (aten.detach.default)"),
         (SeedsItself, "the network sets the seed of torch's random generator in `forward`"),
@@ -227,7 +272,7 @@ def test_public_networks_may_be_recorded(name: str) -> None:
 def test_what_a_recording_would_freeze_is_found_before_it_and_trains_as_with_the_plain_engine(
     engine: str, make: type[nn.Module], reason: str, monkeypatch: Any
 ) -> None:
-    _, expected, _ = trained("plain", make)
+    plain, expected, _ = trained("plain", make)
     with recording_on_cpu(monkeypatch):
         run, losses, notices = trained(engine, make)
     assert notices == [f"training steps run one by one, and so are slower: {reason}"]
@@ -235,6 +280,15 @@ def test_what_a_recording_would_freeze_is_found_before_it_and_trains_as_with_the
     assert (run.captured_epoch.replay, run.captured_epoch.compiled) == (None, False)
     if make is not KeepsMeanInAList:  # a tensor in a list cannot be put back
         torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dict(run.network.named_buffers()), dict(plain.network.named_buffers()))
+
+
+def test_an_attribute_that_a_network_deletes_is_put_back() -> None:
+    network = DeletesAnAttribute()
+    with undone_attributes(network):
+        network(torch.randn(2, 1, SIDE, SIDE))
+        assert not hasattr(network, "first")
+    assert network.first == 0.5
 
 
 def test_a_step_whose_outcome_changes_for_reasons_unseen_is_not_recorded(monkeypatch: Any) -> None:
