@@ -24,7 +24,7 @@ class FuseGradientSums(CustomGraphPass):
         """Fuse the sums of `graph`, in place."""
         for node in list(graph.nodes):
             if node.target is torch.ops.aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
-                _ = _fuse_sum(graph, node, *node.args) or _fuse_sum(graph, node, *reversed(node.args))
+                any(_fuse_sum(graph, node, *terms) for terms in (node.args, node.args[::-1]))
         graph.lint()
 
     def uuid(self) -> Any:
