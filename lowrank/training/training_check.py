@@ -9,7 +9,7 @@ from torch.nn import functional
 from lowrank.compression import check_unchanged
 from lowrank.errors import InputError, LowrankError
 from lowrank.networks import copy_network
-from lowrank.training.engine.recording import unsaved_state
+from lowrank.training.engine.recording import parameter_set_once, unsaved_state
 from lowrank.training.objective import split_output
 from lowrank.utils import first_line
 
@@ -40,9 +40,13 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
         copied = images.clone()
         before, weights = _named_tensors(network), {key: value.clone() for key, value in network.named_parameters()}
         try:
-            first, second = (_run(network.eval(), name, images, classes).detach() for _ in range(2))
+            logits: list[Tensor] = []
+            network.eval()
+            set_once = parameter_set_once(network, lambda: logits.append(_run(network, name, images, classes)))
+            first, second = logits[0].detach(), _run(network, name, images, classes).detach()
             check_unchanged(images, name, copied)
-            _train(network, name, images, classes)
+            network.train()
+            set_once = parameter_set_once(network, lambda: _train(network, name, images, classes)) or set_once
             unsaved = unsaved_state(network, lambda: _train(network, name, images, classes))
         except LowrankError:
             raise
@@ -54,7 +58,13 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
     _check_state(network, name)
     lines = []
     changed = [key for key, value in network.named_parameters() if not torch.equal(value, weights[key])]
-    if changed:
+    if set_once is not None and unsaved is None:
+        lines.append(
+            f"{name} sets its parameter `{set_once}` from the first images, and only an attribute says that it is set, "
+            "which no checkpoint holds: a trial that is interrupted, its test error and its export set it anew; "
+            "`register_buffer` keeps a tensor"
+        )
+    elif changed:
         lines.append(
             f"{name} changes its parameter `{changed[0]}` while it runs: where that layer is replaced, nothing is "
             "changed; `network.keep` (--keep) lets it stay"

@@ -116,11 +116,8 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
         One clause for a message; None where nothing is known against it.
     """
     device = next(network.parameters()).device
-    at_first, initial = _torch_random(device), attributes(network)
-    parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    run()
-    # Values that a first step finds from its images are undone, and a replay would not find them again
-    first_only = None if attributes(network) == initial else _changed_parameter(network, parameters)
+    at_first = _torch_random(device)
+    first_only = parameter_set_once(network, run)  # what a first step sets is undone, and no replay sets it again
     at_second, results, reads = _torch_random(device), _Results(), _HostReads()
     with results:
         run()
@@ -138,17 +135,31 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
         return f"the network reads the value of a tensor in `forward` ({reads.operation})"
     if torch.equal(at_second, at_third) and not torch.equal(at_first, at_second):
         return "the network sets the seed of torch's random generator in `forward`"
-    if first_only is not None:
-        return f"the network changes its parameter `{first_only}` in its first step alone"
     change = changed_attribute(before, _host_state(network))
     if change is not None:
         return f"the network {change} in each step"
+    if first_only is not None:
+        return f"the network changes its parameter `{first_only}` in its first step alone"
     return reuse.operation and f"the network reads a tensor that its last step has made ({reuse.operation})"
 
 
-def _changed_parameter(network: nn.Module, before: dict[str, Tensor]) -> str | None:
-    """Name a parameter that has other values than before; None where there is none."""
-    return next((name for name, value in network.named_parameters() if not torch.equal(value, before[name])), None)
+def parameter_set_once(network: nn.Module, run: Run) -> str | None:
+    """Run a network for the first time, and look for a parameter that it sets from its first images.
+
+    Args:
+        network: whose parameters and attributes are compared.
+        run: its pass on some images.
+
+    Returns:
+        The name of a parameter that has changed, where attributes have changed too and so may say that it is set.
+    """
+    before = attributes(network)
+    parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    run()
+    if attributes(network) == before:
+        return None
+    after = dict(network.named_parameters())
+    return next((name for name, old in parameters.items() if name in after and not torch.equal(after[name], old)), None)
 
 
 def unsaved_state(network: nn.Module, run: Run) -> str | None:

@@ -178,6 +178,22 @@ def test_a_weight_that_forward_bounds_is_said() -> None:
     assert line.startswith("own changes its parameter `head.weight` while it runs: where that layer is replaced")
 
 
+def test_a_parameter_that_the_first_images_set_is_said() -> None:
+    class Scales(Odd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.is_set = nn.Parameter(torch.ones(())), False
+
+        def last(self, x: Tensor) -> Tensor:
+            if self.training and not self.is_set:
+                self.scale.data.copy_(1 / (1 + x.detach().std()))
+                self.is_set = True
+            return x * self.scale
+
+    (line,) = check_training_step(Scales(), "own", (1, 2, 2), 10)
+    assert line.startswith("own sets its parameter `scale` from the first images, and only an attribute says that")
+
+
 def test_chance_in_evaluation_is_said() -> None:
     class Drops(Odd):
         def last(self, x: Tensor) -> Tensor:
