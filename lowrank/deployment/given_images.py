@@ -187,7 +187,9 @@ def check_repeatable(network: nn.Module, images: Tensor) -> None:
 
 
 def check_exportable(network: nn.Module, images: Tensor) -> None:
-    """Check that a network does nothing that exported forms cannot do, and that ends the process in an exporter.
+    """Check that a network does nothing that no exported form can do.
+
+    Some of it ends the process in the exporter to ONNX.
 
     A network whose logits are left to chance is not compared with a copy of it.
 
