@@ -20,6 +20,7 @@ from analysis.reporting import write_comparison
 from analysis.stats import COST_UNITS, check_equal, differing_fields, parse_reference
 from analysis.utils import steps
 from lowrank.errors import InputError
+from lowrank.utils import relative_path
 from sweeps.records import StudyRecord
 
 FOLDER = "comparisons"
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         comparison = compare_studies(studies, arguments.cost, reference)
         default = arguments.studies / FOLDER / (arguments.group or "_".join(comparison.fronts.names).replace("/", "-"))
         page = write_comparison(comparison, output_folder(arguments.out or default))
-    files = f"{page}: fronts, hypervolume and trials, pictures and tables beside it"
+    files = f"{relative_path(page)}: fronts, hypervolume and trials, pictures and tables beside it"
     print("\n".join([*comparison.sentences(), "", files]))
     if arguments.open:
         open_page(page)

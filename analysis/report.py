@@ -20,7 +20,7 @@ from analysis.reporting import STEPS, is_large, start_forkserver, write_report
 from analysis.sources import push_if_tracked
 from analysis.stats import check_equal, mixed_fields
 from analysis.utils import steps
-from lowrank.utils import format_counted
+from lowrank.utils import format_counted, relative_path
 from sweeps.records import REPORT_FOLDER
 
 
@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_equal(mixed_fields(study), allowed=arguments.mixed)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)
         page = write_report(study, folder, source, arguments.tracking_uri, step)
-    print(f"{page}: {format_counted(len(study.trials), 'trial')}; pictures (PNG) and tables (CSV) beside it")
+    trials = format_counted(len(study.trials), "trial")
+    print(f"{relative_path(page)}: {trials}; pictures (PNG) and tables (CSV) beside it")
     if arguments.open:
         open_page(page)
     if not (arguments.out or arguments.tracking_uri):

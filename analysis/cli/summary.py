@@ -12,7 +12,7 @@ from analysis.reporting import print_summary, write_summary
 from analysis.sources import push_if_tracked
 from analysis.stats import collect_points
 from analysis.utils import steps
-from lowrank.utils import ExitCode
+from lowrank.utils import ExitCode, relative_path
 from sweeps.records import find_study, load_study
 
 # What is imported within functions, and takes longest
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     with steps("summary", 1) as step:
         step("table and picture")
         written = write_summary(study, points, folder)
-    print(f"\nwritten into {folder}: {', '.join(written)}")
+    print(f"\nwritten into {relative_path(folder)}: {', '.join(written)}")
     push_if_tracked(study, folder)
     return ExitCode.DONE
 

@@ -39,7 +39,7 @@ from lowrank.deployment import (
 )
 from lowrank.io import ModelSpecification
 from lowrank.layers import Dense, Separable
-from lowrank.utils import atomic_folder, check_output_folder, make_output_parents, write_text
+from lowrank.utils import atomic_folder, check_output_folder, make_output_parents, relative_path, write_text
 from sweeps.records import StudyRecord
 
 PROOF_FILE = "proof.json"
@@ -179,5 +179,5 @@ def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
         times = ", ".join(f"batch {latency.batch}: {latency.median_ms:.2f}" for latency in medians)
         lines.append(f"  {name:24} {times}")
     lines += [f"error: {problem}" for problem in proof.problems]
-    lines.append(f"written into {folder}; start with {CARD_FILE}")
+    lines.append(f"written into {relative_path(folder)}; start with {CARD_FILE}")
     return lines

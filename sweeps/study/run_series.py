@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lowrank.data import absolute_data_name
 from lowrank.errors import InputError
-from lowrank.utils import ExitCode, format_counted, redact, validate_model, write_bytes, write_text
+from lowrank.utils import ExitCode, format_counted, redact, relative_path, validate_model, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
@@ -263,7 +263,7 @@ def summary_lines(
     Returns:
         The lines to print.
     """
-    lines = [f"\n{folder.name}: {format_counted(len(members), 'study', 'studies')} in {folder}"]
+    lines = [f"\n{folder.name}: {format_counted(len(members), 'study', 'studies')} in {relative_path(folder)}"]
     for member in members:
         record = records[member.name]
         trials = list(record.trials.values()) if record else []
