@@ -16,7 +16,7 @@ from sweeps.resources.mps import StartingService, needs_service, sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
 from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, read_cluster, share_for
 from sweeps.resources.spreading import MeasureCards, Spreading, choose_cards
-from sweeps.space import AUTO, Space, check_process_shards
+from sweeps.space import AUTO, ResourceSettings, Space, check_process_shards
 from sweeps.trials import Resolver
 
 SharingModes = Mapping[str, Mapping[str, str]]  # from the name of a mode to the environment that it needs
@@ -84,9 +84,7 @@ class ExpectedResources:
         """
         settings, cluster = space.resources, Cluster(cpus, cards, cpus, cards)
         share = share_for(settings, cluster, trials, require_gpus, 1 / max(COUNTS))
-        measured = settings.gpus_per_trial == AUTO and share.gpus > 0
-        shared = measured or 0 < share.gpus < 1
-        return cls(share.concurrent, needs_service(settings.sharing, shared=shared, measured=measured))
+        return cls(share.concurrent, needs_service(settings.sharing, **_card_sharing(settings, share)))
 
     def begin_service(self) -> AbstractContextManager[StartingService | None]:
         """Begin to start the multi-process service, beside other work.
@@ -95,6 +93,12 @@ class ExpectedResources:
             A context manager; None in it where none is used.
         """
         return StartingService() if self.uses_service else nullcontext()
+
+
+def _card_sharing(settings: ResourceSettings, share: Share) -> dict[str, bool]:
+    """Whether trials share cards at all, and whether it is measured how many and by which mode."""
+    measured = settings.gpus_per_trial == AUTO and share.gpus > 0
+    return {"shared": measured or 0 < share.gpus < 1, "measured": measured}
 
 
 class ResourcePlanner:
@@ -116,9 +120,8 @@ class ResourcePlanner:
         self._address = address
         self._cluster = read_cluster(autoscaled=address is not None)
         self.share = share_for(space.resources, self._cluster, trials, require_gpus)
-        auto = space.resources.gpus_per_trial == AUTO
-        self.measured = auto and self.share.gpus > 0
-        if auto and not self.measured:
+        self.measured = _card_sharing(space.resources, self.share)["measured"]
+        if space.resources.gpus_per_trial == AUTO and not self.measured:
             print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
 
     def sharing_modes(self, starting: StartingService | None = None) -> AbstractContextManager[SharingModes]:
@@ -130,14 +133,9 @@ class ResourcePlanner:
         Returns:
             A context manager that starts and ends the multi-process service where it is needed.
         """
-        shared = self.measured or 0 < self.share.gpus < 1
-        return sharing_modes(
-            self._space.resources.sharing,
-            shared=shared,
-            measured=self.measured,
-            address=self._address,
-            starting=starting,
-        )
+        settings = self._space.resources
+        sharing = _card_sharing(settings, self.share)
+        return sharing_modes(settings.sharing, **sharing, address=self._address, starting=starting)
 
     def resolve(
         self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, modes: SharingModes,
