@@ -24,6 +24,7 @@ from sweeps.records import (
     TRACKING_PROGRESS_FILE,
     Event,
     JournalReader,
+    Status,
     StudyRecord,
     apply_event,
     damage_error,
@@ -32,6 +33,7 @@ from sweeps.records import (
     mlflow_names as names,
     write_tables,
 )
+from sweeps.tracking.mlflow_registry import import_serving
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, outages
 from sweeps.tracking.process import Progress, behind_message, read_progress
@@ -258,7 +260,8 @@ def _without_timings(metrics: Mapping[str, float]) -> dict[str, float]:
 def follow(follower: Follower, stop: threading.Event, since: int, parent: int) -> str | None:
     """Follow the journal until the study is closed and carried.
 
-    It ends too when the parent process has ended or a stop is asked for.
+    It ends too when the parent process has ended or a stop is asked for. Once a trial is completed, models will be
+    stored at the end, and what that needs is imported while others train.
 
     Args:
         follower: of the journal.
@@ -269,7 +272,7 @@ def follow(follower: Follower, stop: threading.Event, since: int, parent: int) -
     Returns:
         None when MLflow has everything, else one line.
     """
-    journal = follower.study_dir / JOURNAL_FILE
+    journal, imported = follower.study_dir / JOURNAL_FILE, False
     while True:
         last = stop.is_set() or os.getppid() != parent
         if journal.exists():
@@ -278,9 +281,16 @@ def follow(follower: Follower, stop: threading.Event, since: int, parent: int) -
                 follower.abandon()
             if last or (closed and follower.carried == len(follower.entries)):
                 return follower.finish() if follower.entries else None
+            if not (closed or imported) and _has_completed(follower.study):
+                import_serving()
+                imported = True
         elif last:
             return None
         stop.wait(POLL_SECONDS)
+
+
+def _has_completed(study: StudyRecord) -> bool:
+    return any(trial.status is Status.COMPLETED for trial in study.trials.values())
 
 
 def _follow_step(follower: Follower, since: int, last: bool) -> bool:

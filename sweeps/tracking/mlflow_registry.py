@@ -35,6 +35,11 @@ ALREADY_EXISTS = "RESOURCE_ALREADY_EXISTS"  # MLflow's error code
 MAX_VERSIONS = 1000  # read of one registered model
 
 
+def import_serving() -> None:
+    """Import what storing a model needs, torch among it; at the end of a study the driver would wait for that."""
+    import lowrank.serving  # noqa: F401
+
+
 def register_front(
     client: MlflowClient, experiment: str, study: StudyRecord, study_dir: Path, runs: dict[str, str]
 ) -> None:

@@ -581,6 +581,25 @@ class TestFollowing:
         follow(follower, stop, (study_dir / JOURNAL_FILE).stat().st_size, os.getppid())
         assert rounds[:4] == [False, False, False, True]
 
+    @pytest.mark.parametrize(("trials", "calls"), [(2, ["imported"]), (0, [])])
+    def test_what_models_need_is_imported_once_after_a_trial_was_completed(
+        self, study_dir, monkeypatch, trials, calls
+    ):  # fmt: skip
+        small(study_dir, trials=trials, references=False, closed=None)
+        follower, stop, rounds, imports = Follower(study_dir, NOWHERE), threading.Event(), [], []
+        monkeypatch.setattr(follower_module, "import_serving", lambda: imports.append("imported"))
+
+        def read():
+            rounds.append(list(imports))
+            if len(rounds) == 3:
+                stop.set()
+            Follower.read(follower)
+
+        follower.read = read
+        follow(follower, stop, 0, os.getppid())
+        assert imports == calls
+        assert rounds[0] == []
+
     def test_when_the_driver_has_ended_its_running_trials_are_killed_ones(self, study_dir):
         small(study_dir, trials=2, closed=None)
         journal = Journal(study_dir / JOURNAL_FILE)
