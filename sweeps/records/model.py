@@ -206,6 +206,11 @@ class StudyRecord:
     finished_ends: list[float] = field(default_factory=list)  # when a driver closed it as finished
 
     @property
+    def has_completed(self) -> bool:
+        """Whether a trial was trained to its end and is not marked as broken."""
+        return any(trial.status is Status.COMPLETED and not trial.broken for trial in self.trials.values())
+
+    @property
     def name(self) -> str:
         """The study's name."""
         return self.header.name

@@ -190,13 +190,13 @@ def run_study(
                 search = Search(space, resolver, proposer, journal, record, strata, siblings)
                 hooks = _Hooks(lambda: _close_records(journal, mirror), tracking.new_error)
                 _search(search, config, resources, total, hooks, end)
-        print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
-        _print_next_step(space, config, end.reason, tracking.finish())
-        if config.profile:
-            _run_analysis("profile", config.folder)
-        if end.reason is CloseReason.INTERRUPTED:
-            return ExitCode.INTERRUPTED
-        return exit_code(record, end.reason) or (ExitCode.FAILED if end.error else ExitCode.DONE)
+    print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
+    _print_next_step(space, config, end.reason, tracking.finish())
+    if config.profile:
+        _run_analysis("profile", config.folder)
+    if end.reason is CloseReason.INTERRUPTED:
+        return ExitCode.INTERRUPTED
+    return exit_code(record, end.reason) or (ExitCode.FAILED if end.error else ExitCode.DONE)
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def exit_code(record: StudyRecord, reason: CloseReason) -> int:
         the search has failed: the references alone answer nothing. Otherwise `ExitCode.DONE`.
     """
     failed = reason is CloseReason.FINISHED and search_failed(record)
-    return ExitCode.DONE if _has_completed(record) and not failed else NOTHING_COMPLETED
+    return ExitCode.DONE if record.has_completed and not failed else NOTHING_COMPLETED
 
 
 def _check_journal(path: Path, config: StudyConfig) -> None:
@@ -273,10 +273,6 @@ def _search(
         # Before the study closes, so that MLflow gets the picture
         end.error = _print_summary(config.folder, search.record, summary)
     end.reason = reason
-
-
-def _has_completed(record: StudyRecord) -> bool:
-    return any(trial.status is Status.COMPLETED and not trial.broken for trial in record.trials.values())
 
 
 def search_failed(record: StudyRecord) -> bool:
@@ -428,7 +424,7 @@ def _print_summary(folder: Path, record: StudyRecord, summary: SummaryProcess) -
 
     Returns what went wrong with the summary; "" for nothing.
     """
-    if _has_completed(record):
+    if record.has_completed:
         code = _report_failure("summary", folder, summary.run())
         return f"the summary failed with exit code {code}" if code else ""
     ends = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)

@@ -24,7 +24,6 @@ from sweeps.records import (
     TRACKING_PROGRESS_FILE,
     Event,
     JournalReader,
-    Status,
     StudyRecord,
     apply_event,
     damage_error,
@@ -281,16 +280,12 @@ def follow(follower: Follower, stop: threading.Event, since: int, parent: int) -
                 follower.abandon()
             if last or (closed and follower.carried == len(follower.entries)):
                 return follower.finish() if follower.entries else None
-            if not (closed or imported) and _has_completed(follower.study):
+            if not (closed or imported) and follower.study.has_completed:
                 import_serving()
                 imported = True
         elif last:
             return None
         stop.wait(POLL_SECONDS)
-
-
-def _has_completed(study: StudyRecord) -> bool:
-    return any(trial.status is Status.COMPLETED for trial in study.trials.values())
 
 
 def _follow_step(follower: Follower, since: int, last: bool) -> bool:
