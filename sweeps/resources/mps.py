@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,17 +25,25 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 PROCESSES, MPS = "processes", "mps"  # the modes of sharing a card
 START_SECONDS, END_SECONDS = 20.0, 10.0
+CANCEL_SECONDS = 2.0  # instead of END_SECONDS where the start is cancelled: the user waits, and no trial has begun
 KILL_SECONDS = 5.0  # for a process that was killed, or ends after its last command
 PROBE_SECONDS = 60.0
+END_SECONDS_FILE = "end_seconds"  # how long the supervisor lets the daemon take to answer
 
-# Started before the daemon, so that no kill can come between the two. It ends nothing but what it has started.
+# Started before the daemon, so that no kill can come between the two. It ends nothing but what it has started. Its
+# standard input ends when the owner closes it or ends, who then reads no more: a start that still runs is killed.
 _SUPERVISOR = f"""
-"$1" -d > "${LOGS}/start.txt" 2>&1 || {{ echo failed; exit; }}
-echo started
-cat > /dev/null
-servers=$(echo get_server_list | timeout "$3" "$1" 2> /dev/null)
+exec 3<&0
+"$1" -d > "${LOGS}/start.txt" 2>&1 < /dev/null 3<&- & start=$!
+{{ read -r _ <&3; kill -9 $start; }} > /dev/null 2>&1 & watcher=$!
+trap '' PIPE
+if wait $start; then echo started; else echo failed; fi
+kill $watcher 2> /dev/null
+read -r _ <&3
+seconds=$(cat "$2/{END_SECONDS_FILE}")
+servers=$(echo get_server_list | timeout "$seconds" "$1" 2> /dev/null)
 daemon=$(cat "${PIPES}/{CONTROL}.pid" 2> /dev/null)
-echo quit | timeout "$3" "$1" > /dev/null 2>&1 || kill -9 $daemon $servers 2> /dev/null
+echo quit | timeout "$seconds" "$1" > /dev/null 2>&1 || kill -9 $daemon $servers 2> /dev/null
 rm -rf "$2"
 """
 # The smallest client: a context on the first card. Its exit code is CUDA's.
@@ -53,12 +62,50 @@ class MpsUnavailableError(Exception):
     """Why this machine has no multi-process service, in words."""
 
 
+class Cancellation:
+    """Lets one thread end what another one waits for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._end_wait: Callable[[], object] | None = None
+
+    def cancel(self) -> None:
+        """End the present wait of the other thread, and each later one."""
+        with self._lock:
+            self._cancelled = True
+            if self._end_wait is not None:
+                self._end_wait()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether there was a call of `cancel`."""
+        return self._cancelled
+
+    @contextmanager
+    def ending(self, end_wait: Callable[[], object]) -> Iterator[None]:
+        """Have `cancel` end the wait in the block.
+
+        Args:
+            end_wait: ends it; called at once where `cancel` was called before.
+        """
+        with self._lock:
+            self._end_wait = end_wait
+            if self._cancelled:
+                end_wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end_wait = None
+
+
 class MpsService:
     """A running service that was seen to work; a context manager."""
 
     def __init__(
         self, end_seconds: float = END_SECONDS, start_seconds: float = START_SECONDS,
-        inherited: Mapping[str, str] | None = None,
+        inherited: Mapping[str, str] | None = None, cancellation: Cancellation | None = None,
     ) -> None:  # fmt: skip
         """Start the service and check that a process can use it.
 
@@ -66,29 +113,35 @@ class MpsService:
             end_seconds: for the daemon to quit when it is asked to, after which it is killed.
             start_seconds: for the daemon to start, after which it is given up.
             inherited: the environment that its processes get; None for that of this process.
+            cancellation: by which another thread ends the start.
 
         Raises:
-            MpsUnavailableError: it is not installed, does not start, or a client does not find it.
+            MpsUnavailableError: it is not installed, does not start, a client does not find it, or the start was
+                cancelled.
         """
+        self._cancellation = cancellation or Cancellation()
         self._start_seconds, self._end_seconds = start_seconds, end_seconds
         self._inherited = os.environ if inherited is None else inherited
         program = shutil.which(CONTROL)
         if program is None:
             raise MpsUnavailableError(f"{CONTROL} is not installed")
-        folder = Path(tempfile.mkdtemp(prefix="mps-"))  # the path of a socket must be short: not under a study
-        self.environment = {PIPES: str(folder / "pipe"), LOGS: str(folder / "log")}
+        self._folder = Path(tempfile.mkdtemp(prefix="mps-"))  # a socket's path must be short: not under a study
+        self.environment = {PIPES: str(self._folder / "pipe"), LOGS: str(self._folder / "log")}
         for path in self.environment.values():
             Path(path).mkdir()
+        (self._folder / END_SECONDS_FILE).write_text(f"{end_seconds:g}")
         self._supervisor = subprocess.Popen(
-            ["sh", "-c", _SUPERVISOR, "supervisor", program, str(folder), f"{end_seconds:g}"],
+            ["sh", "-c", _SUPERVISOR, "supervisor", program, str(self._folder)],
             env=self._full_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, start_new_session=True,
         )  # fmt: skip
         try:
             self._check(program)
-        except MpsUnavailableError:
+        except BaseException as error:  # an interrupt too
+            if self._cancellation.cancelled or not isinstance(error, MpsUnavailableError):
+                self._shorten_end()
             self.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
 
     def _full_environment(self) -> dict[str, str]:
@@ -100,8 +153,9 @@ class MpsService:
     def _check(self, program: str) -> None:
         stdout = self._supervisor.stdout
         assert stdout is not None
-        if not select.select([stdout], [], [], self._start_seconds)[0]:
-            raise MpsUnavailableError(f"{CONTROL} has not started within {self._start_seconds:g} s")
+        with self._cancellation.ending(self._end_start):
+            if not select.select([stdout], [], [], self._start_seconds)[0]:
+                raise MpsUnavailableError(f"{CONTROL} has not started within {self._start_seconds:g} s")
         if stdout.readline().strip() != "started":
             raise MpsUnavailableError(f"{CONTROL} does not start{self._last_log_line('start.txt')}")
         try:
@@ -117,10 +171,27 @@ class MpsService:
             raise MpsUnavailableError(f"a process does not find it{self._last_log_line('control.log')}")
 
     def _run(self, command: Sequence[str], text: str, seconds: float) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, input=text, env=self._full_environment(), capture_output=True, text=True, timeout=seconds,
-            check=False,
-        )  # fmt: skip
+        with subprocess.Popen(
+            command, env=self._full_environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process, self._cancellation.ending(process.kill):  # fmt: skip
+            try:
+                stdout, stderr = process.communicate(text, seconds)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    def _end_start(self) -> None:
+        """Have the supervisor kill a start that still runs, and end what it has started."""
+        self._shorten_end()
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
+
+    def _shorten_end(self) -> None:
+        """Give the daemon less time to quit."""
+        self._end_seconds = min(self._end_seconds, CANCEL_SECONDS)
+        (self._folder / END_SECONDS_FILE).write_text(f"{self._end_seconds:g}")
 
     def _last_log_line(self, name: str) -> str:
         path = Path(self.environment[LOGS]) / name
@@ -153,13 +224,19 @@ class MpsService:
 
 
 class StartingService:
-    """A service that a thread starts beside other work; a context manager, which ends one that nobody has taken."""
+    """A service that a thread starts beside other work; a context manager.
+
+    Its end cancels a start that nobody has waited for, and ends a service that nobody has taken.
+    """
 
     def __init__(self) -> None:
         """Begin the start."""
         pool = ThreadPoolExecutor(1, "mps-start")
+        self._cancellation = Cancellation()
         # A copy: the start of Ray, beside which the thread reads it, changes the environment
-        self._service: Future[MpsService] | None = pool.submit(MpsService, inherited=dict(os.environ))
+        self._service: Future[MpsService] | None = pool.submit(
+            MpsService, inherited=dict(os.environ), cancellation=self._cancellation
+        )
         pool.shutdown(wait=False)
 
     def take(self) -> MpsService:
@@ -183,6 +260,7 @@ class StartingService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._service is not None:
+            self._cancellation.cancel()
             with suppress(MpsUnavailableError):
                 self.take().close()
 

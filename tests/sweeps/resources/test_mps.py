@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def daemon_of(service_folder: Path) -> int:
 
 def wait_until_daemon_ended(pid: int) -> None:
     wait_until(lambda: not is_running(pid), "the end of the daemon")
+
+
+def written_pid(path: Path, unless: Callable[[], object] = lambda: None) -> int:
+    """Wait for a process that writes its id and a newline to `path`."""
+    wait_until(lambda: path.exists() and path.read_text().endswith("\n"), "the id of a process", unless=unless)
+    return int(path.read_text())
 
 
 def test_a_service_runs_until_it_is_closed(tmp_path, monkeypatch):
@@ -54,6 +61,60 @@ def test_a_service_that_no_study_takes_is_ended(tmp_path, monkeypatch):
         wait_until((tmp_path / "folder").exists, "the start of the daemon")
     folder = Path((tmp_path / "folder").read_text().strip())
     wait_until(lambda: not folder.parent.exists(), "the removal of the service's folder")
+
+
+HUNG_PROBE = "import os, pathlib, time; pathlib.Path({path!r}).write_text(f'{{os.getpid()}}\\n'); time.sleep(600)"
+OWNER = """
+import sys
+from sweeps.resources import mps
+
+mps.PROBE, mps.PROBE_SECONDS = (sys.executable, "-c", {probe!r}), 3600.0
+{wait}
+"""
+WAITS = {
+    "beside other work": "with mps.StartingService() as starting:\n    starting.take()",
+    "alone": "mps.MpsService()",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_an_interrupt_while_the_probe_hangs_ends_the_probe_and_the_daemon(tmp_path, monkeypatch, wait):
+    stand_in(tmp_path, monkeypatch, start=f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {tmp_path}/folder')
+    code = OWNER.format(probe=HUNG_PROBE.format(path=str(tmp_path / "probing")), wait=wait)
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as owner:
+        probe = written_pid(tmp_path / "probing", unless=lambda: owner.poll() is not None and "the owner has ended")
+        folder = Path((tmp_path / "folder").read_text().strip())
+        daemon = daemon_of(folder)
+        os.kill(owner.pid, signal.SIGINT)
+        assert "KeyboardInterrupt" in owner.communicate()[1]
+    assert not any(map(is_running, (daemon, probe)))
+    assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("quits", [True, False], ids=["daemon that quits", "daemon that does not quit"])
+def test_the_end_of_a_study_does_not_wait_for_a_probe_that_hangs(tmp_path, monkeypatch, quits):
+    monkeypatch.setattr(mps, "PROBE_SECONDS", 3600.0)
+    monkeypatch.setattr(mps, "CANCEL_SECONDS", 0.5)
+    stand_in(
+        tmp_path, monkeypatch, start=f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {tmp_path}/folder', quits=quits,
+        probe=HUNG_PROBE.format(path=str(tmp_path / "probing")),
+    )  # fmt: skip
+    with mps.StartingService():
+        written_pid(tmp_path / "probing")
+        folder = Path((tmp_path / "folder").read_text().strip())
+        daemon = daemon_of(folder)
+    wait_until_daemon_ended(daemon)
+    assert not folder.parent.exists()
+
+
+def test_the_end_of_a_study_ends_a_daemon_that_hangs_as_it_starts(tmp_path, monkeypatch, capsys):
+    hang = f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {tmp_path}/folder; echo $$ > {tmp_path}/starting; exec sleep 600'
+    stand_in(tmp_path, monkeypatch, start=hang)
+    with mps.StartingService():
+        daemon = written_pid(tmp_path / "starting")
+    assert capsys.readouterr().out == ""  # else the supervisor was waited for and killed
+    wait_until_daemon_ended(daemon)
+    assert not Path((tmp_path / "folder").read_text().strip()).parent.exists()
 
 
 def test_an_interrupt_of_the_wait_for_a_service_leaves_none_behind(tmp_path, monkeypatch):
@@ -92,12 +153,30 @@ def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
 
 
 def test_a_daemon_that_hangs_as_it_starts_is_given_up_and_killed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mps, "KILL_SECONDS", 2.0)
     stand_in(tmp_path, monkeypatch, start=f"echo $$ > {tmp_path}/starting; exec sleep 600")
     with pytest.raises(MpsUnavailableError, match=f"{mps.CONTROL} has not started within 2 s"):
-        MpsService(end_seconds=0.2, start_seconds=2.0)
-    assert f"{mps.CONTROL} has not ended within 2.4 s and is killed" in capsys.readouterr().out
-    wait_until_daemon_ended(int((tmp_path / "starting").read_text()))
+        MpsService(start_seconds=2.0)
+    assert capsys.readouterr().out == ""
+    wait_until_daemon_ended(written_pid(tmp_path / "starting"))
+
+
+def test_a_supervisor_that_hangs_is_killed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mps, "KILL_SECONDS", 2.0)
+    stand_in(tmp_path, monkeypatch)
+    with MpsService(end_seconds=0.2) as service:
+        daemon = daemon_of(Path(service.environment[PIPES]))
+        (tmp_path / "timeout").write_text("#!/bin/sh\nexec sleep 600\n")
+        (tmp_path / "timeout").chmod(0o755)
+    assert capsys.readouterr().out == f"{mps.CONTROL} has not ended within 2.4 s and is killed\n"
+    wait_until_daemon_ended(daemon)  # the stand-in's stays in the process group of the supervisor
+
+
+def test_an_owner_that_is_killed_while_the_daemon_starts_leaves_none(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, start=f"echo $$ > {tmp_path}/starting; exec sleep 600")
+    with subprocess.Popen([sys.executable, "-c", OWNER.format(probe="", wait=WAITS["alone"])]) as owner:
+        daemon = written_pid(tmp_path / "starting")
+        os.kill(owner.pid, signal.SIGKILL)
+    wait_until_daemon_ended(daemon)
 
 
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
