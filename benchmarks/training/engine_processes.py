@@ -9,6 +9,7 @@ import os
 import queue
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from lowrank.utils.text import first_line
+from lowrank.utils.text import first_line, one_line
 from sweeps.cluster.devices import out_of_memory
 
 SHARES = (0.1, 0.2)  # of the separable network's parameters: a trial's, and the next setting's
@@ -278,6 +279,10 @@ class TooLargeError(Exception):
     """So many do not fit on the device together."""
 
 
+class WorkerError(Exception):
+    """A process's command has failed."""
+
+
 def _serve(device: str, environment: Mapping[str, str], lock: Any, asked: Any, answers: Any) -> None:
     os.environ.update(environment)  # before this process first uses the card, or imports the compiler
     bench = Bench(device, lock)
@@ -287,7 +292,12 @@ def _serve(device: str, environment: Mapping[str, str], lock: Any, asked: Any, a
             answers.put(getattr(bench, name)(case))
         except Exception as error:
             bench.trainer = None
-            answers.put(TooLargeError(first_line(error)) if out_of_memory(error) else error)
+            traceback.print_exc()
+            # as text: not every exception can be read again from what a queue writes, the compiler's cannot
+            answers.put(
+                TooLargeError(first_line(error)) if out_of_memory(error)
+                else WorkerError(f"{type(error).__name__}: {one_line(error)}")
+            )  # fmt: skip
 
 
 class Processes:
