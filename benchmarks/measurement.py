@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -164,6 +165,15 @@ def show(measurement: Measurement, line: str, console: Console | None = None) ->
     for text in (*map(str, measurement.goals), *measurement.notes):
         console.print(text, highlight=False, markup=False)
     console.print()
+
+
+def write(measurement: Measurement, around: Mapping[str, Any], folder: Path) -> None:
+    """Write a measurement that was taken in the environment `around` to `folder`, as JSON and as text."""
+    after = load()
+    content = {**measurement.to_json(), "environment": {**around, "load_after": after}}
+    (folder / f"{measurement.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    with (folder / f"{measurement.name}.txt").open("w") as file:
+        show(measurement, header(around, measurement.settings, after), Console(file=file, width=WIDTH))
 
 
 def _drawn(table: Table) -> RichTable:

@@ -21,7 +21,6 @@ nothing compiles (captured and torch).
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import signal
 import sys
@@ -32,9 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.measurement import WIDTH, Measurement, Table, environment, header, load, show
+from benchmarks.measurement import Measurement, Table, environment, header, load, show, write
 from benchmarks.training.engine import difference
 from benchmarks.training.engine_processes import Case, Processes
 from lowrank.utils import OneLineParser
@@ -260,11 +257,7 @@ class TableRun:
 
     def write(self) -> None:
         """Write the record as JSON and as text."""
-        record, after = self.record(), load()
-        content = {**record.to_json(), "environment": {**self.around, "load_after": after}}
-        (self.args.out / "engine_table.json").write_text(json.dumps(content, indent=1) + "\n")
-        with (self.args.out / "engine_table.txt").open("w") as file:
-            show(record, header(self.around, record.settings, after), Console(file=file, width=WIDTH))
+        write(self.record(), self.around, self.args.out)
 
     def measure(self) -> None:
         """Compile and measure until nothing remains or the time is up."""
