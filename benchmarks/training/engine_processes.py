@@ -10,6 +10,7 @@ import queue
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -73,6 +74,7 @@ class Case:
     method: str = "tensor_train"
     side: int = CIFAR[1]  # of the random images
     taught: bool = False  # by attention transfer from a cache, which has random answers
+    views: bool = True  # whether the trainer changes each image by shift, flip and cutout; the loops never do
 
 
 def random_images(count: int, seed: int = 0, side: int = CIFAR[1]) -> ImageData:
@@ -141,8 +143,8 @@ class OwnLoop:
             self.optimizer.step()
 
 
-def make_trainer(case: Case, data: ImageData) -> Trainer:
-    """The student of a case and the trainer of its way."""
+def make_trainer(case: Case, data: ImageData, notify: Callable[[str], None] = warnings.warn) -> Trainer:
+    """The student of a case and the trainer of its way, which calls `notify` with each of its warnings."""
     recipe = Recipe(
         epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way,  # type: ignore[arg-type]
         attention_weight=ATTENTION_WEIGHT if case.taught else 0.0,
@@ -150,12 +152,15 @@ def make_trainer(case: Case, data: ImageData) -> Trainer:
     views = AugmentationSettings(shift=4, flip=True, cutout=8)
     if case.images is None:
         views = default_augmentation("digits", data.image_shape)
+    if not case.views:
+        views = AugmentationSettings()
     student = make_student(case, data)
     if not case.taught:
-        return Trainer(student, data, recipe, augmentation=views, order_seed=0, device=case.device)
+        return Trainer(student, data, recipe, augmentation=views, order_seed=0, device=case.device, notify=notify)
     taps = default_taps(student, data.image_shape)
     return Trainer(
-        student, data, recipe, augmentation=views, order_seed=0, device=case.device, taps=taps, cache_epochs=1,
+        student, data, recipe, augmentation=views, order_seed=0, device=case.device, notify=notify, taps=taps,
+        cache_epochs=1,
         teacher=cached_answers(case, data, views, taps, tap_sizes(student, taps, data.image_shape)),
     )  # fmt: skip
 
@@ -199,10 +204,16 @@ class Bench:
         self.device, self._lock = device, nullcontext() if lock is None else lock
         self.trainer: Trainer | OwnLoop | None = None
         self.data: dict[tuple[int | None, int], ImageData] = {}
+        self._notices: list[str] = []
 
     def _made(self, case: Case) -> Trainer | OwnLoop:
-        make: Callable[[Case, ImageData], Trainer | OwnLoop] = OwnLoop if case.way in OWN_LOOPS else make_trainer
-        return make(case, self._images(case))
+        if case.way in OWN_LOOPS:
+            return OwnLoop(case, self._images(case))
+        return make_trainer(case, self._images(case), self._notify)
+
+    def _notify(self, notice: str) -> None:
+        self._notices.append(notice)
+        warnings.warn(notice, stacklevel=2)
 
     def _images(self, case: Case) -> ImageData:
         key = case.images, case.side
@@ -214,9 +225,9 @@ class Bench:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def prepare(self, case: Case) -> float:
-        """Seconds from nothing to the second step of a case, in this process; it goes on with a whole epoch."""
-        self.trainer = None
+    def compile(self, case: Case) -> tuple[float, list[str]]:
+        """Seconds from nothing to the second step of a case, in this process, and its trainer's warnings."""
+        self.trainer, self._notices = None, []
         if self.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -225,11 +236,19 @@ class Bench:
         self.trainer.train_steps(limit=2)
         self._wait()
         seconds = time.perf_counter() - start
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # what was only needed to begin: others share the card
+        return seconds, self._notices
+
+    def prepare(self, case: Case) -> float:
+        """Seconds from nothing to the second step of a case, in this process; it goes on with a whole epoch."""
+        seconds, _ = self.compile(case)
+        assert self.trainer is not None
         with self._lock:
             self.trainer.train_steps()
             self._wait()
         if self.device == "cuda":
-            torch.cuda.empty_cache()  # what was only needed to begin: others share the card
+            torch.cuda.empty_cache()
         return seconds
 
     def following(self, case: Case) -> float:
@@ -369,10 +388,11 @@ class Processes:
         for asked, _ in self._queues:
             asked.put(None)
 
-    def kill(self) -> None:
-        """End them at once."""
+    def kill(self, *, wait: bool = True) -> None:
+        """End them at once, and `wait` until they have ended."""
         for worker in self._workers:
             worker.kill()
+        for worker in self._workers if wait else ():
             worker.join()
 
     def close(self) -> None:
