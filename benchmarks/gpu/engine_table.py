@@ -1,10 +1,10 @@
-"""Images a second of training: each network, plain and taught, 1, 2 and 4 trials, beside loops that torch compiles.
+"""Images a second of training: each network, plain and taught, 1, 2 and 4 trials, beside a loop that torch compiles.
 
-    python -m benchmarks.gpu.engine_table --out DIR [--seconds 460] [--network NAME ...] [--compare] [--tiny]
+    python -m benchmarks.gpu.engine_table --out DIR [--seconds 460] [--network NAME ...] [--tiny]
 
-Ways: `compiled` (ours), `best` (a loop in torch: compiled, CUDA graphs, channels last, bfloat16, fused SGD, without
-augmentation and records) and `torch_compile` (the same without CUDA graphs). A taught student reads attention maps from
-a cache of random answers. The limit by traffic: benchmarks/training/step_traffic.py.
+Ways: `compiled` (ours) and `best` (a loop in torch: compiled, CUDA graphs, channels last, bfloat16, fused SGD, without
+augmentation and records). A taught student reads attention maps from a cache of random answers. The limit by traffic:
+benchmarks/training/step_traffic.py. Ratios to loops that torch compiles: benchmarks/gpu/against_torch.py.
 
 Compiling takes longest, and one function is compiled by one core. So a process compiles for each row, all rows side by
 side, and stays. As soon as one has its code, it is timed alone on the device; then with further processes, which take
@@ -13,9 +13,8 @@ meanwhile, on all cores but FREE_CORES. `beside` is how many processes do so whi
 measured: rows of one trial are timed once more when less than half as many processes compile; that value counts.
 
 While rows that compile are awaited, the losses of 50 compiled steps are compared with plain ones. A row that has no
-code after its limit is left out and named. DIR/engine_table.json and .txt are written after every row. `--compare`
-measures further networks beside torch.compile instead. `--tiny` shows on a CPU that the script works, with steps that
-nothing compiles (captured and torch).
+code after its limit is left out and named. DIR/engine_table.json and .txt are written after every row. `--tiny` shows
+on a CPU that the script works, with steps that nothing compiles (captured and torch).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from lowrank.utils.processes import usable_cores
 from lowrank.utils.text import first_line
 from sweeps.resources.mps import MpsService, MpsUnavailableError
 
-OURS, BEST, TORCH_COMPILE, PLAIN = "compiled", "best", "torch_compile", "plain"
+OURS, BEST, PLAIN = "compiled", "best", "plain"
 TINY_WAYS = {OURS: "captured", BEST: "torch"}  # instead of these on a CPU, where compiling takes minutes
 COUNTS = (1, 2, 4)
 ROW_SECONDS = 2.5
@@ -70,16 +69,6 @@ def table_cases(tiny: bool) -> dict[str, Case]:
         replace(resnet9, network="darts", batch=96, images=1_920),
     )  # fmt: skip
     return {case.network: case for case in cases}
-
-
-def compared_cases() -> list[Case]:
-    """Networks that are only compared with torch.compile, one trial each."""
-    wide = Case(
-        network="torchvision:mobilenet_v3_small", device="cuda", batch=128, images=2_048, seconds=ROW_SECONDS, side=224,
-        method="dense",
-    )  # fmt: skip
-    names = ("torchvision:convnext_tiny", "torchvision:vit_b_16")
-    return [wide, *(replace(wide, network=name, batch=64, images=1_024) for name in names)]
 
 
 @dataclass(eq=False)
@@ -130,20 +119,13 @@ def rows_to_measure(args: argparse.Namespace) -> list[Row]:
     counts = (1, 2) if args.tiny else COUNTS
     named = table_cases(args.tiny)
     ours = [replace(case, way=OURS) for case in named.values()]
-    compared = [replace(case, way=way) for case in compared_cases() for way in (OURS, BEST, TORCH_COMPILE)]
-    compared += [
-        replace(case, way=TORCH_COMPILE) for name, case in named.items() if name in ("vit", "torchvision:resnet18")
-    ]
-    if args.compare:
-        rows = [Row(case, (1,)) for case in compared]
-    else:
-        early = [case for case in ours if case.network != "wrn_28_10"]
-        rows = [Row(case, counts) for case in ours[:1]]
-        rows += [Row(replace(ours[0], taught=True), counts)]
-        rows += [Row(case, counts) for case in ours[1:]]
-        rows += [Row(replace(case, taught=True), counts) for case in ours if case.network == "wrn_28_10"]
-        rows += [Row(replace(case, way=BEST), (1,)) for case in named.values()]
-        rows += [Row(replace(case, taught=True), counts) for case in early[1:]]
+    early = [case for case in ours if case.network != "wrn_28_10"]
+    rows = [Row(case, counts) for case in ours[:1]]
+    rows += [Row(replace(ours[0], taught=True), counts)]
+    rows += [Row(case, counts) for case in ours[1:]]
+    rows += [Row(replace(case, taught=True), counts) for case in ours if case.network == "wrn_28_10"]
+    rows += [Row(replace(case, way=BEST), (1,)) for case in named.values()]
+    rows += [Row(replace(case, taught=True), counts) for case in early[1:]]
     for row in rows if args.tiny else ():
         row.case = replace(row.case, way=TINY_WAYS[row.case.way])
     return [row for row in rows if not args.network or row.case.network in args.network]
@@ -496,7 +478,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="for a row to have its code, before it is left out; twice as long for DARTS (default 220)",
     )  # fmt: skip
     parser.add_argument("--network", action="append", default=[], metavar="NAME", help="these alone (default: all)")
-    parser.add_argument("--compare", action="store_true", help="further networks beside torch.compile, not the table")
     parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
     return parser
 
