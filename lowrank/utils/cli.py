@@ -7,6 +7,7 @@ import enum
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -20,8 +21,9 @@ from lowrank.utils.processes import ensure_compiler_cache, ensure_home
 from lowrank.utils.text import describe_error, is_of_network
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
-MESSAGE_CHARACTERS = 300  # of an error on standard error
+MESSAGE_CHARACTERS = 300  # of an error on standard error, more where it ends with a command in a long path
 MIN_CHARACTERS = 80  # of what went wrong, however long the way on is
+_COMMAND = re.compile(r"python (-m (lowrank|sweeps|analysis)\b|sweeps/)")  # of this project, in a message
 RERUN_MESSAGE = "interrupted; the same command begins again"
 _RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)  # standard output that is kept for them
 
@@ -177,14 +179,20 @@ def print_result(text: str) -> None:
 def report_error(code: int, message: str, way_on: str = "") -> int:
     """Print a message on standard error as one line of MESSAGE_CHARACTERS at most.
 
+    Commands must be whole: only what stands before the first of them is shortened, to no less than MIN_CHARACTERS.
+
     Args:
         code: the exit code that belongs to the message.
         message: what went wrong, and what to do.
-        way_on: ends the line; a command in it must be whole, so only `message` is shortened.
+        way_on: ends the line, and is not shortened.
 
     Returns:
         `code`.
     """
+    line = " ".join(message.splitlines())
+    command = _COMMAND.search(line)
+    if command is not None:
+        line, way_on = line[: command.start()], line[command.start() :] + way_on
     limit = max(MESSAGE_CHARACTERS - len(way_on), MIN_CHARACTERS)
-    print(shorten(" ".join(message.splitlines()), limit) + way_on, file=sys.stderr)
+    print(shorten(line, limit) + way_on, file=sys.stderr)
     return code

@@ -16,6 +16,7 @@ from torch import nn
 from lowrank.errors import LowrankError, show_choices, show_value
 from lowrank.utils import ExitCode, absolute_path, print_result, relative_path, results_alone, run_command
 from lowrank.utils.cli import MESSAGE_CHARACTERS, report_error
+from sweeps.records.journal import damage_error
 
 
 def test_an_error_that_no_input_mends_is_one_line(capsys: pytest.CaptureFixture[str]):
@@ -79,6 +80,21 @@ def test_a_command_at_the_end_of_a_message_is_whole(capsys: pytest.CaptureFixtur
     assert message.startswith("error: yyy")
     assert message.endswith(f"...{'y' * 32}{way_on}\n")
     assert len(message) == 301
+
+
+def test_commands_within_a_message_are_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    error = damage_error(tmp_path / ("x" * 200) / "journal.jsonl", 7, 6374, "its checksum does not fit its content")
+    commands = str(error)[str(error).index("`python -m analysis check") :]
+    assert "`python -m analysis repair" in commands
+
+    def fail() -> int:
+        raise error
+
+    assert run_command(fail) is ExitCode.BAD_INPUT
+    message = capsys.readouterr().err
+    assert message.startswith("error: /")
+    assert message.endswith(f"fit its content; {commands}\n")
+    assert "..." in message
 
 
 def test_a_user_without_a_home_gets_a_folder_of_his_own(tmp_path, monkeypatch, capsys):
