@@ -18,7 +18,7 @@ many processes compiled during a round. They use the device for their first two 
 no code when its network must be timed is left out and named, like one that fails. All is over after `--seconds`.
 
 DIR/against_torch.json and .txt are written after every network. `--tiny` shows on a CPU that the script works, with
-small networks and steps that nothing compiles.
+a small network and steps that nothing compiles.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ COMPILED, NO_VIEWS, TORCH_COMPILE, BEST = "compiled", "compiled, no views", "tor
 OURS, LOOPS = (COMPILED, NO_VIEWS), (TORCH_COMPILE, BEST)
 STEPS = {COMPILED: "compiled", NO_VIEWS: "compiled", TORCH_COMPILE: "torch_compile", BEST: "best"}  # a case's way
 TINY_STEPS = {COMPILED: "captured", NO_VIEWS: "captured", TORCH_COMPILE: "torch", BEST: "torch"}
+SECONDS, TINY_SECONDS = 260.0, 50.0  # when all must be over
 COMPILED_LAST = NO_VIEWS  # its code is that of `compiled`, which it reads from the compiler's cache
 TURN_SECONDS = 1.3  # and up to an epoch more
 ROUNDS = 5
@@ -63,11 +64,10 @@ ROUND_COLUMNS = ("network", "round", "beside", *STEPS)
 
 
 def compared_cases(tiny: bool) -> list[Case]:
-    """The networks, those that compile longest first; two small ones on a CPU when `tiny`."""
+    """The networks, those that compile longest first; a small one on a CPU when `tiny`."""
     table = table_cases(tiny)
     if tiny:
-        small = replace(table["vit"], seconds=0.2)
-        return [small, replace(small, network="resnet9", width=0.25)]
+        return [replace(table["vit"], network="resnet9", width=0.25, seconds=0.2)]
     resnet18 = replace(table["torchvision:resnet18"], seconds=TURN_SECONDS)
     large = replace(resnet18, batch=64, images=1_024)
     return [
@@ -172,7 +172,9 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace, make_processes: Callable[..., Processes] = Processes):
         self.args, self._make_processes = args, make_processes
-        self.until = time.monotonic() + args.seconds
+        usual = TINY_SECONDS if args.tiny else SECONDS
+        self._seconds = usual if args.seconds is None else args.seconds
+        self.until = time.monotonic() + self._seconds
         self.around = environment()
         self.networks = networks_to_measure(args)
         self.notes: list[str] = []
@@ -320,7 +322,7 @@ class Comparison:
         self._print(note)
 
     def _print(self, text: str) -> None:
-        print(f"{self.args.seconds - END_SECONDS - self.left:5.0f} s  {text}", flush=True)
+        print(f"{self._seconds - END_SECONDS - self.left:5.0f} s  {text}", flush=True)
 
     def record(self) -> Measurement:
         """Make the record of what there is."""
@@ -404,9 +406,12 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = OneLineParser(prog="python -m benchmarks.gpu.against_torch", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results: text and JSON")
-    parser.add_argument("--seconds", type=float, default=260.0, metavar="N", help="when all must be over (default 260)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="N",
+        help=f"when all must be over (default {SECONDS:.0f}, {TINY_SECONDS:.0f} with --tiny)",
+    )  # fmt: skip
     parser.add_argument("--network", action="append", default=[], metavar="NAME", help="these alone (default: all)")
-    parser.add_argument("--tiny", action="store_true", help="small networks on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
     return parser
 
 
