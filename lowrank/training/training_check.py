@@ -9,9 +9,9 @@ from torch.nn import functional
 from lowrank.compression import check_unchanged
 from lowrank.errors import InputError, LowrankError
 from lowrank.networks import copy_network
-from lowrank.training.engine.recording import parameter_set_once, unsaved_state
+from lowrank.training.engine.recording import set_once, unsaved_state
 from lowrank.training.objective import split_output
-from lowrank.utils import first_line
+from lowrank.utils import first_line, keep_modes
 
 REPEAT_TOLERANCE = 1e-3  # of the largest logit: products of floats are summed in any order
 
@@ -40,14 +40,17 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
         copied = images.clone()
         before, weights = _named_tensors(network), {key: value.clone() for key, value in network.named_parameters()}
         try:
-            logits: list[Tensor] = []
             network.eval()
-            set_once = parameter_set_once(network, lambda: logits.append(_run(network, name, images, classes)))
-            first, second = logits[0].detach(), _run(network, name, images, classes).detach()
+            tensor = set_once(network, lambda: _evaluate(network, name, images, classes))
+            first, second = (_run(network, name, images, classes).detach() for _ in range(2))
             check_unchanged(images, name, copied)
             network.train()
-            set_once = parameter_set_once(network, lambda: _train(network, name, images, classes)) or set_once
-            unsaved = unsaved_state(network, lambda: _train(network, name, images, classes))
+            tensor = set_once(network, lambda: _train(network, name, images, classes)) or tensor
+            unsaved = unsaved_state(
+                network,
+                lambda: _train(network, name, images, classes),
+                lambda: _evaluate(network, name, images, classes),
+            )
         except LowrankError:
             raise
         except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -58,9 +61,9 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
     _check_state(network, name)
     lines = []
     changed = [key for key, value in network.named_parameters() if not torch.equal(value, weights[key])]
-    if set_once is not None and unsaved is None:
+    if tensor is not None and unsaved is None:
         lines.append(
-            f"{name} sets its parameter `{set_once}` from the first images, and only an attribute says that it is set, "
+            f"{name} sets its {tensor} from the first images, and only an attribute says that it is set, "
             "which no checkpoint holds: a trial that is interrupted, its test error and its export set it anew; "
             "`register_buffer` keeps a tensor"
         )
@@ -71,7 +74,7 @@ def check_training_step(network: nn.Module, name: str, image_shape: tuple[int, i
         )
     if unsaved is not None:
         lines.append(
-            f"{name} {unsaved} in each step, which no checkpoint holds: a trial that is interrupted, its test error "
+            f"{name} {unsaved}, which no checkpoint holds: a trial that is interrupted, its test error "
             "and its export begin with that of a new network; `register_buffer` keeps a tensor"
         )
     if float((first - second).abs().max()) > REPEAT_TOLERANCE * float(first.abs().max()):
@@ -101,6 +104,12 @@ def _train(network: nn.Module, name: str, images: Tensor, classes: int) -> None:
     network.zero_grad()
     logits = _run(network, name, images.clone(), classes)
     functional.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
+
+
+def _evaluate(network: nn.Module, name: str, images: Tensor, classes: int) -> None:
+    """Run images in evaluation mode, without gradients."""
+    with keep_modes(network), torch.no_grad():
+        _run(network.eval(), name, images, classes)
 
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from lowrank.training.engine.cuda_graph import (
     must_end,
     usual_kernels,
 )
-from lowrank.training.engine.host_state import undone_attributes
+from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import Recorder, Run, recording_obstacle
@@ -81,13 +81,14 @@ class CapturedEvaluation:
         self._network: CompiledNetwork | None = None
         self._rebuild: BatchedRebuild | None = None
         self._weights: list[Tensor] = []
+        self._held: list[Tensor] = []  # that Python may give up, but a replay reads
         self._images = self._labels = self._logits = torch.empty(0)
         self._meter = EvalMeter(classes, train_step.device, 0)
 
     def forget(self) -> None:
         """Free what is recorded."""
         self.replay = self._rebuild_weights = self._count = None
-        self.compiled, self._network, self._rebuild, self._weights = False, None, None, []
+        self.compiled, self._network, self._rebuild, self._weights, self._held = False, None, None, [], []
         self._images = self._labels = self._logits = torch.empty(0)
 
     def prepare(self, epoch: CapturedEpoch, batch: Batch, remaining: int) -> bool:
@@ -107,8 +108,10 @@ class CapturedEvaluation:
         is_recorded = self.replay is not None and self._images.shape == batch[0].shape
         if not is_recorded and self._may_record and remaining > 0:
             attributes = undone_attributes(self._train_step.network)
-            with self._timers.timed(EVALUATION_SET_UP), self._train_step.undone(), attributes:
+            with self._timers.timed(EVALUATION_SET_UP), self._train_step.undone(), attributes as undo:
                 self._record(epoch.recorder, batch, compiled=epoch.compiled and remaining >= LONG_EVALUATION_BATCHES)
+                if self.replay is not None:
+                    undo.keep_made, self._held = True, attribute_tensors(self._train_step.network)
         return self.replay is not None and self._images.shape == batch[0].shape
 
     def run(self, batches: Iterable[Batch], meter: EvalMeter) -> None:

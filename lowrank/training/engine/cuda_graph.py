@@ -38,7 +38,7 @@ from lowrank.distillation import BatchSignals
 from lowrank.kernels import suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_watch import watch_compiler
-from lowrank.training.engine.host_state import undone_attributes
+from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.recording import (
@@ -56,7 +56,7 @@ from lowrank.training.objective import Forward
 from lowrank.training.optimizer import LR_MULTIPLIER
 from lowrank.training.recipe import Engine, Recipe
 from lowrank.training.timers import COMPILE, PhaseTimers
-from lowrank.utils import first_line
+from lowrank.utils import first_line, keep_modes
 
 # A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and three such trials of a
 # study, or one of 13,000 steps, save as much time as that takes
@@ -139,6 +139,7 @@ class CapturedEpoch:
         self.replay: Run | None = None
         self._forward: Forward = train_step.objective
         self._attributes: HostState = {}
+        self._held: list[Tensor] = []  # that Python may give up, but a replay reads
         self._images = self._labels = self._indices = torch.empty(0)
         self._signals: BatchSignals | None = None
         self._rates: list[Tensor] = []
@@ -150,7 +151,7 @@ class CapturedEpoch:
 
         To be called when tensors of the training were replaced by others.
         """
-        self.replay = None
+        self.replay, self._held = None, []
         self._images = torch.empty(0)
 
     def begin_epoch(self) -> None:
@@ -218,14 +219,19 @@ class CapturedEpoch:
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
-        with undone_attributes(self._train_step.network):
-            if self.recorder is not None or self.compiled:
+        if self.recorder is not None or self.compiled:
+            with undone_attributes(self._train_step.network):
                 self._watch(images, labels, signals)
+        with undone_attributes(self._train_step.network) as undo:
             self._make_momentum()
             if self.compiled:
+                with self._train_step.undone():
+                    self._run_step()  # what the network makes at its first pass is there before it is copied
                 self._compile()
             if self.recorder is not None:
                 self._record(self.recorder)
+            if self.replay is not None:  # it reads what the network has made at the first pass, and so do evaluations
+                undo.keep_made, self._held = True, attribute_tensors(self._train_step.network)
         self._attributes = attributes(self._train_step.network)
 
     def _watch(self, images: Tensor, labels: Tensor, signals: BatchSignals | None) -> None:
@@ -245,10 +251,14 @@ class CapturedEpoch:
             loss.backward()
             train_step.optimizer.zero_grad(set_to_none=True)
 
+        def evaluate() -> None:
+            with keep_modes(train_step.network), torch.no_grad(), train_step.autocast():
+                train_step.network.eval()(images[: len(labels.tensor_split(parts)[0])])
+
         obstacle: str | None = None
         with self._train_step.undone(), suspended_exchange(), usual_kernels():
             try:
-                obstacle = recording_obstacle(train_step.network, run, self.recorder)
+                obstacle = recording_obstacle(train_step.network, run, self.recorder, evaluate)
             except RuntimeError as error:
                 if must_end(error):
                     raise

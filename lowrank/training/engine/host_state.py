@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 INTERNAL_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of every module in which torch keeps its parts."""
@@ -127,8 +128,19 @@ def comparable_state(value: Any) -> tuple[bool, object]:
     return plain_value(value)
 
 
+@dataclass
+class Undo:
+    """What becomes of tensors that the code inside `undone_attributes` puts where none was.
+
+    Attributes:
+        keep_made: they stay, e.g. because a recorded step reads them.
+    """
+
+    keep_made: bool = False
+
+
 @contextmanager
-def undone_attributes(network: nn.Module) -> Iterator[None]:
+def undone_attributes(network: nn.Module) -> Iterator[Undo]:
     """Undo what Python code of a network does to attributes of its modules inside `with`.
 
     Counters, tensors and buffers that a step replaces are what they were. An object of another kind stays as the code
@@ -138,22 +150,51 @@ def undone_attributes(network: nn.Module) -> Iterator[None]:
         network: any module.
 
     Yields:
-        Nothing.
+        What the code inside may set.
     """
+    undo = Undo()
     before = [
-        (module, {name: _restorer(value) for name, value in _attributes(module)}) for module in python_modules(network)
+        (module, {name: (isinstance(value, Tensor), _restorer(value)) for name, value in _attributes(module)})
+        for module in python_modules(network)
     ]
     try:
         with undone_buffers(network):
-            yield
+            yield undo
     finally:
         for module, restorers in before:
             for name, value in list(_attributes(module)):
-                if name not in restorers and comparable_state(value)[0]:
+                is_made = bool(tensors_in(value))
+                if name not in restorers and (comparable_state(value)[0] or (is_made and not undo.keep_made)):
                     del vars(module)[name]
-            for name, restore in restorers.items():
-                if restore is not None:
+            for name, (was_tensor, restore) in restorers.items():
+                is_made = not was_tensor and bool(tensors_in(vars(module).get(name)))
+                if restore is not None and not (is_made and undo.keep_made):
                     vars(module)[name] = restore()
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """List the tensors in an attribute: itself, or those in containers.
+
+    Args:
+        value: of the attribute.
+
+    Returns:
+        The tensors.
+    """
+    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def attribute_tensors(network: nn.Module) -> list[Tensor]:
+    """List the tensors in attributes of a network's modules that are neither parameters nor buffers.
+
+    Args:
+        network: any module.
+
+    Returns:
+        The tensors.
+    """
+    values = (value for module in python_modules(network) for _, value in _attributes(module))
+    return [tensor for value in values for tensor in tensors_in(value)]
 
 
 @contextmanager

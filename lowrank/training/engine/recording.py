@@ -20,11 +20,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowrank.training.engine.host_state import INTERNAL_ATTRIBUTES, comparable_state
+from lowrank.training.engine.host_state import (
+    INTERNAL_ATTRIBUTES,
+    comparable_state,
+    python_modules,
+    random_state,
+    set_random_state,
+    undone_buffers,
+)
 
 Run = Callable[[], None]
 HostState = dict[str, object]
 """Comparable values, by what a change of them means: the end of a sentence that begins with "the network"."""
+SUM_TOLERANCE = 0.01
+"""Of a tensor's largest value: how far two runs of the same operations may differ, where a device adds in any order."""
 
 
 class Recorder(Protocol):
@@ -103,27 +112,31 @@ class CudaGraphRecorder:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) -> str | None:
+def recording_obstacle(
+    network: nn.Module, run: Run, recorder: Recorder | None, evaluate: Run | None = None
+) -> str | None:
     """Say why a step of a network must not be recorded.
 
     Args:
         network: whose attributes are watched.
-        run: the network's forward and backward pass on some images; it runs three times, since a first pass may keep
-            what all later ones use.
+        run: the network's forward and backward pass on some images; it runs three to five times, since a first pass
+            may keep what all later ones use.
         recorder: will record it; None where it is only compiled.
+        evaluate: the network's forward pass as it is evaluated between steps; None where `run` is an evaluation.
 
     Returns:
         One clause for a message; None where nothing is known against it.
     """
     device = next(network.parameters()).device
     at_first = _torch_random(device)
-    first_only = parameter_set_once(network, run)  # what a first step sets is undone, and no replay sets it again
-    at_second, results, reads = _torch_random(device), _Results(), _HostReads()
+    first_only = set_once(network, run)  # what a first step sets is undone, and no replay sets it again
+    at_second, results, last, reads = _torch_random(device), _Results(), _Results(), _HostReads()
     with results:
         run()
     at_third, before = _torch_random(device), _host_state(network)
+    waiting = nullcontext() if recorder is None else recorder.forbid_waiting()
     try:
-        with nullcontext() if recorder is None else recorder.forbid_waiting(), reads, _Reuse(results) as reuse:
+        with waiting, reads, last, _Reuse(results) as reuse:
             run()
     except torch.OutOfMemoryError:
         raise
@@ -139,48 +152,118 @@ def recording_obstacle(network: nn.Module, run: Run, recorder: Recorder | None) 
     if change is not None:
         return f"the network {change} in each step"
     if first_only is not None:
-        return f"the network changes its parameter `{first_only}` in its first step alone"
-    return reuse.operation and f"the network reads a tensor that its last step has made ({reuse.operation})"
+        return f"the network changes its {first_only} in its first step alone"
+    if reuse.operation is not None:
+        return f"the network reads a tensor that its last step has made ({reuse.operation})"
+    return None if evaluate is None else _evaluation_obstacle(run, last, evaluate)
 
 
-def parameter_set_once(network: nn.Module, run: Run) -> str | None:
-    """Run a network for the first time, and look for a parameter that it sets from its first images.
+def _evaluation_obstacle(run: Run, last: _Results, evaluate: Run) -> str | None:
+    """Say what steps and evaluations give to each other that a recorded step would not; `last`: of the last step."""
+    evaluated = _Results()
+    with evaluated, _Reuse(last) as reuse:
+        evaluate()
+    if reuse.operation is not None:
+        return f"the network reads a tensor in evaluation that its last step has made ({reuse.operation})"
+    with _Reuse(evaluated) as reuse:
+        run()
+    return reuse.operation and f"the network reads a tensor that its last evaluation has made ({reuse.operation})"
+
+
+def set_once(network: nn.Module, run: Run) -> str | None:
+    """Run a network for the first time, and look for a tensor that it sets from its first images alone.
+
+    Where the first run has changed attributes, a second one begins with the tensors and the random numbers of the
+    first, but with the attributes that it has left, as a recorded step does.
 
     Args:
-        network: whose parameters and attributes are compared.
+        network: whose parameters, buffers and attributes are compared.
         run: its pass on some images.
 
     Returns:
-        The name of a parameter that has changed, where attributes have changed too and so may say that it is set.
+        A tensor that the two runs leave with other values, e.g. "parameter `scale`".
     """
-    before = attributes(network)
-    parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    device, attributes_before = next(network.parameters()).device, attributes(network)
+    random_before = random_state(device)
+    before = [(tensor, tensor.clone()) for tensor in _named_tensors(network).values()]
+    with undone_buffers(network), _undone_tensor_attributes(network):
+        run()
+        if attributes(network) == attributes_before:
+            return None
+        first = {name: tensor.clone() for name, tensor in _named_tensors(network).items()}
+    for tensor, values in before:
+        if not torch.equal(tensor, values):
+            tensor.copy_(values)
+    set_random_state(random_before, device)
     run()
-    if attributes(network) == before:
-        return None
-    after = dict(network.named_parameters())
-    return next((name for name, old in parameters.items() if name in after and not torch.equal(after[name], old)), None)
+    second = _named_tensors(network)
+    return next((name for name, old in first.items() if name in second and _differ(old, second[name])), None)
 
 
-def unsaved_state(network: nn.Module, run: Run) -> str | None:
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Collect parameters, buffers and tensors that are attributes, detached, by what a message calls them."""
+    tensors: list[tuple[str, Tensor]] = [(f"parameter `{name}`", tensor) for name, tensor in network.named_parameters()]
+    tensors += [(f"buffer `{name}`", tensor) for name, tensor in network.named_buffers()]
+    tensors += [
+        (f"tensor `{attribute}`{_where(where)}", value)
+        for where, module in network.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
+    return {name: tensor.detach() for name, tensor in tensors if tensor.layout is torch.strided}
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors differ by more than the order of sums can make."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return True
+    if not one.is_floating_point():
+        return not torch.equal(one, other)
+    limit = SUM_TOLERANCE * one.abs().amax() if one.numel() else 0
+    return bool(((one - other).abs() > limit).any())
+
+
+@contextmanager
+def _undone_tensor_attributes(network: nn.Module) -> Iterator[None]:
+    """Put tensors that are attributes back where a network replaces them inside `with`; their values stay."""
+    before = [
+        (module, {name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
+        for module in python_modules(network)
+    ]
+    try:
+        yield
+    finally:
+        for module, tensors in before:
+            vars(module).update(tensors)
+
+
+def unsaved_state(network: nn.Module, run: Run, evaluate: Run) -> str | None:
     """Say what a network carries from step to step beside its parameters and the buffers of its state.
 
     Args:
         network: whose attributes are watched.
         run: its forward and backward pass on some images, which has run before; it runs twice.
+        evaluate: its forward pass in evaluation mode.
 
     Returns:
         A predicate of a message; None where nothing is known.
     """
-    results = _Results()
+    results, last = _Results(), _Results()
     with results:
         run()
     results.addresses -= _addresses([*network.state_dict().values(), *network.parameters()])
     before = _unsaved(network)
-    with _Reuse(results) as reuse:
+    with last, _Reuse(results) as reuse:
         run()
     change = changed_attribute(before, _unsaved(network))
-    return change or (reuse.operation and f"reads a tensor that its last step has made ({reuse.operation})")
+    if change is not None:
+        return f"{change} in each step"
+    if reuse.operation is not None:
+        return f"reads a tensor that its last step has made ({reuse.operation}) in each step"
+    last.addresses -= _addresses([*network.state_dict().values(), *network.parameters()])
+    with _Reuse(last) as reuse:
+        evaluate()
+    return reuse.operation and f"reads a tensor in evaluation that its last step has made ({reuse.operation})"
 
 
 class _HostReads(TorchDispatchMode):

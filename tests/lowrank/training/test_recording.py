@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.engine import cuda_graph
-from lowrank.training.engine.host_state import undone_attributes
+from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.recording import recording_obstacle
 from lowrank.training.trainer import Trainer
 from tests.support.recorder import FailingRecorder, OperationRecorder, recording_on_cpu
@@ -136,6 +137,95 @@ class ScalesByItsFirstImages(Body):
         return x * self.scale
 
 
+class KeepsLastMeanAsTensor(KeepsLastMean):
+    """The same in a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.mean
+        self.mean = torch.zeros(8)
+
+
+class KeepsMeanOfEvaluation(Body):
+    """Training reads what the last evaluation has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(8)
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x - self.mean
+        self.mean = x.detach().mean(0)
+        return x
+
+
+class SetsBufferOnce(Body):
+    """Only Python knows that the buffer has been set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_set = False
+        self.register_buffer("mean", torch.zeros(8))
+
+    def last(self, x: Tensor) -> Tensor:
+        if not self.is_set:
+            self.mean.copy_(x.detach().mean(0))
+            self.is_set = True
+        return x - self.mean
+
+
+class SetsBufferThenAverages(SetsBufferOnce):
+    """The first step sets what all later ones change."""
+
+    def last(self, x: Tensor) -> Tensor:
+        mean = x.detach().mean(0)
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * mean) if self.is_set else self.mean.copy_(mean)
+            self.is_set = True
+        return x - self.mean
+
+
+class ReplacesBufferOnce(SetsBufferOnce):
+    def last(self, x: Tensor) -> Tensor:
+        if not self.is_set:
+            self.mean, self.is_set = x.detach().mean(0), True
+        return x - self.mean
+
+
+class ReplacesTensorOnce(ReplacesBufferOnce):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.mean
+        self.mean = torch.zeros(8)
+
+
+class MakesGrids(Body):
+    """Constants that are made at the first pass, one for each number of channels, and kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grids: dict[int, Tensor] = {}
+
+    def last(self, x: Tensor) -> Tensor:
+        if x.shape[1] not in self.grids:
+            self.grids[x.shape[1]] = torch.linspace(0, 1, x.shape[1])
+        return x * self.grids[x.shape[1]]
+
+
+class MakesCentre(Body):
+    """A constant of the first images of the training, made where none was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre: Tensor | None = None
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.centre is None and self.training:
+            self.centre = x.detach().mean(0)
+        return x - self.centre
+
+
 class DeletesAnAttribute(Body):
     """What only a first step has is there again when the training begins."""
 
@@ -215,7 +305,7 @@ def forget_switches() -> None:
     SWITCH.clear()
 
 
-@pytest.mark.parametrize("make", [Body, RemembersItsGrid, CountsOnDevice, KeepsItsFeatures])
+@pytest.mark.parametrize("make", [Body, RemembersItsGrid, CountsOnDevice, KeepsItsFeatures, MakesGrids, MakesCentre])
 def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Module], monkeypatch: Any) -> None:
     _, expected, _ = trained("plain", make)
     with recording_on_cpu(monkeypatch):
@@ -224,6 +314,32 @@ def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Mo
     assert run.captured_epoch.replay is not None
     assert notices == []
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [MakesGrids, MakesCentre])
+def test_what_a_network_makes_at_its_first_pass_serves_replays_and_evaluations(
+    make: type[nn.Module], monkeypatch: Any
+) -> None:
+    class Rerunning(OperationRecorder):
+        """Runs the step again; holds nothing of what it reads."""
+
+        def record(self, run: Any) -> Any:
+            run()
+            made.extend(weakref.ref(tensor) for tensor in attribute_tensors(network))
+            return run
+
+    made: list[weakref.ref[Tensor]] = []
+    plain, _, _ = trained("plain", make)
+    torch.manual_seed(0)
+    network = make()
+    with recording_on_cpu(monkeypatch, Rerunning()):
+        _, _, notices = trained("captured", lambda: network)  # type: ignore[arg-type]
+    assert notices == []
+    values = [tensor.clone() for tensor in attribute_tensors(network)]
+    torch.testing.assert_close(values, attribute_tensors(plain.network))
+    for name in ("grids", "centre"):
+        setattr(network, name, {} if name == "grids" else None)
+    assert [reference() is not None for reference in made] == [True]
 
 
 def test_a_taught_student_of_structured_maps_is_recorded(monkeypatch: Any) -> None:
@@ -263,6 +379,15 @@ def test_public_networks_may_be_recorded(name: str) -> None:
         (KeepsMean, "the network replaces its buffer `mean` in each step"),
         (ScalesByItsFirstImages, "the network changes its parameter `scale` in its first step alone"),
         (KeepsLastMean, "the network replaces its buffer `mean` in each step"),
+        (
+            KeepsLastMeanAsTensor,
+            "the network reads a tensor in evaluation that its last step has made (aten.sub.Tensor)",
+        ),
+        (KeepsMeanOfEvaluation, "the network reads a tensor that its last evaluation has made (aten.sub.Tensor)"),
+        (SetsBufferOnce, "the network changes its buffer `mean` in its first step alone"),
+        (SetsBufferThenAverages, "the network changes its buffer `mean` in its first step alone"),
+        (ReplacesBufferOnce, "the network changes its buffer `mean` in its first step alone"),
+        (ReplacesTensorOnce, "the network changes its tensor `mean` in its first step alone"),
         (KeepsMeanInAList, "the network reads a tensor that its last step has made (aten.mul.Tensor)"),
         (BoundsWeight, "the network reads a tensor that its last step has made (aten.detach.default)"),
         (SeedsItself, "the network sets the seed of torch's random generator in `forward`"),

@@ -153,10 +153,37 @@ class KeepsSavedMean(Odd):
         return x - self.saved
 
 
+class KeepsLastMean(Odd):
+    """Only evaluation reads it."""
+
+    means = torch.zeros(4)
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.means = x.detach().mean(0)
+        return x if self.training else x - self.means
+
+
+class KeepsLastSavedMean(Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("saved", torch.zeros(4))
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.saved = x.detach().mean(0)
+        return x if self.training else x - self.saved
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (Odd, None),
+        (KeepsLastSavedMean, None),
+        (
+            KeepsLastMean,
+            "reads a tensor in evaluation that its last step has made (aten.sub.Tensor), which no checkpoint",
+        ),
         (KeepsSavedMean, None),
         (Counts, "changes its attribute `calls` in each step, which no checkpoint holds"),
         (CountsUnsaved, "changes its buffer `mean` in each step, which no checkpoint holds"),
@@ -178,20 +205,26 @@ def test_a_weight_that_forward_bounds_is_said() -> None:
     assert line.startswith("own changes its parameter `head.weight` while it runs: where that layer is replaced")
 
 
-def test_a_parameter_that_the_first_images_set_is_said() -> None:
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "tensor"])
+@pytest.mark.parametrize("in_evaluation", [False, True])
+def test_a_tensor_that_the_first_images_set_is_said(kind: str, in_evaluation: bool) -> None:
     class Scales(Odd):
         def __init__(self) -> None:
             super().__init__()
-            self.scale, self.is_set = nn.Parameter(torch.ones(())), False
+            self.is_set = False
+            if kind == "buffer":
+                self.register_buffer("scale", torch.ones(()))
+            else:
+                self.scale = nn.Parameter(torch.ones(())) if kind == "parameter" else torch.ones(())
 
         def last(self, x: Tensor) -> Tensor:
-            if self.training and not self.is_set:
+            if (self.training or in_evaluation) and not self.is_set:
                 self.scale.data.copy_(1 / (1 + x.detach().std()))
                 self.is_set = True
             return x * self.scale
 
     (line,) = check_training_step(Scales(), "own", (1, 2, 2), 10)
-    assert line.startswith("own sets its parameter `scale` from the first images, and only an attribute says that")
+    assert line.startswith(f"own sets its {kind} `scale` from the first images, and only an attribute says that")
 
 
 def test_chance_in_evaluation_is_said() -> None:
