@@ -76,7 +76,7 @@ class Split:
 
         Args:
             positions: within the split, int64 (b,).
-            threads: that decode; None for as many as help.
+            threads: that decode, at most; None for as many as help.
 
         Returns:
             uint8 (b, H, W, C).
@@ -127,7 +127,7 @@ class Split:
             raise InputError(
                 f"the {self.name} split is over `resident_mb` and streamed; use its `decode`, or raise `resident_mb`"
             )
-        images = torch.from_numpy(self.store.decode_shared(self.indices.numpy(), decode_all))
+        images = torch.from_numpy(self.store.decode_shared(self.indices.numpy(), decode_all, torch.get_num_threads()))
         self.store.release()
         return OnDevice(images, self.labels, self.indices)
 

@@ -39,12 +39,13 @@ _BATCH = 512
 _HEARTBEAT, _IMAGES, _WRONG_INPUT, _ERROR = b"h", b"i", b"w", b"e"  # kinds of messages
 
 
-def decode_all(store: ImageStore, indices: Indices) -> Pixels:
+def decode_all(store: ImageStore, indices: Indices, cores: int | None = None) -> Pixels:
     """Decode images once, small ones by several processes: that is mostly Python, which threads of one do in turns.
 
     Args:
         store: has the images. Groups of them that this process holds in memory are shared, not read again.
         indices: global indices, int64 (n,).
+        cores: to decode on, at most; None for all that this process may use.
 
     Returns:
         uint8 (n, H, W, C).
@@ -54,10 +55,11 @@ def decode_all(store: ImageStore, indices: Indices) -> Pixels:
         LoaderHungError: a process made no progress for `HUNG_SECONDS`.
     """
     channels, height, width = store.shape
-    count = min(usable_cores(), len(indices) // MIN_IMAGES)
+    most = usable_cores()
+    count = min(cores or most, most, len(indices) // MIN_IMAGES)
     may_start = not multiprocessing.current_process().daemon  # such a process may have none of its own
     if count < 2 or height * width >= SMALL_IMAGE or not may_start:
-        return store.decode(indices)
+        return store.decode(indices, cores)
     pixels = np.empty((len(indices), height, width, channels), np.uint8)
     parts = np.array_split(np.argsort(indices, kind="stable"), count)  # neighbours are read together
     batches = [[part[start : start + _BATCH] for start in range(0, len(part), _BATCH)] for part in parts]

@@ -105,7 +105,7 @@ def mark_used(path: Path) -> None:
 
 
 @contextmanager
-def making(folder: Path, name: str) -> Iterator[None]:
+def making(folder: Path, name: str) -> Iterator[bool]:
     """Make a file alone: other processes that need it wait, and find it made.
 
     Args:
@@ -113,14 +113,16 @@ def making(folder: Path, name: str) -> Iterator[None]:
         name: of the file.
 
     Yields:
-        None.
+        Whether they wait; on a file system without locks each makes it.
     """
     lock = folder / f"lock-{zlib.crc32(name.encode()) % _LOCKS:x}"
     with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks: the work is then done more than once
+        is_alone = False
+        with suppress(OSError):
             stack.enter_context(hold_lock(lock, cancelled=_CountOtherProcess(lock)))
+            is_alone = True
         with READING.told_to(_TouchLock(lock)):
-            yield
+            yield is_alone
 
 
 class _TouchLock:
@@ -150,7 +152,9 @@ class _CountOtherProcess:
         return False
 
 
-def load_or_make(sha: Any, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+def load_or_make(
+    sha: Any, make: Callable[[], NDArray[Any]], make_beside_others: Callable[[], NDArray[Any]] | None = None
+) -> NDArray[Any]:
     """Load an array from the file of an earlier process, or make it and write the file.
 
     A file that is damaged is replaced. Where the disk has no room no file is written. Writing to the result changes no
@@ -158,21 +162,22 @@ def load_or_make(sha: Any, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
 
     Args:
         sha: a hash object over everything that the result depends on.
-        make: makes the array.
+        make: makes the array, while other processes that need it wait.
+        make_beside_others: makes it where other processes may do the same at once; None for `make`.
 
     Returns:
         What `make` returns.
     """
     folder = cache_folder()
     if folder is None:
-        return make()
+        return (make_beside_others or make)()
     path = folder / f"{sha.hexdigest()[:32]}.npy"
     if (cached := _load(path)) is not None:
         return cached
-    with making(folder, path.name):
+    with making(folder, path.name) as is_alone:
         if (cached := _load(path)) is not None:  # another process has made it meanwhile
             return cached
-        array = make()
+        array = make() if is_alone else (make_beside_others or make)()
         if not _write(path, array):
             return array
     cached = _load(path)

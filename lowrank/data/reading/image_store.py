@@ -36,7 +36,7 @@ _GREY_WEIGHTS = (19595, 38470, 7471)  # of red, green and blue in units of 2**-1
 _IMAGES_PER_TASK = 256  # of one decoding thread
 SMALL_IMAGE = 128 * 128  # pixels; below, decoding is mostly Python: more than two threads slow each other down
 
-Decode = Callable[["ImageStore", Indices], Pixels]
+Decode = Callable[["ImageStore", Indices, int | None], Pixels]
 
 
 class ImageStore(ABC):
@@ -55,7 +55,7 @@ class ImageStore(ABC):
 
         Args:
             indices: global indices, int64 (n,).
-            threads: that decode; None for as many as help.
+            threads: that decode, at most; None for as many as help.
 
         Returns:
             uint8 (n, H, W, C).
@@ -64,12 +64,13 @@ class ImageStore(ABC):
             InputError: an image cannot be read or has another size; the message names it.
         """
 
-    def decode_shared(self, indices: Indices, decode: Decode) -> Pixels:
+    def decode_shared(self, indices: Indices, decode: Decode, cores: int) -> Pixels:
         """Decode images that stay in memory; where that takes long, the processes of a machine share the result.
 
         Args:
             indices: global indices, int64 (n,).
-            decode: decodes images of this store, where that takes long.
+            decode: decodes images of this store, where that takes long, on so many cores; None for all.
+            cores: of this process, on which it decodes where others may do so at the same time.
 
         Returns:
             uint8 (n, H, W, C).
@@ -77,7 +78,7 @@ class ImageStore(ABC):
         Raises:
             InputError: an image cannot be read or has another size; the message names it.
         """
-        return self.decode(indices)
+        return self.decode(indices, cores)
 
     @abstractmethod
     def hash_contents(self, indices: Indices, sha: Any) -> None:
@@ -219,7 +220,8 @@ class EncodedStore(ImageStore):
                 READING.step()
 
         starts = range(0, len(indices), _IMAGES_PER_TASK)
-        workers = min(threads or (usable_cores() if height * width >= SMALL_IMAGE else 2), len(starts))
+        most = usable_cores() if height * width >= SMALL_IMAGE else 2
+        workers = min(threads or most, most, len(starts))
         with pillow_warnings_ignored():
             if workers <= 1:
                 for start in starts:
@@ -230,13 +232,14 @@ class EncodedStore(ImageStore):
                     pass  # raises the first error
         return pixels
 
-    def decode_shared(self, indices: Indices, decode: Decode) -> Pixels:
+    def decode_shared(self, indices: Indices, decode: Decode, cores: int) -> Pixels:
         """See ImageStore and lowrank.data.reading.disk_cache."""
         if len(indices) * math.prod(self.shape) < MIN_CACHED_BYTES:
-            return self.decode(indices)
+            return self.decode(indices, cores)
         sha = hashlib.sha256(f"{DECODER_VERSION} {version('pillow')} {self.shape} {self._resize}".encode())
         self.hash_contents(indices, sha)
-        return load_or_make(sha, lambda: decode(self, indices))
+        # Processes that wait for the images need no cores; those that decode them too have their own
+        return load_or_make(sha, lambda: decode(self, indices, None), lambda: decode(self, indices, cores))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
         """See ImageStore; hashes the encoded bytes, the shape that they are decoded to and how."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 from pathlib import Path
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lowrank.data import DataSettings, clear_cache, decoder_process, load_data
-from lowrank.data.reading import image_store
+from lowrank.data import DataSettings, clear_cache, dataset, decoder_process, load_data
+from lowrank.data.reading import disk_cache, image_store
 from lowrank.data.reading.parquet import read_parquet
 from lowrank.errors import InputError
 
@@ -88,6 +89,25 @@ def test_a_broken_image_is_named_and_no_process_stays(images, started):
         decoder_process.decode_all(encoded(images), np.arange(COUNT))
     assert len(started) == 4
     assert not [child for child in multiprocessing.active_children() if child.name == "decoder"]
+
+
+@pytest.mark.parametrize("obstacle", ["no folder", "no locks"])
+def test_processes_that_cannot_share_a_file_decode_on_their_own_cores(obstacle, images, started, monkeypatch, tmp_path):
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("LOWRANK_IMAGE_CACHE", str(folder))
+    monkeypatch.setattr(image_store, "MIN_CACHED_BYTES", 20 * 5 * 6 * 3)
+    monkeypatch.setattr(dataset.torch, "get_num_threads", lambda: 2)
+    if obstacle == "no folder":
+        folder.chmod(0o777)
+    else:
+        monkeypatch.setattr(disk_cache, "hold_lock", no_locks)
+    clear_cache()
+    assert load_data(DataSettings(name=f"parquet:{images}")).train.images.shape[1:] == (5, 6, 3)
+    assert len(started) == 2  # of four cores
 
 
 def test_a_set_that_stays_in_memory_is_decoded_so_once_for_each_machine(images, started, monkeypatch, tmp_path):
