@@ -356,7 +356,7 @@ def use_teacher(scene: Scene) -> None:
 
 
 def damage_cache(scene: Scene, study: Study, rng: random.Random) -> bool:
-    """A slot of the teacher cache that some running trial has yet to read is damaged."""
+    """A file of the teacher cache that some running trial has yet to read is damaged."""
     if study.one(rng) is None:
         return False
     least = max(trial.last_epoch for trial in studies.record(study.folder).trials.values() if not trial.ended)
@@ -456,7 +456,7 @@ FAULTS = (
     Fault("hung compiler", "a trial's process, SIGKILL; the compiler that its next one starts stops", hang_compiler,
           (COMPILED,), prepare=use_hanging_compiler, finish=noticed("the compiler did nothing for 8 s"),
           clustered=False, possible=lambda: shutil.which("g++") is not None, needs="there is no g++", expected=SHORT),
-    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (DISTILLED,), prepare=use_teacher,
+    Fault("cache", "nothing: a file of the teacher cache is damaged", damage_cache, (DISTILLED,), prepare=use_teacher,
           finish=noticed("are damaged and are built again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),
     Fault("clock", "nothing: the clock jumps; at times the driver, resumed", jump, prepare=use_jumping_clock,
