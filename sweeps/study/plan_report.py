@@ -12,28 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from lowrank.compression import (
     NetworkPlan,
-    build_sized_student,
     find_builder_weights,
     make_variational,
     network_to_count,
 )
 from lowrank.data import ImageData, default_shift_share, load_data, steps_per_epoch
-from lowrank.errors import InfeasibleError, InputError
-from lowrank.layers import Bayesian, Dense, Separable
-from lowrank.networks import NetworkSettings
+from lowrank.errors import InfeasibleError
+from lowrank.layers import Bayesian
 from lowrank.training import (
     RECIPE_FIELD,
     SGD_NOTICE,
     augmentation_for,
     default_recipe,
-    split_output,
-    use_channels_last,
 )
-from lowrank.utils import first_line, format_counted, print_progress, print_result, usable_cores
+from lowrank.utils import format_counted, print_progress, print_result, usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import (
@@ -46,6 +41,7 @@ from sweeps.space import (
     teacher_space,
 )
 from sweeps.study.initial_errors import InitialErrors
+from sweeps.study.speed_probe import BACKWARD, probe_speed
 from sweeps.trials import (
     UNTRAINED,
     Resolver,
@@ -58,13 +54,11 @@ from sweeps.utils import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 MEASURED_SECONDS = 5.0  # after which no more points are looked at where the step of each is measured
-MAX_PROBED_PARAMS = 20_000_000  # of the dense network that gives the speed of this machine
 _LISTED_CLASSES = 10
 _FEW_STEPS = 10  # of an epoch
 _SMALLEST_BATCH = 8  # that is proposed
 _UNEVEN = 3  # times as many images in the largest class as in the smallest
 PLAN_ERRORS = (2.0, 5.0, 20.0)  # percent
-BACKWARD = 3  # forward and backward cost about three forwards
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible),
         [*(f"{label}: {reason}" for label, reason in unreachable.items()), *impossible], reached, work,
-        work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
+        work / probe_speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
         initial_errors.unmeasured, unseen,
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
         _augmentation_words(space, resolver), list(resolver.data.notes), _replaced_layers(space, resolver),
@@ -256,50 +250,6 @@ def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list
 def _is_measured(space: Space) -> bool:
     """Whether the step of every network is measured, which takes time."""
     return "budget.step_ms" in space.domains or space.budget.step_ms is not None
-
-
-def _speed(space: Space, resolver: Resolver) -> float:
-    """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
-    settings = _small_enough(space.network, resolver)
-    network, plan, _ = build_sized_student(settings, {"name": "separable"}, resolver.image_shape, resolver.classes)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    use_channels_last(network.to(device))
-    batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)
-    images = torch.randn(batch, *resolver.image_shape, device=device).to(memory_format=torch.channels_last)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        seconds = min(_time_step(network, images, labels) for _ in range(3))
-    except Exception as error:  # the network may be anybody's code
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"a training step of {settings.name}, which --plan times, raised {reason}") from error
-    finally:
-        torch.set_num_threads(threads)
-    return BACKWARD * plan.mult_adds(Separable()) * batch / seconds
-
-
-def _small_enough(settings: NetworkSettings, resolver: Resolver) -> NetworkSettings:
-    """Make a large network narrower, so that to measure this machine's speed takes little memory and time.
-
-    A network of another library or of the user's, whose width cannot be set, stays as it is.
-    """
-    params = resolver.plan(settings).params(Dense())
-    while params > MAX_PROBED_PARAMS and ":" not in settings.name:
-        narrower = settings.model_copy(update={"width": settings.width * (MAX_PROBED_PARAMS / params) ** 0.5})
-        fewer = resolver.plan(narrower).params(Dense())
-        if fewer >= params:  # its fixed layers alone are that large
-            break
-        settings, params = narrower, fewer
-    return settings
-
-
-def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    start = time.perf_counter()
-    functional.cross_entropy(split_output(network(images))[0], labels).backward()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _recipe_line(space: Space) -> str:
