@@ -21,7 +21,7 @@ from lowrank.utils.processes import ensure_compiler_cache, ensure_home
 from lowrank.utils.text import describe_error, is_of_network
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
-MESSAGE_CHARACTERS = 300  # of an error on standard error, more where it ends with a command in a long path
+MESSAGE_CHARACTERS = 300  # of an error on standard error, without commands in its message
 MIN_CHARACTERS = 80  # of what went wrong, however long the way on is
 _COMMAND = re.compile(r"python (-m (lowrank|sweeps|analysis)\b|sweeps/)")  # of this project, in a message
 RERUN_MESSAGE = "interrupted; the same command begins again"
@@ -179,20 +179,18 @@ def print_result(text: str) -> None:
 def report_error(code: int, message: str, way_on: str = "") -> int:
     """Print a message on standard error as one line of MESSAGE_CHARACTERS at most.
 
-    Commands must be whole: only what stands before the first of them is shortened, to no less than MIN_CHARACTERS.
-
     Args:
         code: the exit code that belongs to the message.
-        message: what went wrong, and what to do.
-        way_on: ends the line, and is not shortened.
+        message: what went wrong, and what to do. Commands of this project in it must be whole: from the first of them
+            on it is not shortened, and not counted.
+        way_on: ends the line; a command in it must be whole, so it is not shortened either.
 
     Returns:
         `code`.
     """
     line = " ".join(message.splitlines())
     command = _COMMAND.search(line)
-    if command is not None:
-        line, way_on = line[: command.start()], line[command.start() :] + way_on
+    start = len(line) if command is None else command.start()
     limit = max(MESSAGE_CHARACTERS - len(way_on), MIN_CHARACTERS)
-    print(shorten(line, limit) + way_on, file=sys.stderr)
+    print(shorten(line[:start], limit) + line[start:] + way_on, file=sys.stderr)
     return code

@@ -83,18 +83,17 @@ def test_a_command_at_the_end_of_a_message_is_whole(capsys: pytest.CaptureFixtur
 
 
 def test_commands_within_a_message_are_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    error = damage_error(tmp_path / ("x" * 200) / "journal.jsonl", 7, 6374, "its checksum does not fit its content")
-    commands = str(error)[str(error).index("`python -m analysis check") :]
-    assert "`python -m analysis repair" in commands
-
-    def fail() -> int:
-        raise error
-
-    assert run_command(fail) is ExitCode.BAD_INPUT
+    folder = tmp_path / ("x" * 100)
+    error = damage_error(folder / "journal.jsonl", 7, 6374, "its checksum does not fit its content")
+    report_error(2, f"error: {error}")
+    assert capsys.readouterr().err == f"error: {error}\n"
+    assert f"`python -m analysis repair {folder}` keeps" in str(error)
+    report_error(2, f"error: {'y' * 400}; {error}")
     message = capsys.readouterr().err
-    assert message.startswith("error: /")
-    assert message.endswith(f"fit its content; {commands}\n")
-    assert "..." in message
+    start = message.index("python -m analysis check")
+    assert message[start:] == str(error)[str(error).index("python -m analysis check") :] + "\n"
+    assert start == MESSAGE_CHARACTERS
+    assert message.startswith("error: yyy")
 
 
 def test_a_user_without_a_home_gets_a_folder_of_his_own(tmp_path, monkeypatch, capsys):
