@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from lowrank.training.trainer import Trainer as Trainer, recorded_names as recorded_names
     from lowrank.training.training_check import check_training_step as check_training_step
-    from lowrank.training.variational import SGD_NOTICE as SGD_NOTICE
+    from lowrank.training.variational import SGD_NOTICE as SGD_NOTICE, VariationalTraining as VariationalTraining
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -58,6 +58,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",
         "trainer": "Trainer recorded_names",
         "training_check": "check_training_step",
-        "variational": "SGD_NOTICE",
+        "variational": "SGD_NOTICE VariationalTraining",
     },
 )

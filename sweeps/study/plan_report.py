@@ -6,7 +6,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from sweeps.space import (
     teacher_space,
 )
 from sweeps.study.initial_errors import InitialErrors
-from sweeps.study.speed_probe import BACKWARD, probe_speed
+from sweeps.study.speed_probe import Form, probe_speed, training_work
 from sweeps.trials import (
     UNTRAINED,
     Resolver,
@@ -145,22 +146,33 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     grid, repeats = space.search.sampler == "grid", space.search.repeats
     trials = min(space.search.trials, (len(distinct) + unseen) * repeats) if grid else space.search.trials
     references *= repeats if grid else 1
-    mean = sum(trial.counts["mult_adds"] for trial in distinct.values()) / max(1, len(distinct))
-    trained = trials * mean * space.epochs
-    trained += sum(trial.counts["mult_adds"] * trial.specification.train.epochs for trial in references)
-    work = BACKWARD * trained * len(resolver.data.train)
+    work = _work_by_form(trials, distinct, references, len(resolver.data.train))
+    seconds = sum(amount / probe_speed(space, resolver, form) for form, amount in work.items() if amount)
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible),
-        [*(f"{label}: {reason}" for label, reason in unreachable.items()), *impossible], reached, work,
-        work / probe_speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
+        [*(f"{label}: {reason}" for label, reason in unreachable.items()), *impossible], reached, sum(work.values()),
+        seconds / slots, slots, output_errors, initial_errors.measured,
         initial_errors.unmeasured, unseen,
         list(zip(resolver.data.classes, resolver.data.class_counts("train"), strict=True)),
         _augmentation_words(space, resolver), list(resolver.data.notes), _replaced_layers(space, resolver),
         sorted({method.finetune_epochs for trial in distinct.values() if (method := _bayesian(trial)) is not None}),
         any(_bayesian(trial) and trial.specification.train.optimizer == "sgd" for trial in distinct.values()),
     )  # fmt: skip
+
+
+def _work_by_form(
+    trials: int, distinct: Mapping[str, Trial], references: Sequence[Trial], images: int
+) -> dict[Form, float]:  # fmt: skip
+    """Mult-adds of all training: so many trials that are on average like the distinct ones, and the references."""
+    searched: Counter[Form] = Counter()
+    for trial in distinct.values():
+        searched += training_work(trial, images, is_shared=trial.same_training in distinct)
+    once: Counter[Form] = Counter()
+    for trial in references:
+        once += training_work(trial, images, is_shared=False)
+    return {form: searched[form] * trials / max(1, len(distinct)) + once[form] for form in Form}
 
 
 def _bayesian(trial: Trial) -> Bayesian | None:
@@ -415,8 +427,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         lines.append(f"  infeasible ({format_counted(times, 'point')}): {reason}")
     lines.append(
         f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
-        "(from three probe steps on this machine"
-        f"{'; variational training and fine-tuning take longer' if plan.finetune_epochs else ''})"
+        "(from three probe steps on this machine)"
     )
     return [*lines, *layer_lines(plan.layers)]
 
