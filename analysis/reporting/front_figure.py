@@ -177,16 +177,28 @@ def _draw_points(axes: Axes, plot: FrontPlot) -> None:
             [x for x, _ in inside], [y for _, y in inside], s=46, c=line.colour, marker=line.marker,
             edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
         )  # fmt: skip
-    for (name, points), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
-        axes.plot(*zip(*points, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
-    for number, (name, x, y) in enumerate(plot.references):
-        colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
-        axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
+    _draw_references(axes, plot)
     for x, y, spread in plot.spreads:
         axes.errorbar([x], [y], yerr=[spread], color="0.35", linewidth=1.0, capsize=2.5, zorder=2.8)
     _draw_front_line(axes, plot)
     _draw_stopped(axes, plot)
     _draw_points_above(axes, plot)
+
+
+def _draw_references(axes: Axes, plot: FrontPlot) -> None:
+    """A star for each; those that a line joins share its colour and its entry of the legend."""
+    for (_, points), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
+        axes.plot(*zip(*points, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4)
+    stars: dict[str, list[tuple[float, float]]] = {}
+    for name, x, y in plot.references:
+        line = next((line for line, points in plot.thin if (x, y) in points), name)
+        # The unchanged network at the end of a line of thinner ones has an entry of its own
+        stars.setdefault(line if name == line or name.startswith("thin ") else name, []).append((x, y))
+    for (name, places), colour in zip(stars.items(), cycle(REFERENCE_COLOURS), strict=False):
+        axes.scatter(
+            [x for x, _ in places], [y for _, y in places], s=190, marker="*", c=colour, edgecolors="white",
+            linewidths=0.8, zorder=4, label=name,
+        )  # fmt: skip
 
 
 def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:

@@ -106,6 +106,23 @@ def test_the_legend_lies_within_the_picture(study):
     assert axes.y0 >= legend.get_window_extent().y1 - 1
 
 
+def test_references_of_one_method_share_an_entry_of_the_legend(study):
+    sizes = (60_000.0, 120_000.0, 240_000.0)
+    references = [(f"thin dense, width {width}", size, 9.0) for width, size in zip((0.2, 0.3, 0.4), sizes, strict=True)]
+    line = ("thinner dense", tuple((size, 9.0) for size in (*sizes, 500_000.0)))
+    plot = replace(
+        front_plot(study, collect_points(study)),
+        references=(*references, ("dense", 500_000.0, 9.0), ("separable", 90_000.0, 9.5)),
+        thin=(line,),
+    )
+    figure = Figure(figsize=(Layout().width, Layout().height))
+    FigureCanvasAgg(figure)
+    draw_front(figure, plot, Layout())
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert [name for name in names if "dense" in name or "separable" in name] == ["thinner dense", "dense", "separable"]
+
+
 def test_a_long_subtitle_lies_within_the_picture(study):
     plot = front_plot(study, collect_points(study))
     figure = Figure(figsize=(Layout().width, Layout().height))
