@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         format_round_count as format_round_count,
         format_times as format_times,
         installed_folders as installed_folders,
+        is_raised_in_forward as is_raised_in_forward,
         last_line as last_line,
         one_line as one_line,
         redact as redact,
@@ -106,7 +107,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN describe_error first_line format_bytes format_count format_counted format_round_count format_times "
-            "installed_folders last_line one_line redact redact_arguments"
+            "installed_folders is_raised_in_forward last_line one_line redact redact_arguments"
         ),
         "torchvision_compat": "prepare_torchvision torchvision",
         "validation": "read_module_names validate_model",

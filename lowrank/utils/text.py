@@ -17,7 +17,7 @@ SECRET_KEYS = (
 )  # fmt: skip
 _SECRET_QUERY = re.compile(rf"([?&;](?:{'|'.join(SECRET_KEYS)})=)[^&;#]*", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(?P<key>-{0,2}[\w.-]+)=(?P<value>.*://.*)", re.DOTALL)
-MODULE_FILE = str(Path("torch", "nn", "modules", "module.py"))  # where torch calls a module's `forward`
+_MODULE_FILE = str(Path("torch", "nn", "modules", "module.py"))  # where torch calls a module's `forward`
 _PROJECT = Path(__file__).resolve().parents[2]
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
@@ -77,6 +77,21 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}{location}"
 
 
+def is_raised_in_forward(error: BaseException) -> bool:
+    """Tell whether an error was raised while a network ran.
+
+    Torch's frames are known by their file, so that commands that need no torch do not import it.
+
+    Args:
+        error: that was caught.
+
+    Returns:
+        True for an error inside the `forward`, or a hook, of any module.
+    """
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_name == "_call_impl" and code.co_filename.endswith(_MODULE_FILE) for code in codes)
+
+
 def is_of_network(error: BaseException) -> bool:
     """Tell whether an error comes from the code of a network of the user's, while the network runs.
 
@@ -88,8 +103,7 @@ def is_of_network(error: BaseException) -> bool:
     """
     frames = list(traceback.extract_tb(error.__traceback__))
     last = max((index for index, frame in enumerate(frames) if _is_project_code(frame)), default=-1)
-    runs = any(frame.name == "_call_impl" and frame.filename.endswith(MODULE_FILE) for frame in frames)
-    return runs and any(map(_is_user_code, frames[last + 1 :]))
+    return is_raised_in_forward(error) and any(map(_is_user_code, frames[last + 1 :]))
 
 
 def _is_project_code(frame: traceback.FrameSummary) -> bool:

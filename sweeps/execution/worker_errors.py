@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
-
 import torch
-from torch import nn
 
 from lowrank.data import ImageData
 from lowrank.errors import LowrankError
+from lowrank.utils import is_raised_in_forward
 
 ALLOWED_MB = 1000.0
 """Device memory, in MB (1e6 bytes), that may stay after a trial beside the images: libraries, a teacher."""
@@ -34,7 +32,7 @@ def comes_again(error: BaseException, device: str) -> bool:
     """
     if isinstance(error, OSError) or (isinstance(error, RuntimeError) and device != "cpu"):
         return False
-    return any(frame.f_code is nn.Module._call_impl.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    return is_raised_in_forward(error)
 
 
 def resident_mb(data: ImageData, device: torch.device) -> float:
