@@ -14,6 +14,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from lowrank.kernels.dispatch import (
         compile_obstacle as compile_obstacle,
+        kernel_digest as kernel_digest,
         kernel_errors as kernel_errors,
         load_kernels as load_kernels,
     )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "dispatch": "compile_obstacle kernel_errors load_kernels",
+        "dispatch": "compile_obstacle kernel_digest kernel_errors load_kernels",
         "fx_rewrite": "compile_graph",
         "global_norm": "exchange_is_suspended process_count suspended_exchange",
     },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import warnings
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from subprocess import SubprocessError
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,18 @@ def compile_obstacle(device: torch.device) -> str | None:
     if shutil.which(os.environ.get("CC", "")) is None and not any(map(shutil.which, ("gcc", "cc", "clang"))):
         return "there is no C compiler"
     return None
+
+
+def kernel_digest() -> str:
+    """Name the text of all modules of kernels.
+
+    It belongs to what names compiled code, which holds the kernels, but knows them by their names alone.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(repr([(path.name, path.read_bytes()) for path in paths]).encode()).hexdigest()
 
 
 def supports_kernels(device: torch.device) -> bool:

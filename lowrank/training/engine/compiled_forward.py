@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank.distillation import Signals, Taps
-from lowrank.kernels import compile_graph, compile_obstacle
+from lowrank.kernels import compile_graph, compile_obstacle, kernel_digest
 from lowrank.layers import BatchedRebuild, StructuredMap
 from lowrank.networks import take_logits
 from lowrank.training.engine.data_parallel import GlobalBatchNorm
@@ -35,7 +35,6 @@ from lowrank.utils import LockedError, hold_lock
 MAX_WAIT_SECONDS = 900.0  # for another process that compiles the same function: a large network takes minutes
 MAX_COMPILED = 16  # compiled functions that a process keeps: for each network and batch size one by loss, one without
 COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each function that some process has compiled
-_KERNELS = Path(__file__).parents[2] / "kernels"
 
 _COMPILED: OrderedDict[object, _CompiledTemplate] = OrderedDict()
 C = TypeVar("C", bound="_CompiledTemplate")
@@ -107,10 +106,9 @@ class _CompiledTemplate:
         Returns:
             32 hexadecimal digits.
         """
-        kernels = [path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))]
         machine = torch.cuda.get_device_name(images.device) if images.is_cuda else platform.machine()
         tensors = [(name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in _tensors(self.template)]
-        parts = (torch.__version__, machine, tensors, images.shape, images.dtype, self._key, kernels)
+        parts = (torch.__version__, machine, tensors, images.shape, images.dtype, self._key, kernel_digest())
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def _output(self, tensors: list[Tensor], images: Tensor) -> Any:

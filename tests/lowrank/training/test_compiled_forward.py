@@ -23,7 +23,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation import CachedTeacher, Teacher
 from lowrank.distillation.teacher import LiveTeacher, default_taps
-from lowrank.kernels import fx_gradient_pass, fx_rewrite as rewriting, suspended_exchange
+from lowrank.kernels import dispatch, fx_gradient_pass, fx_rewrite as rewriting, suspended_exchange
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
@@ -203,14 +203,17 @@ def test_the_compiler_has_processes_of_its_own_only_where_there_is_no_code(code,
 
 def test_code_on_disk_serves_only_the_kernels_that_it_was_compiled_with(monkeypatch, tmp_path):
     """The compiler's cache knows our operations by their names, and their gradients are part of the code."""
-    names = []
+    passes, codes = [], []
+    compiled = compiled_forward.CompiledLogits(nn.Conv2d(1, 2, 3), None)
     for number, text in enumerate(("first", "first", "second")):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "batch_norm.py").write_text(text)
-        monkeypatch.setattr(fx_gradient_pass, "__file__", str(folder / "fx_gradient_pass.py"))
-        names.append(fx_gradient_pass.FuseGradientSums().uuid())
-    assert names[0] == names[1] != names[2]
+        monkeypatch.setattr(dispatch, "__file__", str(folder / "dispatch.py"))
+        passes.append(fx_gradient_pass.FuseGradientSums().uuid())
+        codes.append(compiled.digest(torch.ones(2, 1, 8, 8)))
+    assert passes[0] == passes[1] != passes[2]
+    assert codes[0] == codes[1] != codes[2]
 
 
 COMPILED_STEP = """
