@@ -22,6 +22,38 @@ def sequence(
     )  # fmt: skip
 
 
+class LinearNetwork(nn.Module):
+    """A linear map of 64 pixels, which pass through `last`: what a test overrides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the features (B, 64) unchanged."""
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(x.flatten(1)))
+
+
+class ConvolutionalNetwork(nn.Module):
+    """A small network of one channel with dropout, whose features pass through `last`: what a test overrides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(8, 10)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the features (B, 8) unchanged."""
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.head(self.drop(self.last(x)))
+
+
 class TwoInputs(nn.Module):
     def __init__(self, classes: int):
         super().__init__()

@@ -16,6 +16,7 @@ from lowrank.training.engine import captured_evaluation, compiled_forward
 from lowrank.training.metrics import EvalMeter
 from lowrank.training.trainer import Trainer
 from lowrank.utils import hold_lock
+from tests.support.own_networks import ConvolutionalNetwork
 from tests.support.recorder import OperationRecorder, recording_on_cpu
 from tests.support.traced_graphs import graphs_without_compiler
 from tests.support.training import copied_state, small_recipe, small_trainer, tensor_train
@@ -24,34 +25,19 @@ CLASSES = 10
 Seen = tuple[dict[str, float], Tensor]  # of an evaluation: metrics, and which images are wrong
 
 
-class Body(nn.Module):
-    """A small network whose forward pass ends in `last`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
-        self.rate = 0.0
-
-    def last(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(torch.relu(self.norm(self.conv(x))).mean((2, 3))))
-
-
-class ReadsValue(Body):
+class ReadsValue(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x if self.training or float(x.mean()) > 0 else 2 * x
 
 
-class CentresBatch(Body):
+class CentresBatch(ConvolutionalNetwork):
     """Images of a batch have an influence on each other, so fewer images have other logits."""
 
     def last(self, x: Tensor) -> Tensor:
         return x if self.training else 10 * (x - x.mean(0))
 
 
-class CountsOnDevice(Body):
+class CountsOnDevice(ConvolutionalNetwork):
     """A buffer that evaluations change."""
 
     def __init__(self) -> None:
@@ -63,7 +49,11 @@ class CountsOnDevice(Body):
         return x
 
 
-class DropsByRate(Body):
+class DropsByRate(ConvolutionalNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
     def set_drop_path(self, rate: float) -> None:
         self.rate = rate
 
@@ -94,7 +84,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(
-    engine: str = "captured", make: Callable[[], nn.Module] = Body, **options: Any
+    engine: str = "captured", make: Callable[[], nn.Module] = ConvolutionalNetwork, **options: Any
 ) -> tuple[Trainer, list[Any]]:
     """Train two epochs of three; the trainer and its notices."""
     torch.manual_seed(0)
@@ -145,10 +135,12 @@ def test_replayed_batches_have_the_metrics_of_the_plain_loop(
 
 
 @pytest.mark.parametrize(
-    ("make", "pads"), [(Body, True), (CentresBatch, False)], ids=["alone", "with an influence on each other"]
+    ("make", "pads"),
+    [(ConvolutionalNetwork, True), (CentresBatch, False)],
+    ids=["alone", "with an influence on each other"],
 )
 def test_images_of_an_incomplete_batch_are_counted_once(
-    make: type[Body], pads: bool, monkeypatch: pytest.MonkeyPatch
+    make: type[ConvolutionalNetwork], pads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "MIN_EVAL_BATCH", 64)  # three batches, and one of eight images
     with recording_on_cpu(monkeypatch):
@@ -206,7 +198,7 @@ def test_recording_leaves_no_trace_in_the_training(monkeypatch: pytest.MonkeyPat
 
 def test_neither_the_last_evaluation_alone_nor_another_split_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     with recording_on_cpu(monkeypatch):
-        short = small_trainer(small_recipe(engine="captured", epochs=1), network=Body())
+        short = small_trainer(small_recipe(engine="captured", epochs=1), network=ConvolutionalNetwork())
         short.train_epoch()
         assert not is_recorded(short)
         run, _ = trained()
@@ -377,7 +369,7 @@ def test_a_compiler_that_fails_leaves_no_weights_to_be_rebuilt(
 
 def test_the_time_of_recording_is_no_time_of_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     with recording_on_cpu(monkeypatch):
-        run = small_trainer(small_recipe(engine="captured"), network=Body())
+        run = small_trainer(small_recipe(engine="captured"), network=ConvolutionalNetwork())
         first, second = run.train_epoch(), run.train_epoch()
     assert first["eval_compile_seconds"] > 0
     assert "eval_compile_seconds" not in second

@@ -18,6 +18,7 @@ from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.trainer import Trainer
+from tests.support.own_networks import LinearNetwork
 from tests.support.training import small_recipe, small_trainer
 
 IMAGE = (1, 8, 8)
@@ -54,21 +55,7 @@ def test_an_exported_model_of_an_odd_network_is_read_and_merged(name: str, tmp_p
     assert torch.allclose(merge(loaded)(images), model(images), atol=1e-5)
 
 
-class Odd(nn.Module):
-    """A network whose features pass through `last`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, 10)
-
-    def last(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(x.flatten(1)))
-
-
-class Drops(Odd):
+class Drops(LinearNetwork):
     """Draws from generators of the host, in training and in evaluation."""
 
     def last(self, x: Tensor) -> Tensor:
@@ -91,7 +78,7 @@ def test_random_choices_of_any_generator_follow_from_the_seed() -> None:
 
 
 def test_the_moving_average_follows_a_buffer_that_is_replaced(tmp_path: Path) -> None:
-    class KeepsMean(Odd):
+    class KeepsMean(LinearNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mean", torch.zeros(64))
@@ -113,7 +100,7 @@ def test_the_moving_average_follows_a_buffer_that_is_replaced(tmp_path: Path) ->
 
 
 def test_parameters_of_whole_numbers_and_of_no_numbers_are_trained_beside() -> None:
-    class Numbers(Odd):
+    class Numbers(LinearNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.power = nn.Parameter(torch.tensor([2]), requires_grad=False)

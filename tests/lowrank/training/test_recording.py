@@ -16,6 +16,7 @@ from lowrank.training.engine import cuda_graph
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.recording import recording_obstacle
 from lowrank.training.trainer import Trainer
+from tests.support.own_networks import ConvolutionalNetwork
 from tests.support.recorder import FailingRecorder, OperationRecorder, recording_on_cpu
 from tests.support.training import small_recipe, small_teacher, small_trainer, tensor_train
 
@@ -23,50 +24,37 @@ CLASSES, SIDE = 10, 8
 SWITCH: list[bool] = []
 
 
-class Body(nn.Module):
-    """A small network with dropout, whose forward pass ends in `last`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.drop, self.head = nn.Dropout(0.5), nn.Linear(8, CLASSES)
-        self.calls = 0
-
-    def last(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
-        return self.head(self.drop(self.last(x)))
-
-
-class ReadsValue(Body):
+class ReadsValue(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x * 2 if float(x.detach().mean()) > 0.1 else x
 
 
-class CountsInNumbers(Body):
+class CountsInNumbers(ConvolutionalNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
     def last(self, x: Tensor) -> Tensor:
         self.calls += self.training
         return x if self.calls > 4 else x * 0.5
 
 
-class DropsByPython(Body):
+class DropsByPython(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x if not self.training or random.random() < 0.5 else x * 0.5
 
 
-class DropsByNumpy(Body):
+class DropsByNumpy(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x if not self.training or np.random.rand() < 0.5 else x * 0.5
 
 
-class SelectsByMask(Body):
+class SelectsByMask(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x - x[x > 1].sum()
 
 
-class SwitchesOutside(Body):
+class SwitchesOutside(ConvolutionalNetwork):
     """A branch on what no module holds: seen only by its outcome."""
 
     def last(self, x: Tensor) -> Tensor:
@@ -74,7 +62,7 @@ class SwitchesOutside(Body):
         return x if len(SWITCH) % 2 else x * 0.5
 
 
-class RemembersItsGrid(Body):
+class RemembersItsGrid(ConvolutionalNetwork):
     """What is made at the first pass and kept is no change of every step."""
 
     grid: int | None = None
@@ -84,7 +72,7 @@ class RemembersItsGrid(Body):
         return x
 
 
-class CountsOnDevice(Body):
+class CountsOnDevice(ConvolutionalNetwork):
     """A warm-up that is kept in a buffer which no checkpoint holds."""
 
     def __init__(self) -> None:
@@ -96,7 +84,7 @@ class CountsOnDevice(Body):
         return x / self.steps
 
 
-class KeepsMean(Body):
+class KeepsMean(ConvolutionalNetwork):
     """A running mean that each step puts in the place of the last one."""
 
     def __init__(self) -> None:
@@ -109,7 +97,7 @@ class KeepsMean(Body):
         return x - self.mean
 
 
-class KeepsLastMean(Body):
+class KeepsLastMean(ConvolutionalNetwork):
     """The mean of the last step alone, which only evaluation reads: no loss of the training shows it."""
 
     def __init__(self) -> None:
@@ -123,7 +111,7 @@ class KeepsLastMean(Body):
         return x
 
 
-class ScalesByItsFirstImages(Body):
+class ScalesByItsFirstImages(ConvolutionalNetwork):
     """A parameter that the first step sets, as an activation norm does."""
 
     def __init__(self) -> None:
@@ -146,7 +134,7 @@ class KeepsLastMeanAsTensor(KeepsLastMean):
         self.mean = torch.zeros(8)
 
 
-class KeepsMeanOfEvaluation(Body):
+class KeepsMeanOfEvaluation(ConvolutionalNetwork):
     """Training reads what the last evaluation has left."""
 
     def __init__(self) -> None:
@@ -160,7 +148,7 @@ class KeepsMeanOfEvaluation(Body):
         return x
 
 
-class SetsBufferOnce(Body):
+class SetsBufferOnce(ConvolutionalNetwork):
     """Only Python knows that the buffer has been set."""
 
     def __init__(self) -> None:
@@ -200,7 +188,7 @@ class ReplacesTensorOnce(ReplacesBufferOnce):
         self.mean = torch.zeros(8)
 
 
-class MakesGrids(Body):
+class MakesGrids(ConvolutionalNetwork):
     """Constants that are made at the first pass, one for each number of channels, and kept."""
 
     def __init__(self) -> None:
@@ -213,7 +201,7 @@ class MakesGrids(Body):
         return x * self.grids[x.shape[1]]
 
 
-class MakesCentre(Body):
+class MakesCentre(ConvolutionalNetwork):
     """A constant of the first images of the training, made where none was."""
 
     def __init__(self) -> None:
@@ -226,7 +214,7 @@ class MakesCentre(Body):
         return x - self.centre
 
 
-class DeletesAnAttribute(Body):
+class DeletesAnAttribute(ConvolutionalNetwork):
     """What only a first step has is there again when the training begins."""
 
     def __init__(self) -> None:
@@ -240,7 +228,7 @@ class DeletesAnAttribute(Body):
         return x
 
 
-class KeepsMeanInAList(Body):
+class KeepsMeanInAList(ConvolutionalNetwork):
     """The same in a place that nobody looks at."""
 
     def __init__(self) -> None:
@@ -253,7 +241,7 @@ class KeepsMeanInAList(Body):
         return x - self.means[0]
 
 
-class BoundsWeight(Body):
+class BoundsWeight(ConvolutionalNetwork):
     """Gives its weight other memory in each step, as a constraint of its length does."""
 
     def last(self, x: Tensor) -> Tensor:
@@ -261,7 +249,7 @@ class BoundsWeight(Body):
         return x
 
 
-class CountsInTensor(Body):
+class CountsInTensor(ConvolutionalNetwork):
     """A tensor that is no buffer, changed in place."""
 
     def __init__(self) -> None:
@@ -273,13 +261,13 @@ class CountsInTensor(Body):
         return x / self.steps.clamp(min=1)
 
 
-class SeedsItself(Body):
+class SeedsItself(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         torch.manual_seed(3)
         return x
 
 
-class KeepsItsFeatures(Body):
+class KeepsItsFeatures(ConvolutionalNetwork):
     """What a step leaves and the next one does not read is no obstacle."""
 
     def last(self, x: Tensor) -> Tensor:
@@ -287,7 +275,9 @@ class KeepsItsFeatures(Body):
         return x
 
 
-def trained(engine: str, make: type[nn.Module] = Body, **fields: Any) -> tuple[Trainer, Tensor, list[str]]:
+def trained(
+    engine: str, make: type[nn.Module] = ConvolutionalNetwork, **fields: Any
+) -> tuple[Trainer, Tensor, list[str]]:
     """Train two epochs of a seeded network; the trainer, its losses and its notices."""
     torch.manual_seed(0)
     notices: list[str] = []
@@ -305,7 +295,9 @@ def forget_switches() -> None:
     SWITCH.clear()
 
 
-@pytest.mark.parametrize("make", [Body, RemembersItsGrid, CountsOnDevice, KeepsItsFeatures, MakesGrids, MakesCentre])
+@pytest.mark.parametrize(
+    "make", [ConvolutionalNetwork, RemembersItsGrid, CountsOnDevice, KeepsItsFeatures, MakesGrids, MakesCentre]
+)
 def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Module], monkeypatch: Any) -> None:
     _, expected, _ = trained("plain", make)
     with recording_on_cpu(monkeypatch):
@@ -469,7 +461,7 @@ def test_memory_that_runs_out_while_recording_is_the_trials_error(monkeypatch: A
 
 
 def test_an_attribute_that_changes_between_epochs_ends_the_recording(monkeypatch: Any) -> None:
-    class DropsByRate(Body):
+    class DropsByRate(ConvolutionalNetwork):
         rate = 0.0
 
         def set_drop_path(self, rate: float) -> None:

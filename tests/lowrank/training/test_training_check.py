@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from lowrank.errors import InputError
 from lowrank.training.training_check import check_training_step
 from tests.support import own_networks
+from tests.support.own_networks import LinearNetwork
+
+IMAGE = (1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -34,42 +37,30 @@ def test_a_network_that_can_be_trained_passes(name: str) -> None:
     check_training_step(getattr(own_networks, name)(10), f"own:{name}", (1, 12, 12), 10)
 
 
-class Odd(nn.Module):
-    """A network whose features pass through `last`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.calls = nn.Linear(4, 10), 0
-        self.register_buffer("mean", torch.zeros(4), persistent=False)
-        self.register_buffer("table", None)
-
-    def last(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(x.flatten(1)))
-
-
-class MakesLayer(Odd):
+class MakesLayer(LinearNetwork):
     def last(self, x: Tensor) -> Tensor:
         if self.training and not hasattr(self, "extra"):
-            self.extra = nn.Linear(4, 4)
+            self.extra = nn.Linear(64, 64)
         return self.extra(x) if self.training else x
 
 
-class MakesTable(Odd):
+class MakesTable(LinearNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", None)
+
     def last(self, x: Tensor) -> Tensor:
-        self.table = torch.ones(4) if self.table is None else self.table
+        self.table = torch.ones(64) if self.table is None else self.table
         return x * self.table
 
 
-class ReplacesWeight(Odd):
+class ReplacesWeight(LinearNetwork):
     def last(self, x: Tensor) -> Tensor:
         self.head.weight = nn.Parameter(self.head.weight.detach().clamp(-1, 1))
         return x
 
 
-class WritesUnseen(Odd):
+class WritesUnseen(LinearNetwork):
     """Through `data`, which torch's count of changes leaves out."""
 
     def last(self, x: Tensor) -> Tensor:
@@ -77,26 +68,26 @@ class WritesUnseen(Odd):
         return x
 
 
-class SavesNoBias(Odd):
+class SavesNoBias(LinearNetwork):
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         return {key: value for key, value in super().state_dict(*arguments, **options).items() if "bias" not in key}
 
 
-class RenamesState(Odd):
+class RenamesState(LinearNetwork):
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         return {f"model.{key}": value for key, value in super().state_dict(*arguments, **options).items()}
 
 
-class SparseTable(Odd):
+class SparseTable(LinearNetwork):
     def __init__(self) -> None:
         super().__init__()
-        self.places = nn.Embedding(2, 4, sparse=True)
+        self.places = nn.Embedding(2, 64, sparse=True)
 
     def last(self, x: Tensor) -> Tensor:
         return x + self.places(torch.zeros(len(x), dtype=torch.int64))
 
 
-class Ends(Odd):
+class Ends(LinearNetwork):
     def last(self, x: Tensor) -> Tensor:
         raise SystemExit("bye")
 
@@ -116,25 +107,33 @@ class Ends(Odd):
 )
 def test_what_would_be_lost_without_a_word_is_refused(make: type[nn.Module], message: str) -> None:
     with pytest.raises(InputError, match=f"^own {re.escape(message)}") as caught:
-        check_training_step(make(), "own", (1, 2, 2), 10)
+        check_training_step(make(), "own", IMAGE, 10)
     assert "\n" not in str(caught.value)
 
 
-class Counts(Odd):
+class Counts(LinearNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
     def last(self, x: Tensor) -> Tensor:
         self.calls += self.training
         return x * self.calls
 
 
-class CountsUnsaved(Odd):
+class CountsUnsaved(LinearNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(64), persistent=False)
+
     def last(self, x: Tensor) -> Tensor:
         if self.training:
             self.mean += x.detach().mean(0)
         return x - self.mean
 
 
-class KeepsMean(Odd):
-    means = (torch.zeros(4),)
+class KeepsMean(LinearNetwork):
+    means = (torch.zeros(64),)
 
     def last(self, x: Tensor) -> Tensor:
         if self.training:
@@ -142,10 +141,10 @@ class KeepsMean(Odd):
         return x - self.means[0]
 
 
-class KeepsSavedMean(Odd):
+class KeepsSavedMean(LinearNetwork):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("saved", torch.zeros(4))
+        self.register_buffer("saved", torch.zeros(64))
 
     def last(self, x: Tensor) -> Tensor:
         if self.training:
@@ -153,10 +152,10 @@ class KeepsSavedMean(Odd):
         return x - self.saved
 
 
-class KeepsLastMean(Odd):
+class KeepsLastMean(LinearNetwork):
     """Only evaluation reads it."""
 
-    means = torch.zeros(4)
+    means = torch.zeros(64)
 
     def last(self, x: Tensor) -> Tensor:
         if self.training:
@@ -164,10 +163,10 @@ class KeepsLastMean(Odd):
         return x if self.training else x - self.means
 
 
-class KeepsLastSavedMean(Odd):
+class KeepsLastSavedMean(LinearNetwork):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("saved", torch.zeros(4))
+        self.register_buffer("saved", torch.zeros(64))
 
     def last(self, x: Tensor) -> Tensor:
         if self.training:
@@ -178,7 +177,7 @@ class KeepsLastSavedMean(Odd):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (Odd, None),
+        (LinearNetwork, None),
         (KeepsLastSavedMean, None),
         (
             KeepsLastMean,
@@ -191,24 +190,24 @@ class KeepsLastSavedMean(Odd):
     ],
 )
 def test_what_no_checkpoint_holds_is_said(make: type[nn.Module], words: str | None) -> None:
-    lines = check_training_step(make(), "own", (1, 2, 2), 10)
+    lines = check_training_step(make(), "own", IMAGE, 10)
     assert [line.startswith(f"own {words}") for line in lines] == ([] if words is None else [True])
 
 
 def test_a_weight_that_forward_bounds_is_said() -> None:
-    class Bounds(Odd):
+    class Bounds(LinearNetwork):
         def last(self, x: Tensor) -> Tensor:
             self.head.weight.data.clamp_(-0.01, 0.01)
             return x
 
-    (line,) = check_training_step(Bounds(), "own", (1, 2, 2), 10)
+    (line,) = check_training_step(Bounds(), "own", IMAGE, 10)
     assert line.startswith("own changes its parameter `head.weight` while it runs: where that layer is replaced")
 
 
 @pytest.mark.parametrize("kind", ["parameter", "buffer", "tensor"])
 @pytest.mark.parametrize("in_evaluation", [False, True])
 def test_a_tensor_that_the_first_images_set_is_said(kind: str, in_evaluation: bool) -> None:
-    class Scales(Odd):
+    class Scales(LinearNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.is_set = False
@@ -223,17 +222,17 @@ def test_a_tensor_that_the_first_images_set_is_said(kind: str, in_evaluation: bo
                 self.is_set = True
             return x * self.scale
 
-    (line,) = check_training_step(Scales(), "own", (1, 2, 2), 10)
+    (line,) = check_training_step(Scales(), "own", IMAGE, 10)
     assert line.startswith(f"own sets its {kind} `scale` from the first images, and only an attribute says that")
 
 
 def test_chance_in_evaluation_is_said() -> None:
-    class Drops(Odd):
+    class Drops(LinearNetwork):
         def last(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(x, 0.5, training=True)
 
     network, before = Drops(), torch.get_rng_state()
-    (line,) = check_training_step(network, "own", (1, 2, 2), 10)
+    (line,) = check_training_step(network, "own", IMAGE, 10)
     assert line.startswith("own gives other logits for the same images in evaluation mode")
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -248,4 +247,4 @@ def test_a_network_whose_outputs_depend_on_no_parameter_is_refused() -> None:
             return x.flatten(1).sum(1, keepdim=True) + self.shift
 
     with pytest.raises(InputError, match=r"^own cannot be trained: no parameter of it gets a gradient$"):
-        check_training_step(Constant(), "own", (1, 2, 2), 10)
+        check_training_step(Constant(), "own", IMAGE, 10)
