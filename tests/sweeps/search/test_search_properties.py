@@ -89,7 +89,7 @@ def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
 
 
 def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
-    """Launch all that the space proposes, in two sittings; every trial is new, within its budget, and wanted."""
+    """Launch all that the space proposes, in two runs; every trial is new, within its budget, and wanted."""
     resolver = Resolver(space, digits)
     try:
         strata, _ = reachable_strata(space, resolver)
@@ -97,13 +97,13 @@ def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
         return []  # no method can meet the budget
     launched: list[str] = []
     record = StudyRecord()
-    for sitting in range(2):  # the first one is cut, as a kill would
+    for run in range(2):  # the first one is cut, as a kill would
         journal = Journal(folder / JOURNAL_FILE)
         record = fold_journal(journal.path)
         proposer = make_proposer(space, folder, resolver.points)
         search = Search(space, resolver, proposer, journal, record, strata, SiblingResults.read(folder))
         while (trial := search.next()) is not None:
-            if sitting == 0 and len(launched) >= cut:
+            if run == 0 and len(launched) >= cut:
                 break
             launched.append(trial.trial_id)
             search.write_epoch(trial.trial_id, 1, {"val_error": 5.0 + len(launched) % 5})

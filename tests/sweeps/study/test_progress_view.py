@@ -32,7 +32,7 @@ def test_trials_under_way_count_by_their_epochs():
     assert summary_line(shown) == "1/6 trials, 4 running; 1:24 elapsed, about 0:36 left"
 
 
-def test_work_of_earlier_sittings_says_nothing_of_this_ones_pace():
+def test_work_of_earlier_runs_says_nothing_of_the_pace_of_this_one():
     before = record(trial("a", Status.COMPLETED, 100), trial("b", Status.RUNNING, 50))
     work = progress(before, 4, 0.0, 0.0, 0.0).work
     assert work == pytest.approx(1.5)
