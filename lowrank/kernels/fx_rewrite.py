@@ -1,7 +1,8 @@
 """Rewrites a captured graph before it is compiled: inserts this project's kernels, and forms that compile better.
 
 Works on the graph of torch functions that Dynamo captures, before autograd and decomposition. Nodes that it does not
-know stay as they are.
+know stay as they are. Those that it inserts are functions, not methods: the compiler keeps the gradients of a graph on
+disk only where it knows an example of each tensor whose method is called.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
 MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
+_TO = torch.ops.aten.to.dtype
 
 
 def compile_graph(
@@ -237,7 +239,7 @@ def _get_item(graph: Graph, node: Node, index: int) -> Node:
 def _update_running(graph: Graph, running: Any, statistic: Node, momentum: float, factor: float) -> None:
     """Insert nodes that move a running statistic towards `factor` times the batch's."""
     with graph.inserting_after(statistic):
-        detached = graph.call_method("detach", (statistic,))
+        detached = graph.call_function(torch.detach, (statistic,))
     with graph.inserting_after(detached):
         unbiased = graph.call_function(operator.mul, (detached, factor))
     with graph.inserting_after(unbiased):
@@ -312,8 +314,8 @@ def _replace_depthwise(graph: Graph, node: Node) -> bool:
     if options != supported or not depthwise or value.shape[3] > MAX_WIDTH:
         return False
     with graph.inserting_before(node):
-        x = graph.call_method("to", (x, output.dtype))
-        weight = graph.call_method("to", (weight, torch.float32))
+        x = graph.call_function(_TO, (x, output.dtype))
+        weight = graph.call_function(_TO, (weight, torch.float32))
         new = graph.call_function(torch.ops.lowrank.depthwise.default, (x, weight))
     _replace(graph, [node], new)
     return True
@@ -347,8 +349,8 @@ def _fuse_pointwise(graph: Graph, node: Node) -> bool:
     def inputs(graph: Graph) -> tuple[Node, ...]:
         """Cast the map's inputs to the dtype of its result."""
         with graph.inserting_before(node):
-            matrix = graph.call_method("flatten", (weight, 1))
-            return graph.call_method("to", (x, output.dtype)), graph.call_method("to", (matrix, output.dtype))
+            matrix = graph.call_function(torch.flatten, (weight, 1))
+            return graph.call_function(_TO, (x, output.dtype)), graph.call_function(_TO, (matrix, output.dtype))
 
     return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.pointwise_norm.default, inputs))
 
@@ -375,8 +377,8 @@ def _fuse_stem(graph: Graph, node: Node) -> bool:
 
     def inputs(graph: Graph) -> tuple[Node, ...]:
         with graph.inserting_before(node):
-            rows = graph.call_method("flatten", (graph.call_method("permute", (weight, 0, 2, 3, 1)), 1))
-            return x, graph.call_method("to", (rows, output.dtype))
+            rows = graph.call_function(torch.flatten, (graph.call_function(torch.permute, (weight, (0, 2, 3, 1))), 1))
+            return x, graph.call_function(_TO, (rows, output.dtype))
 
     return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.stem_norm.default, inputs, relu_only=True))
 
@@ -388,10 +390,10 @@ def _replace_pointwise(graph: Graph, node: Node) -> bool:
         return False
     x, weight, bias = parts
     with graph.inserting_before(node):
-        rows = graph.call_method("permute", (x, 0, 2, 3, 1))
-        matrix = graph.call_method("flatten", (weight, 1))
+        rows = graph.call_function(torch.permute, (x, (0, 2, 3, 1)))
+        matrix = graph.call_function(torch.flatten, (weight, 1))
         product = graph.call_function(functional.linear, (rows, matrix, bias))
-        new = graph.call_method("permute", (product, 0, 3, 1, 2))
+        new = graph.call_function(torch.permute, (product, (0, 3, 1, 2)))
     _replace(graph, [node], new)
     return True
 
@@ -448,13 +450,14 @@ def _replace_global_max_pool(graph: Graph, node: Node) -> bool:
     if not covers or positions == 1 or options[0] not in (0, (0, 0)) or options[1] not in (1, (1, 1)) or options[2]:
         return False
     with graph.inserting_before(node):
-        images = graph.call_method("permute", (node.args[0], 0, 2, 3, 1))  # in the memory order of channels-last ones
-        rows = graph.call_method("flatten", (images, 1, 2))
-        index = graph.call_method("argmax", (rows, 1, True))
+        # In the memory order of channels-last images
+        images = graph.call_function(torch.permute, (node.args[0], (0, 2, 3, 1)))
+        rows = graph.call_function(torch.flatten, (images, 1, 2))
+        index = graph.call_function(torch.argmax, (rows, 1, True))
         places = graph.call_function(torch.arange, (positions,), {"device": value.device})
-        chosen = graph.call_function(operator.eq, (index, graph.call_method("unsqueeze", (places, 1))))
-        largest = graph.call_method("sum", (graph.call_function(torch.where, (chosen, rows, 0.0)), 1))
-        columns = graph.call_method("unsqueeze", (graph.call_method("unsqueeze", (largest, 2)), 3))
-        new = graph.call_method("to", (columns, output.dtype))
+        chosen = graph.call_function(operator.eq, (index, graph.call_function(torch.unsqueeze, (places, 1))))
+        largest = graph.call_function(torch.sum, (graph.call_function(torch.where, (chosen, rows, 0.0)), 1))
+        columns = graph.call_function(torch.unsqueeze, (graph.call_function(torch.unsqueeze, (largest, 2)), 3))
+        new = graph.call_function(_TO, (columns, output.dtype))
     _replace(graph, [node], new)
     return True

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
@@ -407,6 +408,26 @@ def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
         "global_pool": 0,
     }
     assert found == wanted
+
+
+@pytest.mark.parametrize(("name", "joined"), [("resnet9", True), ("mobilenet_v2", True), ("mobilenet_v2", False)])
+def test_the_compiler_keeps_the_gradients_of_a_rewritten_graph_on_disk(name, joined):
+    """It refuses a graph with an operation that it does not know, and then traces gradients in every process."""
+    settings = NetworkSettings(name=name, width=0.25 if name == "resnet9" else 1.0)
+    plan = network_plan(settings, (3, 16, 16), 10)
+    network = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0).to(DEVICE).train()
+    changed: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        changed.append(sum(rewrite(graph, fuse_pointwise=joined).values()))
+        for node in graph.graph.nodes:
+            check_node_safe(node)  # raises
+        return lambda *arguments: (torch.zeros(2, 10),)
+
+    torch._dynamo.reset()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 16, 16).detach())
+    assert changed[0] > 10
 
 
 def test_shapes_that_the_fused_kernels_support():
