@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         remove_groups as remove_groups,
     )
     from lowrank.training.divergence import DivergedError as DivergedError
+    from lowrank.training.engine.compiler_import import begin_compiler_import as begin_compiler_import
     from lowrank.training.engine.data_parallel import DataParallelGroup as DataParallelGroup
     from lowrank.training.engine.device_memory import free_memory as free_memory
     from lowrank.training.engine.memory_probe import (
@@ -48,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "bayesian": "RemovedNetwork compress_posterior mixed_precision_error remove_groups",
         "divergence": "DivergedError",
+        "engine.compiler_import": "begin_compiler_import",
         "engine.data_parallel": "DataParallelGroup",
         "engine.device_memory": "free_memory",
         "engine.memory_probe": "MakeTrainer measure_step probe_memory",

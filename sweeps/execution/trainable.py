@@ -27,6 +27,7 @@ from lowrank.layers import Bayesian
 from lowrank.training import (
     DivergedError,
     Trainer,
+    begin_compiler_import,
     compress_posterior,
     free_memory,
     mixed_precision_error,
@@ -107,6 +108,8 @@ class TrialTrainable(tune.Trainable):
             limit_memory(gpus)
             self.attempt["card_mb"] = torch.cuda.get_device_properties(0).total_memory / 1e6
         self._check_device()
+        if trial.specification.train.engine == "compiled":
+            begin_compiler_import()
         if processes > 1:
             self._start_process_group()  # its processes import and connect while this one loads the data
         self.data = load_trial_data(trial.specification, trial.data_dir)

@@ -70,7 +70,7 @@ from sweeps.study.summary_process import SummaryProcess
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
 from sweeps.tracking import TrackingProcess
 from sweeps.trials import Resolver, left_out_lines, reachable_strata
-from sweeps.utils import code_fingerprints, command, hardware, monotonic_time, versions
+from sweeps.utils import code_fingerprints, command, hardware, missing_bytecode, monotonic_time, versions
 
 if TYPE_CHECKING:
     from sweeps.resources import TrialResources
@@ -129,7 +129,9 @@ def run_study(
         FullDiskError: the disk takes no more records.
         StudyLostError: another driver has taken the study over.
     """
-    # Ray takes seconds to import: only after the input has been checked
+    # These take seconds to import: only after the input has been checked
+    import torch
+
     from sweeps.cluster import connect, count_cards, is_connected
     from sweeps.execution import measure_on_cards
     from sweeps.resources import ExpectedResources, ResourcePlanner
@@ -156,7 +158,7 @@ def run_study(
         warning = check_free_space(config.folder, params, planner.share.concurrent, total)
         if warning:
             print(warning, flush=True)
-        for line in left_out_lines(space, resolver, unreachable):
+        for line in filter(None, (missing_bytecode(torch), *left_out_lines(space, resolver, unreachable))):
             print(line, flush=True)
         path = config.folder / JOURNAL_FILE
         _check_journal(path, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from sweeps.utils.bytecode import missing_bytecode as missing_bytecode
     from sweeps.utils.clock import PROCESS_START as PROCESS_START, Clock as Clock, monotonic_time as monotonic_time
     from sweeps.utils.duration import format_duration as format_duration
     from sweeps.utils.plain_names import check_plain_name as check_plain_name, is_plain_name as is_plain_name
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "bytecode": "missing_bytecode",
         "clock": "Clock PROCESS_START monotonic_time",
         "duration": "format_duration",
         "plain_names": "check_plain_name is_plain_name",

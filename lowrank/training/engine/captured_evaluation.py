@@ -6,8 +6,9 @@ pass; and the sums of losses and errors, both once for a batch. The last batch, 
 buffers of a full one, and only its own logits are counted. Nothing waits for the device before all batches are done.
 
 A network's evaluation is recorded only where its training steps are, and compiled only where they are. Before the
-first evaluation, it is watched as training is (lowrank.training.engine.recording), recorded, and a replay is
-compared with the plain network. Where they differ by more than rounding, evaluations run as they are, after one notice.
+first evaluation, a network of others is watched as in training (lowrank.training.engine.recording). Then evaluation is
+recorded, and a replay is compared with the plain network. Where they differ by more than rounding, evaluations run as
+they are, after one notice.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lowrank.training.engine.cuda_graph import (
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.notices import warn_once
 from lowrank.training.engine.precision import keep_float32_products
-from lowrank.training.engine.recording import Recorder, Run, recording_obstacle
+from lowrank.training.engine.recording import Recorder, Run, consists_of_known_code, recording_obstacle
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import EvalMeter
 from lowrank.training.timers import EVALUATION_SET_UP, PhaseTimers
@@ -183,12 +184,18 @@ class CapturedEvaluation:
 
     def _watch(self, recorder: Recorder, images: Tensor) -> Tensor | None:
         """Run some images as they are; raises _NotRecordableError where a recording would freeze something."""
-        few = images[:PROBE_IMAGES]
+        few, network = images[:PROBE_IMAGES], self._train_step.network
         logits: list[Tensor] = []
+
+        def run() -> None:
+            logits.append(self._plain_logits(few))
+
+        obstacle = None
         with usual_kernels():
-            obstacle = recording_obstacle(
-                self._train_step.network, lambda: logits.append(self._plain_logits(few)), recorder
-            )
+            if consists_of_known_code(network):
+                run()
+            else:
+                obstacle = recording_obstacle(network, run, recorder)
         if obstacle is not None:
             raise _NotRecordableError(obstacle)
         return logits[-1] if len(few) < len(images) else None

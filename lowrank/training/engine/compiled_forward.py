@@ -27,8 +27,10 @@ from lowrank.distillation import Signals, Taps
 from lowrank.kernels import compile_graph, compile_obstacle, kernel_digest
 from lowrank.layers import BatchedRebuild, StructuredMap
 from lowrank.networks import take_logits
+from lowrank.training.engine.compiler_import import wait_for_compiler_import
 from lowrank.training.engine.data_parallel import GlobalBatchNorm
 from lowrank.training.engine.host_state import INTERNAL_ATTRIBUTES, plain_value
+from lowrank.training.engine.recording import hooks_of
 from lowrank.training.objective import Loss
 from lowrank.utils import LockedError, hold_lock
 
@@ -38,7 +40,6 @@ COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each
 
 _COMPILED: OrderedDict[object, _CompiledTemplate] = OrderedDict()
 C = TypeVar("C", bound="_CompiledTemplate")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NotCompilableError(Exception):
@@ -331,6 +332,7 @@ class _TemplateInputs:
 
 def _check_compilable(network: nn.Module) -> None:
     """Raise NotCompilableError where this machine cannot compile."""
+    wait_for_compiler_import()
     obstacle = compile_obstacle(next(network.parameters()).device)
     if obstacle is not None:
         raise NotCompilableError(obstacle)
@@ -388,7 +390,7 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     Raises:
         NotCompilableError: a module of the network has hooks.
     """
-    hooked = next((name for name, module in network.named_modules() if set(_hooks_of(module)) - {take_logits}), None)
+    hooked = next((name for name, module in network.named_modules() if set(hooks_of(module)) - {take_logits}), None)
     if hooked is not None:
         raise NotCompilableError(f"its module `{hooked}` has hooks")
     memo: dict[int, Any] = {}
@@ -406,11 +408,6 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
         if isinstance(module, GlobalBatchNorm):
             module.in_template = True
     return template
-
-
-def _hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    """Yield the hooks that run with a module."""
-    return (hook for kind in _HOOKS for hook in getattr(module, kind).values())
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -440,7 +437,7 @@ def describe(template: nn.Module) -> object | None:
     """
     parts: list[object] = []
     for name, module in template.named_modules(remove_duplicate=False):
-        parts.append((name, type(module), *_hooks_of(module)))
+        parts.append((name, type(module), *hooks_of(module)))
         for attribute, value in sorted(vars(module).items()):
             if attribute in INTERNAL_ATTRIBUTES:
                 continue

@@ -12,9 +12,10 @@ batch, the teacher's signals and the learning rates from buffers that stay at on
 each replay. For variational layers so are the images' indices, the keys of the epoch's random numbers and the weight of
 the divergence. Losses and errors are read from such buffers afterwards.
 
-A step is recorded only where `lowrank.training.engine.recording` finds nothing that would be frozen. Then the plain
-step is taken some times from the same weights and random numbers, recorded, and replayed once; where losses or
-gradients differ by more than rounding, the steps run as they are. All of this is undone before training begins.
+A step is recorded only where `lowrank.training.engine.recording` finds nothing that would be frozen; networks of this
+project need not be watched for that. Then the step is taken some times from the same weights and random numbers,
+recorded, and replayed once; where losses or gradients differ by more than rounding, the steps run as they are. All of
+this is undone before training begins.
 
 Of several processes that train together each records its own step, with all that they exchange inside. They compile one
 after another, each alone, so that the first one's code on disk serves the others, and go on without graph or compiled
@@ -37,6 +38,7 @@ from lowrank.data import Batch
 from lowrank.distillation import BatchSignals
 from lowrank.kernels import suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
+from lowrank.training.engine.compiler_import import begin_compiler_import
 from lowrank.training.engine.compiler_watch import watch_compiler
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.notices import warn_once
@@ -48,6 +50,7 @@ from lowrank.training.engine.recording import (
     Run,
     attributes,
     changed_attribute,
+    consists_of_known_code,
     recording_obstacle,
 )
 from lowrank.training.engine.step import TrainStep
@@ -106,6 +109,8 @@ def make_captured_epoch(
         return None
     can_compile = train_step.recipe.class_weights == "none" and train_step.objective.variational is None
     compiled = engine == "compiled" and can_compile
+    if compiled:
+        begin_compiler_import()
     recorder = CudaGraphRecorder(train_step.device, shared=train_step.group is not None) if on_gpu else None
     return CapturedEpoch(train_step, timers, recorder=recorder, compiled=compiled, notify=notify)
 
@@ -219,14 +224,16 @@ class CapturedEpoch:
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
-        if self.recorder is not None or self.compiled:
+        is_known = consists_of_known_code(self._train_step.network)
+        if not is_known and (self.recorder is not None or self.compiled):
             with undone_attributes(self._train_step.network):
                 self._watch(images, labels, signals)
         with undone_attributes(self._train_step.network) as undo:
             self._make_momentum()
             if self.compiled:
-                with self._train_step.undone():
-                    self._run_step()  # what the network makes at its first pass is there before it is copied
+                if not is_known:
+                    with self._train_step.undone(), usual_kernels():
+                        self._run_step()  # what the network makes at its first pass is there before it is copied
                 self._compile()
             if self.recorder is not None:
                 self._record(self.recorder)

@@ -30,6 +30,7 @@ from lowrank.training.engine.host_state import (
 )
 
 Run = Callable[[], None]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HostState = dict[str, object]
 """Comparable values, by what a change of them means: the end of a sentence that begins with "the network"."""
 SUM_TOLERANCE = 0.01
@@ -110,6 +111,29 @@ class CudaGraphRecorder:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
+
+
+def consists_of_known_code(network: nn.Module) -> bool:
+    """Return whether a network is one of this project's, and runs no code but torch's and this project's.
+
+    Nothing of that code keeps, reads or draws anything on the host, so its steps need not be watched: the tests watch
+    every network of this project.
+
+    Args:
+        network: that will be trained.
+
+    Returns:
+        False for the networks of others, and where a module has hooks or a `forward` of its own.
+    """
+    kind = type(network).__module__
+    if not kind.startswith("lowrank.networks.") or kind.startswith("lowrank.networks.external."):
+        return False
+    return all(
+        type(module).__module__.startswith(("torch.nn.", "lowrank."))
+        and "forward" not in vars(module)
+        and not any(True for _ in hooks_of(module))
+        for module in network.modules()
+    )
 
 
 def recording_obstacle(
@@ -332,6 +356,18 @@ class _Reuse(TorchDispatchMode):
         if self.operation is None and not self._earlier.addresses.isdisjoint(_addresses((args, kwargs))):
             self.operation = str(func)
         return func(*args, **(kwargs or {}))
+
+
+def hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """List the hooks that run with a module.
+
+    Args:
+        module: of a network.
+
+    Yields:
+        Each hook.
+    """
+    return (hook for kind in _HOOKS for hook in getattr(module, kind).values())
 
 
 def _addresses(values: Any) -> set[int]:

@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
+from lowrank.layers import Separable
+from lowrank.networks.registry import NetworkSettings, make_network, takes_width
 from lowrank.training.engine import cuda_graph
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
-from lowrank.training.engine.recording import recording_obstacle
+from lowrank.training.engine.recording import consists_of_known_code, recording_obstacle
 from lowrank.training.trainer import Trainer
+from lowrank.utils import keep_modes
 from tests.support.own_networks import ConvolutionalNetwork
 from tests.support.recorder import FailingRecorder, OperationRecorder, recording_on_cpu
 from tests.support.training import small_recipe, small_teacher, small_trainer, tensor_train
@@ -478,3 +482,39 @@ def test_an_attribute_that_changes_between_epochs_ends_the_recording(monkeypatch
     reason = "the network changes its attribute `rate` between epochs"
     assert notices == [f"training steps are not recorded, and so are slower: {reason}"]
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+HOUSE_NETWORKS = {
+    "resnet9": 16, "wrn_10_1": 16, "darts": 16, "vit": 16, "mobilenet_v2": 32, "resnet18": 32, "vgg16": 32, "mlp": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOUSE_NETWORKS)
+def test_nothing_stands_against_recording_a_network_of_this_project(name: str) -> None:
+    """So it is recorded without being watched."""
+    side = HOUSE_NETWORKS[name]
+    settings = NetworkSettings(name=name, width=0.25) if takes_width(name) else NetworkSettings(name=name)
+    plan = network_plan(settings, (3, side, side), 10)
+    network = build_student(settings, plan, Separable(), (3, side, side), 10, seed=0).train()
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def run() -> None:
+        network(images).square().mean().backward()
+
+    def evaluate() -> None:
+        with keep_modes(network), torch.no_grad():
+            network.eval()(images)
+
+    assert recording_obstacle(network, run, OperationRecorder(), evaluate) is None
+    assert consists_of_known_code(network)
+
+
+def test_networks_of_others_are_watched() -> None:
+    settings = NetworkSettings(name="resnet9", width=0.25)
+    hooked, replaced, extended = (make_network(settings, (3, 8, 8), 10) for _ in range(3))
+    hooked.register_forward_hook(lambda *_: None)
+    replaced.forward = lambda images: images.flatten(1)[:, :10]
+    extended.add_module("last", Body())
+    foreign = make_network(NetworkSettings(name="torchvision:resnet18"), (3, 32, 32), 10)
+    networks = (hooked, replaced, extended, foreign, nn.Sequential(nn.Linear(4, 4)))
+    assert not any(map(consists_of_known_code, networks))

@@ -1,0 +1,37 @@
+"""The compiler is imported once, in a thread, and nobody imports it beside that thread."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from lowrank.training.engine import compiler_import
+from lowrank.training.engine.compiler_import import begin_compiler_import, wait_for_compiler_import
+
+
+@pytest.fixture(autouse=True)
+def nothing_imported(monkeypatch):
+    monkeypatch.setattr(compiler_import, "_imports", [])
+
+
+def test_the_import_begins_once_and_whoever_waits_finds_it_done(tmp_path, monkeypatch):
+    (tmp_path / "slow_compiler.py").write_text("import threading\nthread, done = threading.current_thread(), True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(compiler_import, "_MODULES", ("slow_compiler",))
+    wait_for_compiler_import()  # of none that has begun: returns
+    begin_compiler_import()
+    begin_compiler_import()
+    wait_for_compiler_import()
+    assert len(compiler_import._imports) == 1
+    imported = sys.modules.pop("slow_compiler")
+    assert imported.done
+    assert imported.thread is not threading.main_thread()
+
+
+def test_the_error_of_an_import_comes_where_the_compiler_is_used(monkeypatch):
+    monkeypatch.setattr(compiler_import, "_MODULES", ("no_such_compiler",))
+    begin_compiler_import()
+    wait_for_compiler_import()
+    assert isinstance(compiler_import._imports[0].exception(), ModuleNotFoundError)
