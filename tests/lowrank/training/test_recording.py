@@ -514,7 +514,7 @@ def test_networks_of_others_are_watched() -> None:
     hooked, replaced, extended = (make_network(settings, (3, 8, 8), 10) for _ in range(3))
     hooked.register_forward_hook(lambda *_: None)
     replaced.forward = lambda images: images.flatten(1)[:, :10]
-    extended.add_module("last", Body())
+    extended.add_module("last", ConvolutionalNetwork())
     foreign = make_network(NetworkSettings(name="torchvision:resnet18"), (3, 32, 32), 10)
     networks = (hooked, replaced, extended, foreign, nn.Sequential(nn.Linear(4, 4)))
     assert not any(map(consists_of_known_code, networks))
