@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := $(VENV)/triton
+# Many images of containers set it; every process would then compile all sources anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: sweep distill compress test test-slow test-faults test-gpu test-interpreted lint types bench pictures clean
 
