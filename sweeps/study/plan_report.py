@@ -282,17 +282,25 @@ def _augmentation_words(space: Space, resolver: Resolver) -> str:
     searched = [field for field in ("shift", "flip", "cutout") if f"train.{field}" in space.domains]
     views = augmentation_for(space.recipe({}), resolver.data.name, resolver.image_shape, space.search.seed)
     words = {
-        "shift": f"shifted by up to {format_counted(views.shift, 'pixel')}{_shift_rule(space)}" if views.shift else "",
+        "shift": f"shifted by up to {format_counted(views.shift, 'pixel')}{_pixel_rule(space, 'shift')}"
+        if views.shift
+        else "",
         "flip": "mirrored left to right (train.flip: false for letters, digits or signs)" if views.flip else "",
-        "cutout": f"a square of {format_counted(views.cutout, 'pixel')} cut out" if views.cutout else "",
+        "cutout": f"a square of {format_counted(views.cutout, 'pixel')} cut out{_pixel_rule(space, 'cutout')}"
+        if views.cutout
+        else "",
     }
     parts = [f"train.{field} is searched" if field in searched else text for field, text in words.items()]
     return ", ".join(filter(None, parts)) or "none"
 
 
-def _shift_rule(space: Space) -> str:
-    """By which share of the side images are shifted, where neither the user nor the recipe says by how much."""
-    share = default_shift_share(space.data.name) if space.recipe({}).shift is None else None
+def _pixel_rule(space: Space, field: str) -> str:
+    """Say which rule gave a number of pixels, where the user did not name it."""
+    if field in space.train:
+        return ""
+    if getattr(space.recipe({}), field) is not None:
+        return f" (the recipe's, at every size; train.{field} sets another)"
+    share = default_shift_share(space.data.name) if field == "shift" else None
     return "" if share is None else f" ({share[0]} of {share[1]} at every size; train.shift sets another)"
 
 

@@ -355,12 +355,14 @@ def test_a_taught_student_of_structured_maps_is_recorded(monkeypatch: Any) -> No
 @pytest.mark.parametrize("name", ["wrn_10_1", "darts", "vit", "mlp", "mobilenet_v2", "torchvision:mobilenet_v3_small"])
 def test_public_networks_may_be_recorded(name: str) -> None:
     network = make_network(NetworkSettings(name=name, **({} if ":" in name else {"width": 0.25})), (3, 32, 32), CLASSES)
-    network.train()
 
     def run() -> None:
-        network(torch.randn(2, 3, 32, 32)).sum().backward()
+        network.train()(torch.randn(2, 3, 32, 32)).sum().backward()
 
-    assert recording_obstacle(network, run, OperationRecorder()) is None
+    def evaluate() -> None:
+        network.eval()(torch.randn(2, 3, 32, 32))
+
+    assert recording_obstacle(network, run, OperationRecorder(), evaluate) is None
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_classes_and_their_sizes(tmp_path: Path, digits: ImageData):
         ({"flip": False, "shift": 6, "cutout": {"choice": [0, 4]}},
          "shifted by up to 6 pixels, train.cutout is searched"),
         ({"flip": False, "shift": 0, "cutout": 0}, "none"),
+        ({"recipe": "fast_wrn", "flip": False, "cutout": 2},
+         "shifted by up to 4 pixels (the recipe's, at every size; train.shift sets another), "
+         "a square of 2 pixels cut out"),
+        ({"recipe": "fast_wrn", "flip": False, "shift": 1, "cutout": 4},
+         "shifted by up to 1 pixel, a square of 4 pixels cut out"),
     ],
 )  # fmt: skip
 def test_augmentation_in_words(tmp_path: Path, content: dict, train: dict, words: str):
