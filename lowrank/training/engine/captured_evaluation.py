@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.data import Batch
 from lowrank.layers import BatchedRebuild
@@ -38,7 +38,7 @@ from lowrank.training.engine.recording import Recorder, Run, consists_of_known_c
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import EvalMeter
 from lowrank.training.timers import EVALUATION_SET_UP, PhaseTimers
-from lowrank.utils import LockedError, first_line
+from lowrank.utils import LockedError, first_line, keep_modes
 
 # A trial that evaluates so many batches is worth compiling its evaluation, which takes some seconds even where the code
 # lies on disk; a compiled batch saves some milliseconds
@@ -196,6 +196,8 @@ class CapturedEvaluation:
                 run()
             else:
                 obstacle = recording_obstacle(network, run, recorder)
+                if obstacle is None and _gives_up_tensors(network):
+                    obstacle = "the network makes a tensor in evaluation that it gives up in training"
         if obstacle is not None:
             raise _NotRecordableError(obstacle)
         return logits[-1] if len(few) < len(images) else None
@@ -272,6 +274,16 @@ class CapturedEvaluation:
         with train_step.autocast(), train_step.objective.rebuilt_weights():
             logits: Tensor = train_step.network(images)
         return logits.float()
+
+
+def _gives_up_tensors(network: nn.Module) -> bool:
+    """Say whether a change to training and back takes tensors from attributes: they follow from the weights of then."""
+    before = attribute_tensors(network)
+    with keep_modes(network):
+        network.train()
+        network.eval()
+    after = {id(tensor) for tensor in attribute_tensors(network)}
+    return any(id(tensor) not in after for tensor in before)
 
 
 class _NotRecordableError(Exception):

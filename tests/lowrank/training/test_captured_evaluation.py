@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -28,6 +28,26 @@ Seen = tuple[dict[str, float], Tensor]  # of an evaluation: metrics, and which i
 class ReadsValue(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         return x if self.training or float(x.mean()) > 0 else 2 * x
+
+
+class KeepsForEvaluation(ConvolutionalNetwork):
+    """Computes a tensor from a weight once for all batches of an evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.tables = {}
+        return super().train(mode)
+
+    def last(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x * self.norm.weight.exp()
+        if not self.tables:
+            self.tables["scale"] = self.norm.weight.detach().exp()
+        return x * self.tables["scale"]
 
 
 class CentresBatch(ConvolutionalNetwork):
@@ -207,10 +227,18 @@ def test_neither_the_last_evaluation_alone_nor_another_split_is_recorded(monkeyp
     assert run.evaluate("test")["error"] > 0
 
 
-def test_a_network_that_reads_a_value_is_evaluated_plain_after_one_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (ReadsValue, "the network reads the value of a tensor in `forward` (aten._local_scalar_dense.default)"),
+        (KeepsForEvaluation, "the network makes a tensor in evaluation that it gives up in training"),
+    ],
+)
+def test_a_network_whose_evaluation_would_freeze_is_evaluated_plain_after_one_notice(
+    make: type[nn.Module], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with recording_on_cpu(monkeypatch):
-        run, notices = trained(make=ReadsValue)
-    reason = "the network reads the value of a tensor in `forward` (aten._local_scalar_dense.default)"
+        run, notices = trained(make=make)
     assert notices == [f"validation is not recorded, and so is slower: {reason}"]
     assert run.captured_epoch is not None
     assert run.captured_epoch.replay is not None
