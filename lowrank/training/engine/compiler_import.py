@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import import_module
+from importlib.util import find_spec
 
 # What the first compiled step imports beside what every optimizer's first step does
 _MODULES = ("torch._dynamo.repro.after_dynamo", "torch._inductor.compile_fx")
 
 _lock = threading.Lock()
-_imports: list[Future[None]] = []  # at most one
+_imports: list[Future[None]] = []  # none before the first begins
 
 
 def begin_compiler_import() -> None:
@@ -20,8 +21,8 @@ def begin_compiler_import() -> None:
     """
     with _lock:
         if not _imports:
-            pool = ThreadPoolExecutor(1, "compiler-import")
-            _imports.append(pool.submit(_import_all))
+            pool = ThreadPoolExecutor(2, "compiler-import")
+            _imports.extend(pool.submit(function) for function in (_import_all, _hash_triton))
             pool.shutdown(wait=False)
 
 
@@ -29,6 +30,7 @@ def wait_for_compiler_import() -> None:
     """Wait until an import that has begun has ended.
 
     An error of it comes again where the compiler is used.
+
     Modules of the compiler import each other in circles, so two threads must not import them at the same time.
     """
     wait(_imports)
@@ -37,3 +39,9 @@ def wait_for_compiler_import() -> None:
 def _import_all() -> None:
     for module in _MODULES:
         import_module(module)
+
+
+def _hash_triton() -> None:
+    """Have Triton hash its own files, a second of work before a process's first kernel; it keeps the result."""
+    if find_spec("triton") is not None:
+        import_module("triton.runtime.cache").triton_key()
