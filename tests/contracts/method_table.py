@@ -5,10 +5,11 @@ Letters: I in-channels, O out-channels, K kernel size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -193,3 +194,27 @@ def one_case_each(shape: ConvShape) -> list[Case]:
         if setting.infeasible(shape) is None:
             first.setdefault(setting.name, Case(setting, shape))
     return list(first.values())
+
+
+def over_cases(cases: Iterable[Case]) -> Callable[[Callable[[Case], None]], Callable]:
+    """Parametrise a test of one `case` by settings, each of which is tested with all its shapes.
+
+    A test for each shape would spend more time in pytest than in the layers. A failure names its case.
+    """
+    by_setting: dict[Method, list[Case]] = {}
+    for case in cases:
+        by_setting.setdefault(case.method, []).append(case)
+
+    def decorate(test: Callable[[Case], None]) -> Callable:
+        def test_all(setting: Method) -> None:
+            for case in by_setting[setting]:
+                try:
+                    test(case)
+                except Exception as error:
+                    error.add_note(f"case: {case}")
+                    raise
+
+        test_all.__name__, test_all.__doc__ = test.__name__, test.__doc__
+        return pytest.mark.parametrize("setting", by_setting, ids=repr)(test_all)
+
+    return decorate

@@ -18,8 +18,8 @@ from lowrank.compression.merging import dense_bias, dense_weight, init_layer
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.registry import METHODS
 
-every_case = pytest.mark.parametrize("case", method_table.cases(), ids=str)
-varied_case = pytest.mark.parametrize("case", method_table.varied_cases(), ids=str)
+every_case = method_table.over_cases(method_table.cases())
+varied_case = method_table.over_cases(method_table.varied_cases())
 every_setting = pytest.mark.parametrize("case", method_table.one_case_each_setting(), ids=str)
 every_method = pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[0]), ids=str)
 every_map = pytest.mark.parametrize(

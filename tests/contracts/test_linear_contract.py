@@ -29,7 +29,7 @@ CASES = [
     for shape in SHAPES
     if setting.infeasible(shape) is None
 ]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_case = method_table.over_cases(CASES)
 every_method = pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[0]), ids=str)
 
 
@@ -50,20 +50,23 @@ def test_every_method_is_tested_on_a_linear_map() -> None:
 
 
 @every_case
-@pytest.mark.parametrize("leading", [(), (3,), (2, 3, 4), (0,)], ids=str)
-def test_layer_equals_the_linear_map_of_its_own_weight(case: method_table.Case, leading: tuple[int, ...]) -> None:
-    module, x = build(case), vectors(case, *leading).requires_grad_()
+def test_layer_equals_the_linear_map_of_its_own_weight(case: method_table.Case) -> None:
+    module = build(case)
     with torch.no_grad():
         for parameter in module.parameters():  # a bias of zero would hide mistakes
             parameter.add_(0.1 * torch.randn_like(parameter))
-    weight, bias = dense_weight(module), dense_bias(module)
-    assert tuple(weight.shape) == (case.shape.out_channels, case.shape.in_channels)
-    found, expected = module(x), functional.linear(x, weight, bias)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
-    inputs, direction = [x, *module.parameters()], torch.randn_like(found)
-    gradients = torch.autograd.grad(found, inputs, direction)
-    for gradient, wanted in zip(gradients, torch.autograd.grad(expected, inputs, direction), strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
+    for leading in ((), (3,), (2, 3, 4), (0,)):
+        x = vectors(case, *leading).requires_grad_()
+        weight, bias = dense_weight(module), dense_bias(module)
+        assert tuple(weight.shape) == (case.shape.out_channels, case.shape.in_channels)
+        found, expected = module(x), functional.linear(x, weight, bias)
+        torch.testing.assert_close(
+            found, expected, rtol=1e-9, atol=1e-10, msg=lambda text, size=leading: f"{size}: {text}"
+        )
+        inputs, direction = [x, *module.parameters()], torch.randn_like(found)
+        gradients = torch.autograd.grad(found, inputs, direction)
+        for gradient, wanted in zip(gradients, torch.autograd.grad(expected, inputs, direction), strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
 
 
 @every_method

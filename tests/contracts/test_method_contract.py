@@ -23,13 +23,13 @@ def plan_of(shapes: list[ConvShape], fixed: int = 0) -> NetworkPlan:
     return NetworkPlan("plan", tuple(sites), fixed)
 
 
-@pytest.mark.parametrize("case", method_table.cases(), ids=str)
+@method_table.over_cases(method_table.cases())
 def test_count_equals_the_built_layer(case: Case) -> None:
     built = sum(parameter.numel() for parameter in case.build().parameters())
     assert case.method.params(case.shape) == built
 
 
-@pytest.mark.parametrize("case", method_table.cases(), ids=str)
+@method_table.over_cases(method_table.cases())
 def test_mult_adds_are_whole_and_grow_with_the_area(case: Case) -> None:
     small = case.method.mult_adds(case.shape._replace(in_area=16, out_area=16))
     large = case.method.mult_adds(case.shape._replace(in_area=64, out_area=64))

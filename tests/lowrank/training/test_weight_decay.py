@@ -20,7 +20,7 @@ from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.training.weight_decay import add_frobenius_gradient, factor_decays, layer_ratios, penalised_maps
 from lowrank.utils.validation import validate_model
-from tests.contracts.method_table import Case, cases
+from tests.contracts.method_table import Case, cases, over_cases
 
 torch.set_num_threads(1)
 REBUILDS_ITS_WEIGHT = {"acdc"}  # no formula is cheaper
@@ -39,7 +39,7 @@ def perturbed(case: Case) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@over_cases(cases())
 def test_squared_norm_and_its_gradient_are_those_of_the_rebuilt_weight(case):
     for part in maps_of(perturbed(case)):
         if not part.factors():
