@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from lowrank.distillation import CachedTeacher
 from lowrank.networks import darts
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training import trainer as trainer_module
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine import captured_evaluation, cuda_graph
+from lowrank.training.engine import captured_evaluation, compiled_forward, cuda_graph
 from lowrank.training.engine.device_memory import free_memory
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer
@@ -263,6 +265,20 @@ def test_validation_waits_for_the_gpu_once(monkeypatch):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert waits == ["read"]
+
+
+@pytest.mark.timeout(300)  # it compiles
+def test_a_process_takes_compiled_code_with_its_gradients_from_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for outcome in ("autograd_cache_saved", "autograd_cache_hit"):
+        torch._dynamo.reset()
+        monkeypatch.setattr(compiled_forward, "_COMPILED", OrderedDict())  # as in a new process
+        counters.clear()
+        run = small_trainer(small_recipe(engine="compiled"), method=tensor_train(), device="cuda")
+        run.train_steps(limit=1)
+        assert run.captured_epoch is not None
+        assert run.captured_epoch.compiled
+        assert (counters["aot_autograd"][outcome], counters["aot_autograd"]["autograd_cache_bypass"]) == (1, 0)
 
 
 def test_memory_comes_back_after_each_of_several_recorded_trainings():
