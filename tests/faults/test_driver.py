@@ -18,7 +18,11 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
 
-LONGER = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
+# One trial at a time; two are interrupted in test_injections
+LONGER = (
+    *studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none",
+    "--set", "resources.max_concurrent=1",
+)  # fmt: skip
 
 
 def check_once_each(folder: Path, trials: int) -> None:

@@ -157,6 +157,21 @@ def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsy
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
 
 
+def test_a_study_in_which_nothing_completes_says_how_its_trials_ended(search, tmp_path, monkeypatch, capsys):
+    trials = search.record.trials
+    search.record.trials = {key: trials[key] for key in trials if trials[key].status is Status.DIVERGED}
+    monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.FINISHED)
+    end = RunEnd()
+    driver._search(search, SimpleNamespace(test=False, folder=tmp_path), None, 8, lambda: None, end)
+    assert capsys.readouterr().out == (
+        "1 diverged: loss is NaN in epoch 2\n"
+        "no trial was completed, so there is no front\n"
+        "where the training diverged, a lower rate may help: --set train.lr=...\n"
+    )
+    assert end == RunEnd(CloseReason.FINISHED, "")
+    assert driver.exit_code(search.record, end.reason) == 1
+
+
 def only_trial(search: FakeSearch, folder: Path, role: Role = Role.SEARCH) -> tuple[ImageData, TrialRecord, Path]:
     """Leave one completed trial in the record, with weights; returns the images, the trial and its weights' file."""
     data = load_data(DataSettings(name="digits", train_images=200))
