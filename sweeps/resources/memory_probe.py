@@ -82,7 +82,10 @@ def probe_space(space: Space, options: RunOptions) -> int:
     data = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, describe_teacher(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct_trials(space, resolver)
-    connect(options.address, own_networks=own_networks(space), allow_open_ports=options.allow_open_ports)
+    connect(
+        options.address, own_networks=own_networks(space), allow_open_ports=options.allow_open_ports,
+        workers=1,  # one after the other measures all configurations
+    )  # fmt: skip
     share = share_for(
         space.resources, read_cluster(autoscaled=options.address is not None), space.search.trials,
         bool(options.gpus_per_trial),

@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from lowrank.data import ImageData
 from lowrank.data.reading.synthetic import DataOutline, synthetic_data
+from lowrank.errors import InputError
 from lowrank.training.engine.step import TrainStep
 from sweeps.records.specification import Trial
 from sweeps.records.tables import FAILED, FIT_SCHEMA, FITS, OUT_OF_MEMORY
@@ -23,6 +24,7 @@ from sweeps.resources.configurations import configuration, distinct_trials
 from sweeps.resources.memory_probe import ProbeTask, make_row, print_rows, probe, write_rows
 from sweeps.resources.shares import Share
 from sweeps.space.parse import parse_space
+from sweeps.space.run_options import RunOptions
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 from tests.support import studies
@@ -185,6 +187,23 @@ def test_where_nothing_is_measured_in_a_moment_a_line_says_how_far_it_is(
     assert capsys.readouterr().out.splitlines() == [
         "probed 2 of 5 configurations; 20 s gone", "probed 4 of 5 configurations; 40 s gone",
     ]  # fmt: skip
+
+
+def test_ray_starts_the_one_worker_that_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: list[int | None] = []
+
+    def connect(address: str | None, **options: Any) -> None:
+        workers.append(options.get("workers"))
+        raise InputError("enough")
+
+    monkeypatch.setattr(memory_probe, "connect", connect)
+    space = parse_space("small", {
+        "question": "Which?", "data": {"name": "digits"}, "network": {"name": "resnet9", "width": 0.125},
+        "method": {"name": "bottleneck", "rank_scale": 0.4}, "search": {"sampler": "grid"},
+    })  # fmt: skip
+    with pytest.raises(InputError, match="enough"):
+        memory_probe.probe_space(space, RunOptions(space="small"))
+    assert workers == [1]
 
 
 @pytest.mark.study
