@@ -73,7 +73,7 @@ class TestPlot:
         "plan",
         [
             Plan(trials=1, endings=False, references=False), Plan(trials=0), Plan(trials=60, images=20),
-            Plan(trials=129, methods=("tensor_train", "tucker")), Plan(trials=8, name="x" * 200, level=0, images=10**6),
+            Plan(trials=129, methods=("tensor_train", "tucker")), Plan(trials=8, name="x" * 200, level=0, images=10**5),
         ],
         ids=["one", "references only", "ties", "many", "odd"],
     )  # fmt: skip

@@ -256,18 +256,32 @@ def test_training_goes_on_when_the_compilers_cache_cannot_be_written(data, graph
     assert message.startswith("training is not compiled, and so is slower: [Errno 20] Not a directory")
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, KeyError, ImportError])
-def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatch, kind):
+def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatch):
     def fail(graph: Any, inputs: Any) -> Any:
-        raise kind("no such instruction")
+        raise KeyError("no such instruction")
 
     monkeypatch.setattr(compiled_forward, "compile_graph", fail)
+    check_training_is_plain(data, monkeypatch, "no such instruction")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, KeyError, ImportError])
+def test_training_goes_on_where_a_compiler_cannot_begin(data, graphs, monkeypatch, kind):
+    """Here torch does not turn the error into one of its own."""
+
+    def fail(self: Any, images: Any) -> str:
+        raise kind("no such instruction")
+
+    monkeypatch.setattr(compiled_forward.CompiledForward, "digest", fail)
+    check_training_is_plain(data, monkeypatch, "no such instruction")
+
+
+def check_training_is_plain(data: ImageData, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     monkeypatch.setattr("lowrank.training.engine.notices._GIVEN", set())
     messages: list[str] = []
     found = losses(trainer(data, "compiled", notify=messages.append))
     (message,) = messages
     assert message.startswith("training is not compiled, and so is slower: ")
-    assert "no such instruction" in message
+    assert reason in message
     assert torch.equal(found, losses(trainer(data, "plain")))
 
 
