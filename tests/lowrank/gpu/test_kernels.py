@@ -65,7 +65,17 @@ POINTWISE_CASES = [
 ]  # fmt: skip
 if not INTERPRETED:  # in float32 no GPU has shared memory for more channels; benchmarks.gpu.kernels uses bfloat16
     POINTWISE_CASES = [case for case in POINTWISE_CASES if max(case[:2]) <= 64]
+STEM_CASES = [(3, 16, (6, 5), True), (3, 64, (4, 4), False), (1, 32, (3, 1), True), (2, 16, (9, 20), True)]
 SIXTEEN_BIT_CHANNELS = ((16, 64), (64, 64), (64, 128), (128, 32), (128, 128), (128, 256), (48, 96))
+
+
+def processor_counts(size: tuple[int, int]) -> tuple[int, ...]:
+    """Return for how many multiprocessors three images of a size are tested.
+
+    With one, which runs two programs, a program has several tiles of up to 64 rows. Two tiles are one for each program
+    on any number of processors: the same programs start.
+    """
+    return (1, 132) if 3 * size[0] * size[1] > 2 * 64 else (1,)
 
 
 @pytest.fixture(autouse=True)
@@ -312,10 +322,12 @@ def test_a_norm_over_parts_is_that_over_all_images(pool, small, monkeypatch):
     torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("channels", "outs", "size", "relu", "pool", "adds"), POINTWISE_CASES)
-@pytest.mark.parametrize("processors", [1, 132])
+@pytest.mark.parametrize(
+    ("channels", "outs", "size", "relu", "pool", "adds", "processors"),
+    [(*case, processors) for case in POINTWISE_CASES for processors in processor_counts(case[2])],
+)
 def test_a_pointwise_map_fused_with_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
-    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
+    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)
     x = images(3, channels, *size, spread=2, centre=1)
     matrix = torch.randn(outs, channels, device=DEVICE) / channels**0.5
     weight, bias = torch.randn(2, outs, device=DEVICE)
@@ -334,12 +346,11 @@ def test_a_pointwise_map_fused_with_its_norm(channels, outs, size, relu, pool, a
 
 
 @pytest.mark.parametrize(
-    ("channels", "outs", "size", "relu"),
-    [(3, 16, (6, 5), True), (3, 64, (4, 4), False), (1, 32, (3, 1), True), (2, 16, (9, 20), True)],
+    ("channels", "outs", "size", "relu", "processors"),
+    [(*case, processors) for case in STEM_CASES for processors in processor_counts(case[2])],
 )
-@pytest.mark.parametrize("processors", [1, 132])
 def test_a_stem_fused_with_its_norm(channels, outs, size, relu, processors, monkeypatch):
-    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
+    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)
     x = images(3, channels, *size, spread=2, centre=1).detach()
     kernel = torch.randn(outs, channels, 3, 3, device=DEVICE) / 3
     weight, bias = torch.randn(2, outs, device=DEVICE)
