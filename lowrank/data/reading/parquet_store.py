@@ -11,8 +11,10 @@ import mmap
 import threading
 import warnings
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,18 +64,18 @@ class ParquetImages:
                 self._column_bytes = _column_bytes(file.metadata, column)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
-        self.group_ends = np.cumsum([0, *rows])
+        self.group_ends = list(accumulate(rows, initial=0))
         self._copy: _Copy | None = None
 
     def __len__(self) -> int:
-        return int(self.group_ends[-1])
+        return self.group_ends[-1]
 
     def _unreadable(self, error: BaseException) -> InputError:
         return InputError(f"{self.path}: must be a whole, readable Parquet file, but {one_line(error)}")
 
     def group_of(self, row: int) -> int:
         """Return the row group of a row."""
-        return int(np.searchsorted(self.group_ends, row, side="right")) - 1
+        return bisect_right(self.group_ends, row) - 1
 
     def read_group(self, group: int) -> _Group:
         """Read the images of a row group."""
@@ -190,18 +192,19 @@ class ParquetStore(EncodedStore):
             order: of each image, its row in all files together, int64 (N,); None for all rows as they come.
         """
         self._files, self._order = files, order
-        self._ends = np.cumsum([len(file) for file in files])
+        # Not arrays: numpy lets other threads run while it searches, and then waits for them, at every image
+        self._ends = list(accumulate(len(file) for file in files))
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
         self._lock = threading.Lock()
         self._warned = False
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._order is None else len(self._order)
+        return self._ends[-1] if self._order is None else len(self._order)
 
     def _locate(self, index: int) -> tuple[int, int]:
         index = index if self._order is None else int(self._order[index])
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - (int(self._ends[number - 1]) if number else 0)
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     def read_encoded(self, index: int) -> memoryview:
         """See EncodedStore."""
@@ -210,7 +213,7 @@ class ParquetStore(EncodedStore):
         if (blob := file.copied(row)) is not None:
             return blob
         group = file.group_of(row)
-        return self._group(number, group).blob(row - int(file.group_ends[group]))
+        return self._group(number, group).blob(row - file.group_ends[group])
 
     def _group(self, number: int, group: int) -> _Group:
         with self._lock:
