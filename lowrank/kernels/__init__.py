@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         process_count as process_count,
         suspended_exchange as suspended_exchange,
     )
+    from lowrank.kernels.side_by_side import compile_side_by_side as compile_side_by_side
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -31,5 +32,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dispatch": "compile_obstacle kernel_digest kernel_errors load_kernels",
         "fx_rewrite": "compile_graph",
         "global_norm": "exchange_is_suspended process_count suspended_exchange",
+        "side_by_side": "compile_side_by_side",
     },
 )

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import path
 
 # As docs/results/simplicity.md has them. One more needs a reason: raise the number here and on that page together
-MOST_MODULES = {"trial": 98, "teacher": 6, "export": 25}
+MOST_MODULES = {"trial": 99, "teacher": 6, "export": 25}
 
 
 @pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy

@@ -454,7 +454,7 @@ def describe(template: nn.Module) -> object | None:
 @contextmanager
 def compile_once(
     digest: str, notify: Callable[[str], None] = warnings.warn, *, wait: bool = True
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[bool]:  # fmt: skip
     """Let one process of this machine at a time compile a function inside `with`.
 
     The first process compiles, the others then find its code on disk. A function that has been compiled before is not
@@ -465,6 +465,9 @@ def compile_once(
         digest: of the compiled function.
         notify: is called with a line when another process compiles it, and this one waits.
         wait: whether to wait for another process.
+
+    Yields:
+        Whether the code is on disk.
 
     Raises:
         NotCompilableError: another process has compiled it for longer than `MAX_WAIT_SECONDS`.
@@ -477,7 +480,7 @@ def compile_once(
     done = folder / digest
     if done.exists():
         with _without_compiler_processes():
-            yield
+            yield True
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.lock"
@@ -493,10 +496,11 @@ def compile_once(
             raise NotCompilableError(
                 f"the process that compiles the same network has held {path} for {MAX_WAIT_SECONDS:.0f} s"
             ) from error
-        if done.exists():
+        on_disk = done.exists()
+        if on_disk:
             lock.release()
             stack.enter_context(_without_compiler_processes())
-        yield
+        yield on_disk
         done.touch()
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from lowrank.data import Batch
 from lowrank.distillation import BatchSignals
-from lowrank.kernels import suspended_exchange
+from lowrank.kernels import compile_side_by_side, suspended_exchange
 from lowrank.training.engine.compiled_forward import CompiledObjective, compile_once
 from lowrank.training.engine.compiler_import import begin_compiler_import
 from lowrank.training.engine.compiler_watch import watch_compiler
@@ -290,7 +290,13 @@ class CapturedEpoch:
             digest = forward.compiled.digest(self._images)
             # While one process compiles the others wait for the lock, so it must not wait for them
             alone, undone = suspended_exchange(), self._train_step.undone()
-            with compile_once(digest, self._notify), watch_compiler(), alone, undone, keep_float32_products():
+            with (
+                compile_once(digest, self._notify) as on_disk, watch_compiler(), alone, undone,
+                keep_float32_products(),
+            ):  # fmt: skip
+                if not on_disk and train_step.device.type == "cuda":
+                    with self._train_step.undone():
+                        compile_side_by_side(self._run_step)
                 self._run_step()
             self._forward = self._guarded(forward)
         except Exception as error:  # compilers raise anything; an error of the network comes again without them

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.nn import functional
 
 from lowrank.distillation import CachedTeacher
+from lowrank.kernels import compile_side_by_side
 from lowrank.networks import darts
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training import trainer as trainer_module
@@ -279,6 +281,25 @@ def test_a_process_takes_compiled_code_with_its_gradients_from_disk(monkeypatch,
         assert run.captured_epoch is not None
         assert run.captured_epoch.compiled
         assert (counters["aot_autograd"][outcome], counters["aot_autograd"]["autograd_cache_bypass"]) == (1, 0)
+
+
+def test_kernels_are_compiled_side_by_side_without_being_launched():
+    from lowrank.kernels.depthwise import depthwise  # needs Triton
+
+    x = torch.randn(2, 56, 7, 9, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, results = torch.randn(56, 1, 3, 3, device="cuda"), []
+
+    def run() -> None:
+        results.append(depthwise(x, weight))
+        results[-1].sum().backward()  # in a thread of its own
+
+    assert compile_side_by_side(run) >= 2
+    assert compile_side_by_side(run) == 0  # nothing is left to compile
+    x.grad = None
+    run()
+    expected = functional.conv2d(x, weight, padding=1, groups=56)
+    torch.testing.assert_close(results[-1], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad, torch.autograd.grad(expected.sum(), x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_memory_comes_back_after_each_of_several_recorded_trainings():
