@@ -158,14 +158,14 @@ class TestAgain:
         assert carry(study_dir) is None
         assert [entry.event for entry in sent] == [Event.STUDY, Event.CLOSED]
 
-    @pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"offset": 17, "key": "tt_dims 1790000000000"}'])
-    def test_a_spoilt_progress_file_costs_time_only(self, study_dir, garbage):
+    def test_a_spoilt_progress_file_costs_time_only(self, study_dir):
         small(study_dir)
         assert carry(study_dir) is None
         before = content(study_dir / MLFLOW_FILE)
-        (study_dir / TRACKING_PROGRESS_FILE).write_bytes(garbage)
-        assert carry(study_dir) is None
-        assert content(study_dir / MLFLOW_FILE) == before
+        for garbage in (b"", b"{", b"[]", b'{"offset": 17, "key": "tt_dims 1790000000000"}'):
+            (study_dir / TRACKING_PROGRESS_FILE).write_bytes(garbage)
+            assert carry(study_dir) is None
+            assert content(study_dir / MLFLOW_FILE) == before, garbage
 
     def test_a_deleted_database_is_filled_again(self, study_dir, blank_store):
         small(study_dir)
