@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from lowrank.data import DataSettings, load_data
 from lowrank.deployment import compress_run, formats
 from lowrank.deployment.compress_run import folder_names, reorder_outputs
 from lowrank.deployment.formats import Export, ExportedFile, onnx_forward
+from lowrank.deployment.latency import measure_latency
 from lowrank.errors import InputError
 from lowrank.io import load_merged, load_model, published_preprocessing
 from lowrank.networks import NetworkSettings
@@ -35,6 +38,13 @@ def run_quickly(out: Path, *options: str) -> tuple[str, str]:
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         assert main([*BASE, *QUICK, "--out", str(out), *options]) == 0
     return stdout.getvalue(), stderr.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_latencies() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress_run, "measure_latency", partial(measure_latency, seconds=0.0))
+        yield
 
 
 @pytest.fixture(scope="module")
