@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import boto3
 
+from tests.support.service_descriptions import keep_service_descriptions
+
 # They open nothing, and must be in the environment of whoever uses the bucket
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -20,6 +22,7 @@ def bucket(*, conditional: bool = True) -> Iterator[str]:
 
     One that is not `conditional` takes the condition of a put and does not look at it.
     """
+    keep_service_descriptions()
     with ExitStack() as stack:
         if not conditional:
             stack.enter_context(_ignored_conditions())

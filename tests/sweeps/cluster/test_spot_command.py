@@ -24,6 +24,7 @@ from sweeps.cluster.cluster_file import CLUSTER_FILE, read_cluster_file
 from sweeps.cluster.spot_report import H200_RATE, cost_lines, estimate_cost
 from sweeps.spot import main
 from tests.support.ray_private import check_cluster_config
+from tests.support.service_descriptions import keep_service_descriptions
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
 PRICES = {  # zone, type -> what history says, newest first
@@ -86,8 +87,10 @@ def cloud(monkeypatch, quotas, score=9, prices=PRICES):
     def stubbed_client(service: str, region: str) -> StubbedClient:
         return StubbedClient(make_client(service, region), answers_of(region, quotas, score, prices))
 
+    keep_service_descriptions()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # images of machines, thousands in each region
     with mock_aws(), monkeypatch.context() as patch:
         patch.setattr(spot_command, "make_client", stubbed_client)
         yield
