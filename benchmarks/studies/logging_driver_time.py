@@ -30,7 +30,8 @@ from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.tracking.process import TrackingProcess
-from sweeps.tracking.uri import check_tracking_uri
+from sweeps.tracking.uri import TRACKING_VARIABLE, check_tracking_uri
+from tests.support.environment import changed_environment
 from tests.support.servers import LIGHT
 from tests.support.specifications import plain_specification
 from tests.support.synthetic_study import Plan, header, metrics
@@ -107,7 +108,17 @@ def through_callback(uri: str, trials: int, reports: int) -> list[float]:
 
 @contextmanager
 def store(folder: Path, server: bool) -> Iterator[str]:
-    """A SQLite address, or that of a server before it."""
+    """A SQLite address, or that of a server before it.
+
+    MLflow, which Ray's callback calls, sets the variable of its address for later processes; here it ends with the
+    store.
+    """
+    with changed_environment({TRACKING_VARIABLE: os.environ.get(TRACKING_VARIABLE)}), _address(folder, server) as uri:
+        yield uri
+
+
+@contextmanager
+def _address(folder: Path, server: bool) -> Iterator[str]:
     database = f"sqlite:///{folder / 'callback.db'}"
     if not server:
         yield database
