@@ -24,15 +24,18 @@ def compile_side_by_side(run: Callable[[], None]) -> int:
     its error where it is launched, as without this.
 
     Args:
-        run: a step; the threads of its backward pass are served too.
+        run: a step; the threads of its backward pass are served too. No result of a kernel may serve it as an index.
 
     Returns:
-        The number of kernels.
+        The number of kernels; 0 without Triton, or with one that cannot compile in threads.
     """
     if find_spec("triton") is None:
         return 0
-    from triton.runtime._async_compile import AsyncCompileMode, active_mode
-    from triton.runtime.jit import JITFunction
+    try:  # no name of Triton's interface serves the threads of a backward pass
+        from triton.runtime._async_compile import AsyncCompileMode, active_mode
+        from triton.runtime.jit import JITFunction
+    except ImportError:
+        return 0
 
     launch = JITFunction.run
     with ThreadPoolExecutor(min(MAX_THREADS, usable_cores()), "kernels") as pool:

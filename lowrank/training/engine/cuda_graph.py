@@ -294,7 +294,7 @@ class CapturedEpoch:
                 compile_once(digest, self._notify) as on_disk, watch_compiler(), alone, undone,
                 keep_float32_products(),
             ):  # fmt: skip
-                if not on_disk and train_step.device.type == "cuda":
+                if not on_disk and train_step.device.type == "cuda" and consists_of_known_code(train_step.network):
                     with self._train_step.undone():
                         compile_side_by_side(self._run_step)
                 self._run_step()
