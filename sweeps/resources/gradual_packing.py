@@ -26,8 +26,8 @@ from sweeps.resources.gpu_packing import (
 
 WINDOW_SECONDS = 3.0  # for which so many trials train at once, at least
 EPOCHS_PER_TRIAL = 2  # that are counted of each of them, on average
-# For which a card with one trial at a time stands idle until the next one trains: 0.4 to 0.9 s on an H200
-# (docs/results/h200_two_cards.md)
+# For which a card with one trial at a time stands idle until the next one trains, an assumption: in a worker that has
+# trained before, compilation and recording took 0.3 to 0.8 s on an H200 (docs/results/h200_tt_schedule_cifar10.md)
 START_SECONDS = 0.6
 
 OnDecision = Callable[[Packing, EventFields], None]  # the packing, and the other fields of its event
