@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 GPU_SKIP = "needs {needed} GPU(s), but torch finds {available}"
 
 
+# What tests write need not outlive a power cut, and this process would wait for the disk thousands of times. Commands
+# that tests start do wait. A descriptor that is not open is an error still.
+os.fsync = os.fstat  # type: ignore[assignment]
+
+
+def _skip_sync(connection: Any, record: Any) -> None:
+    """Let a SQLite database of this process not wait for the disk either."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
 @pytest.fixture(scope="session")
 def blank_store(tmp_path_factory) -> Path:
     """An MLflow database with its tables, which take seconds to make: to be copied."""
+    from sqlalchemy import Engine, event
+
     from sweeps.records.names import MLFLOW_FILE
     from sweeps.tracking.mlflow_store import create_database, quiet_mlflow
 
     quiet_mlflow()
+    event.listen(Engine, "connect", _skip_sync)
     folder = tmp_path_factory.mktemp("blank")
     create_database(folder / MLFLOW_FILE, folder)
     return folder / MLFLOW_FILE
