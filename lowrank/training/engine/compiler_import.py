@@ -44,4 +44,6 @@ def _import_all() -> None:
 def _hash_triton() -> None:
     """Have Triton hash its own files, a second of work before a process's first kernel; it keeps the result."""
     if find_spec("triton") is not None:
+        # First, for its modules import each other in circles: where another thread imports it too, one of them waits
+        import_module("triton")
         import_module("triton.runtime.cache").triton_key()

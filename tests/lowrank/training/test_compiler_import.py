@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,20 @@ def test_the_import_begins_once_and_whoever_waits_finds_it_done(tmp_path, monkey
     imported = sys.modules.pop("slow_compiler")
     assert imported.done
     assert imported.thread is not threading.main_thread()
+
+
+def test_triton_is_imported_whole_before_a_module_of_it(monkeypatch):
+    """Where another thread imports Triton, a module of it alone would be imported in the middle of that, and fail."""
+    names: list[str] = []
+
+    def import_module(name: str) -> SimpleNamespace:
+        names.append(name)
+        return SimpleNamespace(triton_key=lambda: names.append("hash"))
+
+    monkeypatch.setattr(compiler_import, "find_spec", lambda name: object())
+    monkeypatch.setattr(compiler_import, "import_module", import_module)
+    compiler_import._hash_triton()
+    assert names == ["triton", "triton.runtime.cache", "hash"]
 
 
 def test_the_error_of_an_import_comes_where_the_compiler_is_used(monkeypatch):
