@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.layers import Separable
-from lowrank.networks.registry import NetworkSettings, make_network, takes_width
+from lowrank.layers.registry import METHODS, make_method
+from lowrank.networks.registry import NETWORK_NAMES, NetworkSettings, make_network, takes_width
 from lowrank.training.engine import cuda_graph
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
 from lowrank.training.engine.recording import consists_of_known_code, recording_obstacle
@@ -74,6 +74,17 @@ class RemembersItsGrid(ConvolutionalNetwork):
     def last(self, x: Tensor) -> Tensor:
         self.grid = self.grid or x.shape[1]
         return x
+
+
+class DropsBeforeANorm(RemembersItsGrid):
+    """The statistics of its second norm depend on random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second_norm = nn.BatchNorm1d(8)
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.second_norm(self.drop(super().last(x)))
 
 
 class CountsOnDevice(ConvolutionalNetwork):
@@ -300,7 +311,16 @@ def forget_switches() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [ConvolutionalNetwork, RemembersItsGrid, CountsOnDevice, KeepsItsFeatures, MakesGrids, MakesCentre]
+    "make",
+    [
+        ConvolutionalNetwork,
+        RemembersItsGrid,
+        DropsBeforeANorm,
+        CountsOnDevice,
+        KeepsItsFeatures,
+        MakesGrids,
+        MakesCentre,
+    ],
 )
 def test_a_replay_has_the_losses_of_the_plain_step_with_dropout(make: type[nn.Module], monkeypatch: Any) -> None:
     _, expected, _ = trained("plain", make)
@@ -336,6 +356,35 @@ def test_what_a_network_makes_at_its_first_pass_serves_replays_and_evaluations(
     for name in ("grids", "centre"):
         setattr(network, name, {} if name == "grids" else None)
     assert [reference() is not None for reference in made] == [True]
+
+
+@pytest.mark.parametrize("make", [MakesGrids, MakesCentre])
+def test_what_only_python_makes_at_the_first_pass_stays_after_a_recording(
+    make: type[nn.Module], monkeypatch: Any
+) -> None:
+    plain, _, _ = trained("plain", make)
+    with recording_on_cpu(monkeypatch):
+        run, _, _ = trained("captured", make)  # a replay runs no Python, so it makes nothing again
+    assert run.captured_epoch is not None
+    assert run.captured_epoch.replay is not None
+    (made,) = attribute_tensors(run.network)
+    torch.testing.assert_close([made], attribute_tensors(plain.network))
+
+
+@pytest.mark.parametrize("before", ["missing", "none", "empty"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_tensor_that_a_network_makes_is_undone_unless_it_must_stay(before: str, keep: bool) -> None:
+    network = ConvolutionalNetwork()
+    if before != "missing":
+        network.made = None if before == "none" else {}
+    with undone_attributes(network) as undo:
+        if before == "empty":
+            network.made["grid"] = torch.zeros(2)
+        else:
+            network.made = torch.zeros(2)
+        undo.keep_made = keep
+    assert len(attribute_tensors(network)) == keep
+    assert hasattr(network, "made") == (keep or before != "missing")
 
 
 def test_a_taught_student_of_structured_maps_is_recorded(monkeypatch: Any) -> None:
@@ -487,17 +536,29 @@ def test_an_attribute_that_changes_between_epochs_ends_the_recording(monkeypatch
 
 
 HOUSE_NETWORKS = {
-    "resnet9": 16, "wrn_10_1": 16, "darts": 16, "vit": 16, "mobilenet_v2": 32, "resnet18": 32, "vgg16": 32, "mlp": 8,
+    "resnet9": 16, "wrn_10_1": 16, "wrn_50_2": 32, "darts": 16, "vit": 16, "mobilenet_v2": 32, "resnet18": 32,
+    "vgg16": 32, "mlp": 8,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOUSE_NETWORKS)
-def test_nothing_stands_against_recording_a_network_of_this_project(name: str) -> None:
+def test_every_network_of_this_project_is_watched_in_a_test() -> None:
+    families = {name.split()[0].replace("D_W", "10_1") for name in NETWORK_NAMES if ":" not in name}
+    assert set(HOUSE_NETWORKS) == families
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, "separable") for name in HOUSE_NETWORKS),
+        *(("resnet9", name) for name in METHODS if name != "separable"),
+    ],
+)
+def test_nothing_stands_against_recording_a_network_of_this_project(name: str, method: str) -> None:
     """So it is recorded without being watched."""
     side = HOUSE_NETWORKS[name]
     settings = NetworkSettings(name=name, width=0.25) if takes_width(name) else NetworkSettings(name=name)
     plan = network_plan(settings, (3, side, side), 10)
-    network = build_student(settings, plan, Separable(), (3, side, side), 10, seed=0).train()
+    network = build_student(settings, plan, make_method({"name": method}), (3, side, side), 10, seed=0).train()
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
     def run() -> None:
