@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.util import cache_from_source
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from sweeps.utils import missing_bytecode
 
@@ -36,4 +37,14 @@ def test_a_library_whose_compiled_modules_are_there_is_not_named(tmp_path):
     (tmp_path / "library.pyc").touch()
     assert missing_bytecode(library(tmp_path / "library.pyc")) is None
     assert missing_bytecode(ModuleType("made in memory")) is None
-    assert missing_bytecode(torch) is None
+
+
+def test_python_is_asked_where_it_keeps_a_compiled_module(tmp_path, monkeypatch):
+    (tmp_path / "small_library.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    imported = importlib.import_module("small_library")
+    del sys.modules["small_library"]
+    assert missing_bytecode(imported) is None
+    Path(cache_from_source(str(tmp_path / "small_library.py"))).unlink()
+    assert missing_bytecode(imported) is not None
