@@ -1,8 +1,8 @@
 """Rewrites a captured graph before it is compiled: inserts this project's kernels, and forms that compile better.
 
 Works on the graph of torch functions that Dynamo captures, before autograd and decomposition. Nodes that it does not
-know stay as they are. Those that it inserts are functions, not methods: the compiler keeps the gradients of a graph on
-disk only where it knows an example of each tensor whose method is called.
+know stay as they are. Those that it inserts are functions, and methods of the graph's inputs alone: the compiler keeps
+the gradients of a graph on disk only where it knows an example of each tensor whose method is called.
 """
 
 from __future__ import annotations

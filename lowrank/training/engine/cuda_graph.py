@@ -61,8 +61,8 @@ from lowrank.training.recipe import Engine, Recipe
 from lowrank.training.timers import COMPILE, PhaseTimers
 from lowrank.utils import first_line, keep_modes
 
-# A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and three such trials of a
-# study, or one of 13,000 steps, save as much time as that takes
+# A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and four such trials of a
+# study save as much time as that takes (docs/background/engine.md: 67 s, and 5.65 - 1.94 ms for each step)
 LONG_TRIAL_STEPS = 5000
 PROBE_IMAGES = 8  # on which a network is watched before its step is recorded
 WARM_UP_STEPS = 3  # before recording: buffers are made at the first step, and cuDNN tries its kernels
