@@ -168,15 +168,26 @@ def network_name(path: Path) -> str:
 def _read_description(path: Path) -> tuple[ModelSpecification, ImagePreprocessing | None]:
     """Read what a model file says of its network and of images; its tensors stay where they are."""
     if not path.is_file():
-        others = sorted(str(file.parent) for file in path.parent.glob(f"*/{MODEL_FILE}"))
-        models = f"; there are {', '.join(others[:_NAMED_MODELS])}{', ...' * (len(others) > _NAMED_MODELS)}"
-        raise InputError(f"there is no model file {path}{models if others else ''}")
-    metadata = read_metadata(path)
+        raise InputError(f"there is no model file {path}{_models_beside(path)}")
+    try:
+        metadata = read_metadata(path)
+    except InputError as error:
+        if path.suffix == ".safetensors":
+            raise
+        raise InputError(f"{path} is no safetensors file{_models_beside(path)}") from error
     try:
         specification = parse_specification(metadata)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return specification, parse_preprocessing(metadata, str(path))
+
+
+def _models_beside(path: Path) -> str:
+    """Name the models in the folder of a file that is none: those of a study, else the files of an export."""
+    folders = [file.parent for file in path.parent.glob(f"*/{MODEL_FILE}")]
+    models = sorted(map(str, folders or path.parent.glob("*.safetensors")))
+    names = f"{', '.join(models[:_NAMED_MODELS])}{', ...' * (len(models) > _NAMED_MODELS)}"
+    return f"; there are {names}" if models else ""
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,20 @@ def test_a_damaged_folder_is_an_error_of_one_line(folder, content, message):
     (folder / MODEL_FILE).unlink()
     with pytest.raises(InputError, match=r"there is no model file [^;]*$"):
         _load_pyfunc(str(folder))
+
+
+def test_a_folder_of_an_export_and_its_other_forms_name_the_files_to_read(tmp_path):
+    for name in ("factorised.safetensors", "merged.safetensors", "factorised.onnx"):
+        (tmp_path / name).write_bytes(bytes([8]) * 100)
+    models = f"; there are {tmp_path}/factorised.safetensors, {tmp_path}/merged.safetensors"
+    for path, message in (
+        (tmp_path, f"there is no model file {tmp_path / MODEL_FILE}{models}"),
+        (tmp_path / "factorised.onnx", f"{tmp_path}/factorised.onnx is no safetensors file{models}"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            load_classifier(path)
+    with pytest.raises(InputError, match=r"factorised.safetensors is damaged: "):
+        load_classifier(tmp_path / "factorised.safetensors")
 
 
 def test_settings_of_another_network_are_refused(tmp_path, data, network):
