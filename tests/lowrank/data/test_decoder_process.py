@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,27 @@ def test_large_images_are_decoded_by_threads(images, started, monkeypatch):
     monkeypatch.setattr(decoder_process, "SMALL_IMAGE", 5 * 6)
     assert len(decoder_process.decode_all(encoded(images), np.arange(COUNT))) == COUNT
     assert started == []
+
+
+@pytest.mark.parametrize(
+    ("threads", "small", "workers"), [(None, False, 4), (3, False, 3), (9, False, 4), (3, True, 2)]
+)
+def test_threads_are_at_most_those_that_are_asked_for_and_those_that_help(
+    images: Path, threads: int | None, small: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    class CountedPool(ThreadPoolExecutor):
+        def __init__(self, count: int):
+            counts.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(image_store, "ThreadPoolExecutor", CountedPool)
+    monkeypatch.setattr(image_store, "usable_cores", lambda: 4)
+    monkeypatch.setattr(image_store, "_IMAGES_PER_TASK", 5)
+    monkeypatch.setattr(image_store, "SMALL_IMAGE", 5 * 6 + small)
+    assert len(encoded(images).decode(np.arange(COUNT), threads)) == COUNT
+    assert counts == [workers]
 
 
 def test_a_process_that_may_start_none_decodes_by_threads(images, started, monkeypatch):

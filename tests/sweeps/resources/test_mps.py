@@ -117,6 +117,16 @@ def test_the_end_of_a_study_ends_a_daemon_that_hangs_as_it_starts(tmp_path, monk
     assert not Path((tmp_path / "folder").read_text().strip()).parent.exists()
 
 
+def test_a_cancellation_ends_the_present_wait_and_those_that_begin_later():
+    cancellation, ended = mps.Cancellation(), []
+    with cancellation.ending(lambda: ended.append("over")):
+        pass
+    with cancellation.ending(lambda: ended.append("present")):
+        cancellation.cancel()
+    with cancellation.ending(lambda: ended.append("later")):
+        assert ended == ["present", "later"]
+
+
 def test_an_interrupt_of_the_wait_for_a_service_leaves_none_behind(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     starting = mps.StartingService()
