@@ -165,9 +165,18 @@ def make_table(points: Sequence[FrontPoint], base: ShareBase) -> Table:
         table.add_column("test %", justify="right", no_wrap=True)
     table.add_column("ep", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
+    taught = _has_taught_and_untaught(points)
     for line in lines:
-        table.add_row(*_cells(line, tested, several, started, base if shared else None, uneven), style=_style(line))
+        cells = _cells(line, tested, several, started, base if shared else None, uneven)
+        if taught and line.point.teacher:
+            cells[1] += " t"
+        table.add_row(*cells, style=_style(line))
     return table
+
+
+def _has_taught_and_untaught(points: Sequence[FrontPoint]) -> bool:
+    """Whether some trials have a teacher and some have none; their rows would look alike without a mark."""
+    return len({bool(point.teacher) for point in points if point.role is not Role.REFERENCE}) > 1
 
 
 def _has_room_for_shares(points: Sequence[FrontPoint]) -> bool:
@@ -200,6 +209,8 @@ def print_summary(
     several = any(point.spread is not None for point in points)
     for line in _legend(several, started, base if _has_room_for_shares(points) else None):
         console.print(Text(line))
+    if _has_taught_and_untaught(points):
+        console.print(Text("  t: trained with a teacher"))
     if uneven:
         console.print(Text("  bal %: the mean over classes of the validation error on their images"))
     console.print()

@@ -97,6 +97,26 @@ class TestTable:
         assert "% dense: share of the dense network's" in text
         assert "% sep" not in text
 
+    def test_a_mark_tells_trials_with_a_teacher_from_those_without(self):
+        trials = [
+            synthetic_data.trial("a", error=4.0),
+            synthetic_data.trial("b", 200, 5.0),
+            synthetic_data.trial("c", 300, 6.0, role=Role.REFERENCE),
+        ]
+        study = synthetic_data.study(*trials)
+        for taught, marked in (("", ""), ("b", "b"), ("ab", "")):
+            points = [
+                dataclasses.replace(point, teacher="itself" if point.trial_id in taught else "")
+                for point in collect_points(study)
+            ]
+            stream = io.StringIO()
+            print_summary(study, points, "the answer", Console(file=stream, width=100, highlight=False))
+            text = stream.getvalue()
+            rows = [line for line in text.splitlines() if "CP t" in line]
+            assert len(rows) == len(marked)
+            assert all(" 200 " in row for row in rows)  # the parameters of trial b
+            assert ("  t: trained with a teacher" in text.splitlines()) == bool(marked)
+
     def test_every_status_is_counted_with_its_reasons(self, study):
         text = self.printed(study)
         total = sum(count.count for count in count_statuses(study))
