@@ -467,6 +467,10 @@ def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tra
         print(f"networks of the front and the references, one folder a trial: {relative_path(models)}")
     report = shlex.join(["python", "-m", "analysis", "report", "--study", relative_path(config.folder)])
     print(f"a page with pictures and tables: {report}")
+    if models.is_dir():
+        export = shlex.join(["python", "-m", "analysis", "export", "--study", relative_path(config.folder)])
+        permission = " --allow-code" if own_networks(space) else ""
+        print(f"weights, ONNX and a model card of the best network: {export}{permission}")
     if not config.tracking_uri:
         uri = shlex.quote(f"sqlite:///{relative_path(config.folder)}/{MLFLOW_FILE}")
         print(f"every trial in MLflow: mlflow ui --backend-store-uri {uri}")

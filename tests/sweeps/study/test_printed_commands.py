@@ -6,10 +6,13 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sweeps.records.study_folders import resume_command
+from sweeps.space import parse_space
+from sweeps.study.driver import CloseReason, _print_next_step
 from sweeps.tracking.process import catch_up_command
 from tests.support.studies import ROOT
 
@@ -54,3 +57,18 @@ def test_a_shell_reads_folders_and_storages_as_they_are(name, tmp_path, monkeypa
     assert words == ["python", "sweeps/run.py", "--resume", "a", "--out", name, "--storage", f"s3://bucket/{name}"]
     words = shlex.split(catch_up_command(tmp_path / name / "a", f"sqlite:///{tmp_path}/{name}.db"))
     assert words[-3:] == [str(tmp_path / name / "a"), "--tracking-uri", f"sqlite:///{tmp_path}/{name}.db"]
+
+
+@pytest.mark.parametrize(("network", "permission"), [("resnet9", ""), ("my_net.py:make", " --allow-code")])
+def test_a_study_with_a_front_ends_with_the_command_that_exports_it(
+    content, network, permission, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    space = parse_space("small", {**content, "network": {"name": network}})
+    config = SimpleNamespace(folder=tmp_path / "a b", tracking_uri=None, storage=None)
+    _print_next_step(space, config, CloseReason.FINISHED, None)
+    assert "export" not in capsys.readouterr().out
+    (config.folder / "models").mkdir(parents=True)
+    _print_next_step(space, config, CloseReason.FINISHED, None)
+    line = f"weights, ONNX and a model card of the best network: python -m analysis export --study 'a b'{permission}"
+    assert line in capsys.readouterr().out.splitlines()
