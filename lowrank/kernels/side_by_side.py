@@ -14,7 +14,7 @@ from typing import Any
 from lowrank.utils import usable_cores
 
 MAX_THREADS = 16  # Triton's compiler holds the interpreter's lock for two fifths of its time
-_OWN_KERNELS = "lowrank.kernels."
+_OWN_MODULES = "lowrank."  # some methods of layers have kernels too
 
 
 def compile_side_by_side(run: Callable[[], None]) -> int:
@@ -42,7 +42,7 @@ def compile_side_by_side(run: Callable[[], None]) -> int:
         mode = AsyncCompileMode(pool, ignore_errors=True)
 
         def compile_only(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-            if not kernel.module.startswith(_OWN_KERNELS):
+            if not kernel.module.startswith(_OWN_MODULES):
                 return launch(kernel, *arguments, grid=grid, warmup=warmup, **options)
             before = active_mode.set(mode)  # of this thread alone, so that `with mode` would not serve others
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import import_module
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 # What the first compiled step imports beside what every optimizer's first step does
 _MODULES = ("torch._dynamo.repro.after_dynamo", "torch._inductor.compile_fx")
 
+_THREADS = "compiler-import"  # how their names begin
 _lock = threading.Lock()
 _imports: list[Future[None]] = []  # none before the first begins
 
@@ -21,7 +23,8 @@ def begin_compiler_import() -> None:
     """
     with _lock:
         if not _imports:
-            pool = ThreadPoolExecutor(2, "compiler-import")
+            os.register_at_fork(before=_wait_before_fork)
+            pool = ThreadPoolExecutor(2, _THREADS)
             _imports.extend(pool.submit(function) for function in (_import_all, _hash_triton))
             pool.shutdown(wait=False)
 
@@ -34,6 +37,12 @@ def wait_for_compiler_import() -> None:
     Modules of the compiler import each other in circles, so two threads must not import them at the same time.
     """
     wait(_imports)
+
+
+def _wait_before_fork() -> None:
+    """Let no process be forked meanwhile: in it a module that is half imported would stay so, and block its import."""
+    if not threading.current_thread().name.startswith(_THREADS):
+        wait_for_compiler_import()
 
 
 def _import_all() -> None:

@@ -238,12 +238,14 @@ def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors differ by more than the order of sums can make."""
+    """Say whether two tensors differ by more than the order of sums can make; NaN is equal to NaN alone."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return True
     if not one.is_floating_point():
         return not torch.equal(one, other)
-    limit = SUM_TOLERANCE * one.abs().amax() if one.numel() else 0
+    if not torch.equal(one.isnan(), other.isnan()):
+        return True
+    limit = SUM_TOLERANCE * one.nan_to_num().abs().amax() if one.numel() else 0
     return bool(((one - other).abs() > limit).any())
 
 

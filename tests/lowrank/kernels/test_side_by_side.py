@@ -64,6 +64,12 @@ def test_only_this_projects_kernels_are_compiled_and_not_launched(launches: list
     assert launches == [(OURS.module, True, True), (OTHERS.module, False, False)]
 
 
+def test_kernels_of_a_method_are_this_projects_too(launches: list[Launch]) -> None:
+    of_a_method = Kernel("lowrank.layers.acdc.triton")
+    assert compile_side_by_side(lambda: of_a_method.run(grid=(1,), warmup=False)) == 1
+    assert launches == [(of_a_method.module, True, True)]
+
+
 @pytest.mark.parametrize("error", [None, KeyError("of a step")])
 def test_kernels_are_launched_again_afterwards_even_after_an_error(
     error: Exception | None, launches: list[Launch]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -51,3 +54,25 @@ def test_the_error_of_an_import_comes_where_the_compiler_is_used(monkeypatch):
     begin_compiler_import()
     wait_for_compiler_import()
     assert isinstance(compiler_import._imports[0].exception(), ModuleNotFoundError)
+
+
+def test_a_process_is_forked_only_after_the_import(monkeypatch):
+    """In it a module that is half imported would never be whole, and whoever imports it there would wait for ever."""
+    hooks: list[Callable[[], None]] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda *, before: hooks.append(before))
+    monkeypatch.setattr(compiler_import, "_MODULES", ())
+    begin_compiler_import()
+    begin_compiler_import()
+    (before_fork,) = hooks
+    going_on: Future[None] = Future()
+    monkeypatch.setattr(compiler_import, "_imports", [going_on])
+    fork = threading.Thread(target=before_fork)
+    fork.start()
+    own = threading.Thread(target=before_fork, name="compiler-import_0")  # a fork of the import itself
+    own.start()
+    own.join(60)
+    assert not own.is_alive()
+    assert fork.is_alive()
+    going_on.set_result(None)
+    fork.join(60)
+    assert not fork.is_alive()

@@ -17,7 +17,7 @@ from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NETWORK_NAMES, NetworkSettings, make_network, takes_width
 from lowrank.training.engine import cuda_graph
 from lowrank.training.engine.host_state import attribute_tensors, undone_attributes
-from lowrank.training.engine.recording import consists_of_known_code, recording_obstacle
+from lowrank.training.engine.recording import _differ, consists_of_known_code, recording_obstacle
 from lowrank.training.trainer import Trainer
 from lowrank.utils import keep_modes
 from tests.support.own_networks import ConvolutionalNetwork
@@ -581,3 +581,10 @@ def test_networks_of_others_are_watched() -> None:
     foreign = make_network(NetworkSettings(name="torchvision:resnet18"), (3, 32, 32), 10)
     networks = (hooked, replaced, extended, foreign, nn.Sequential(nn.Linear(4, 4)))
     assert not any(map(consists_of_known_code, networks))
+
+
+def test_nan_is_equal_to_nan_alone() -> None:
+    number, nan = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    assert [_differ(number, nan), _differ(nan, number), _differ(nan, nan), _differ(number, number)] == [
+        True, True, False, False
+    ]  # fmt: skip
