@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Matrices are small here, and threads that wait for a busy core double the time. numpy reads it when it is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = sys.argv[1:] if argv is None else list(argv)
+    return run_command(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int:
     parser = OneLineParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, description) in COMMANDS.items():
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run)
     arguments = parser.parse_args(words)
-    return run_command(lambda: arguments.run(arguments))
+    code: int = arguments.run(arguments)
+    return code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -24,6 +25,7 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the di
 MESSAGE_CHARACTERS = 300  # of an error on standard error, without commands in its message
 MIN_CHARACTERS = 80  # of what went wrong, however long the way on is
 _COMMAND = re.compile(r"python (-m (lowrank|sweeps|analysis)\b|sweeps/)")  # of this project, in a message
+_ENVIRONMENT = "; give the command inside the environment that `make sweep` makes: . .venv/bin/activate"
 RERUN_MESSAGE = "interrupted; the same command begins again"
 _RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)  # standard output that is kept for them
 
@@ -114,7 +116,7 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
     Returns:
         The command's exit code; `BAD_INPUT` for an InputError or UncountableError, `INTERRUPTED` for Ctrl-C, `FAILED`
         for a disk that is full or cannot be written, and for a HungError; `BAD_INPUT` for an error of the user's
-        network too. Other errors are raised.
+        network too, and for a Python without torch. Other errors are raised.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not have must end nothing
@@ -136,6 +138,10 @@ def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) ->
     except BrokenPipeError:  # the reader, such as `head`, has what it wants
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is buffered goes nowhere when the process ends
         return ExitCode.FAILED
+    except ModuleNotFoundError as error:
+        if importlib.util.find_spec("torch") is not None:
+            raise
+        return report_error(ExitCode.BAD_INPUT, f"error: {sys.executable} has no package {error.name!r}{_ENVIRONMENT}")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
             return report_error(ExitCode.FAILED, f"error: {error}")

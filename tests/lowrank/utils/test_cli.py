@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
 from lowrank.errors import InputError, UncountableError
 from lowrank.utils.cli import RERUN_MESSAGE, OneLineParser, run_command
+from tests.support.studies import ROOT
 
 COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
@@ -47,6 +52,30 @@ def test_every_command_reports_errors_in_one_line(command, fault, code, begins, 
 def test_other_errors_are_raised():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "analysis", "report", "--study", "tt_dims"],
+        ["-m", "lowrank.predict", "model", "image.png"],
+        ["sweeps/teacher.py", "--network", "resnet9"],
+    ],
+)
+def test_a_python_without_the_packages_names_the_environment_in_one_line(command):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # -S leaves out the folder in which the environment has its packages
+    done = subprocess.run(
+        [sys.executable, "-S", *command], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    words = r"error: \S+ has no package '\w+'; give the command inside the environment that `make sweep` makes: .*\n"
+    assert re.fullmatch(words, done.stderr)
+
+
+def test_a_missing_module_beside_torch_is_raised():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run_command(lambda: len(importlib.import_module("no_such_module").__name__))
 
 
 def test_an_uncountable_layer_is_bad_input(capsys):
