@@ -571,12 +571,14 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
         The lines: sizes and errors, time for an answer, and each layer.
     """
     small = outcome.compressed
+    rise = outcome.error_after - outcome.error_before
     rows = [
         ("", "given", "compressed", "share"),
         ("parameters", f"{small.dense_params:,}", f"{small.params:,}", f"{small.params / small.dense_params:.1%}"),
         ("mult-adds", f"{small.dense_mult_adds:,}", f"{small.mult_adds:,}",
          f"{small.mult_adds / small.dense_mult_adds:.1%}"),
-        (f"{_SPLITS[config.report_on]} error, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
+        (f"{_SPLITS[config.report_on]} error, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}",
+         f"{rise:+.2f} points"),
     ]  # fmt: skip
     if config.max_loss is not None and small.error_before is not None and small.error_after is not None:
         loss = small.error_after - small.error_before  # on the images that the limit holds for
@@ -596,6 +598,12 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
     lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
     if outcome.latencies:
         lines += [f"Times: float32; {describe_machine(outcome.latencies)}.", ""]
+    if config.max_loss is not None and rise > config.max_loss:
+        lines += [
+            f"The limit of {config.max_loss:g} points is met on the images that choose, but on those that choose "
+            f"nothing the error rises by {rise:.2f} points before any training.",
+            "",
+        ]
     layers = [
         ("layer", "kind", "factors", "ranks", "parameters", "parameters before", "weight error", "output error", "")
     ]

@@ -178,7 +178,27 @@ def test_the_table_says_after_how_many_epochs_an_error_was_measured(epochs, labe
     config: Any = SimpleNamespace(
         finetune=epochs, max_loss=None, report_on="val", network=SimpleNamespace(name="resnet9")
     )
-    assert f"| {label} " in "\n".join(compress_run.summary_lines(outcome, config))
+    lines = compress_run.summary_lines(outcome, config)
+    assert f"| {label} " in "\n".join(lines)
+    (row,) = [line for line in lines if "validation error, %" in line]
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["1.00", "2.00", "+1.00 points"]
+
+
+@pytest.mark.parametrize(("after", "is_over"), [(2.5, False), (2.6, True)])
+def test_the_table_says_where_a_limit_on_the_loss_holds_on_the_choosing_images_alone(after, is_over) -> None:
+    small = SimpleNamespace(
+        dense_params=100, params=50, dense_mult_adds=100, mult_adds=50, method="svd", allocation="energy", layers=(),
+        error_before=1.0, error_after=2.0,
+    )  # fmt: skip
+    outcome: Any = SimpleNamespace(
+        compressed=small, error_before=1.0, error_after=after, error_finetuned=None, rates=None, latencies=()
+    )
+    config: Any = SimpleNamespace(max_loss=1.5, report_on="val", network=SimpleNamespace(name="resnet9"))
+    line = (
+        "The limit of 1.5 points is met on the images that choose, but on those that choose nothing the error rises by "
+        f"{after - 1:.2f} points before any training."
+    )
+    assert (line in compress_run.summary_lines(outcome, config)) == is_over
 
 
 @pytest.mark.parametrize(
