@@ -144,7 +144,7 @@ def _first_sentence(
         clauses.append(clause)
         thin = [point for point in points if point.finished and point.is_thin and size.stratum.holds(point)]
         if thin:
-            thinner.append(f"{format_percent(min(point.error for point in thin))} with {words}")
+            thinner.append(f"{format_percent(min(point.error for point in thin))} with at most {words}")
     if not clauses:
         return []
     trained = f"the trained network ({format_percent(base.error)} validation error)"

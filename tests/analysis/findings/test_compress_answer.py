@@ -62,7 +62,7 @@ def test_sizes_are_told_in_words_with_differences_before_and_after():
     assert "within noise) by Tucker-2, +0.40 before any training; a quarter +1.00 (95 % interval " in answer
     assert answer.endswith(
         "by Tucker-2, +7.00 before any training; a thinner network from scratch "
-        "has 3.50 % with half the parameters and 5.00 % with a quarter."
+        "has 3.50 % with at most half the parameters and 5.00 % with at most a quarter."
     )
     assert first.startswith("The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained further ")
     assert "Trained further (3 epochs, 23 in all): -0.10 points (95 % interval " in first
