@@ -159,7 +159,9 @@ class FrontPoint:
     @property
     def description(self) -> str:
         """Name, size and error of a finished point, e.g. `CP, 2 dims with 1,000 parameters (2.08 %)`."""
-        return f"{self.name} with {self.params:,} parameters ({format_percent(self.error)})"
+        # Without the comma, "taught by the trained network with 1,000 parameters" would be the size of the teacher
+        comma = "," if self.extras else ""
+        return f"{self.name}{comma} with {self.params:,} parameters ({format_percent(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)

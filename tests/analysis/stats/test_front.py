@@ -32,6 +32,7 @@ from sweeps.records.header import StudyHeader
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import RESULTS_FILE
+from tests.support import synthetic_data
 from tests.support.specifications import change, make_specification
 from tests.support.synthetic_study import BUDGETS, SEPARABLE, Plan, write_study
 
@@ -315,3 +316,10 @@ def test_a_seed_without_a_result_is_said_wherever_its_setting_stands():
     }  # fmt: skip
     assert describe_missing_seeds(collect_points(found)) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
     assert "(n = 2 seeds, 1 of 3 seeds diverged, " in answer_of(found)
+
+
+def test_the_size_in_a_description_is_not_that_of_the_teacher():
+    (point,) = collect_points(synthetic_data.study(synthetic_data.trial("a", 1000, 2.0)))
+    assert point.description == "CP, 2 dims with 1,000 parameters (2.00 %)"
+    taught = dataclasses.replace(point, extras=("taught by the trained network",))
+    assert taught.description == "CP, 2 dims, taught by the trained network, with 1,000 parameters (2.00 %)"
