@@ -155,6 +155,11 @@ class _Steps:
         print(f"{time.perf_counter() - self.begin:6.1f} s  {message}", file=self.stream, flush=True)
 
 
+_ASSUMED_NORMALISATION = (
+    "mean and deviation are those of the training images, since no file beside the weights says what they expect"
+)
+
+
 @dataclass(frozen=True)
 class _Images:
     """Normalised images and labels on the device: for the fit, to choose by, and to report on."""
@@ -411,6 +416,8 @@ def _write(
     expected = data_preprocessing(data)
     if preprocessing is not None:
         expected = expected.model_copy(update={"source": preprocessing.source})
+    if preprocessing is None or preprocessing.mean is None:
+        expected = expected.model_copy(update={"source": f"{expected.source}; {_ASSUMED_NORMALISATION}"})
     names = folder_names(outcomes)
     make_output_parents(config.out)
     with atomic_folder(config.out, replace=config.overwrite) as folder:

@@ -409,6 +409,25 @@ def test_weights_that_a_function_returns_need_no_file(tmp_path, capsys, without_
     assert "\npython -m lowrank.predict factorised.safetensors PATH --allow-code\n" in card
 
 
+@pytest.mark.parametrize(
+    ("options", "source"),
+    [
+        ([], "data set digits; mean and deviation are those of the training images, since no file beside the weights "
+         "says what they expect"),
+        (["--crop", "1"], "the command line; mean and deviation are those of the training images, since no file "
+         "beside the weights says what they expect"),
+        (["--mean", "0.3", "--std", "0.4"], "the command line"),
+    ],
+)  # fmt: skip
+def test_the_files_say_where_a_normalisation_that_nobody_named_is_from(
+    options, source, tmp_path, without_programs
+) -> None:
+    run_quickly(tmp_path / "out", "--budget", "0.25", *options)
+    stored = json.loads((tmp_path / "out" / "preprocessing.json").read_text())["source"]
+    assert stored == source
+    assert f"\nAn image becomes an input so ({source}):\n" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_published_weights_say_what_they_expect_of_an_image() -> None:
     resnet = NetworkSettings(name="torchvision:resnet18", weights="DEFAULT")
     published = published_preprocessing(resnet)
