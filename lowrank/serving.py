@@ -109,11 +109,23 @@ def save_classifier(folder: Path, network: nn.Module, data: ImageData, specifica
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    preprocessing = data_preprocessing(data)
-    content = Preprocessing(**preprocessing.model_dump(), example=_example(data).tolist())
     with atomic_folder(folder, replace=True) as temporary:
-        write_text(temporary / IMAGES_FILE, content.model_dump_json())
-        write_model(temporary / MODEL_FILE, network, specification, preprocessing)
+        write_images(temporary, data)
+        write_model(temporary / MODEL_FILE, network, specification, data_preprocessing(data))
+
+
+def write_images(folder: Path, data: ImageData) -> None:
+    """Write `images.json`: what a network that was trained on a set expects of an image.
+
+    Args:
+        folder: that has the network's weights.
+        data: the set.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = Preprocessing(**data_preprocessing(data).model_dump(), example=_example(data).tolist())
+    write_text(folder / IMAGES_FILE, content.model_dump_json())
 
 
 def _example(data: ImageData) -> torch.Tensor:

@@ -21,6 +21,8 @@ from sweeps.utils import is_plain_name
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+    from lowrank.data import ImageData
+
 UNFINISHED = ".training"  # checkpoints of teachers that are not finished
 CURVE_FILE = "epochs.json"  # metrics of every epoch, in the teacher's folder
 EXPERIMENT = "teachers"
@@ -70,7 +72,9 @@ def reserve_name(root: Path, name: str) -> Iterator[Path]:
         yield folder
 
 
-def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Mapping[str, Any]]) -> Path:
+def store_teacher(
+    root: Path, record: TeacherRecord, weights: Path, history: Sequence[Mapping[str, Any]], data: ImageData
+) -> Path:  # fmt: skip
     """Put a teacher into the folder of teachers, whole or not at all.
 
     Args:
@@ -78,6 +82,7 @@ def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Seq
         record: its `sha256` is that of `weights`.
         weights: a file of `lowrank.io.model_file`, which is moved.
         history: metrics of every epoch.
+        data: the set that it was trained on.
 
     Returns:
         The teacher's own folder.
@@ -85,6 +90,8 @@ def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Seq
     Raises:
         InputError: the name is taken.
     """
+    from lowrank.serving import write_images  # imports torch, which a list of teachers does not need
+
     target = root / record.name
     unfinished = root / UNFINISHED / f"{record.name}.{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -92,6 +99,7 @@ def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Seq
     weights.replace(unfinished / WEIGHTS_FILE)
     _write_json(unfinished / CURVE_FILE, list(history))
     _write_json(unfinished / RECORD_FILE, record.model_dump(mode="json"))
+    write_images(unfinished, data)
     sync(unfinished / WEIGHTS_FILE)
     try:
         unfinished.rename(target)  # fails if a folder with content has the name

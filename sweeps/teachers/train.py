@@ -120,7 +120,7 @@ def _store(training: _Training, data: ImageData, root: Path, name: str) -> Teach
         command=command(), commit=commit(), versions=versions(),
         hardware=hardware(),
     )  # fmt: skip
-    store_teacher(root, record, weights, training.history)
+    store_teacher(root, record, weights, training.history, data)
     return record
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher, read_record
+from lowrank.io import find_preprocessing
+from lowrank.serving import load_classifier
 from lowrank.utils.atomic_files import file_hash
 from sweeps.teacher import TeacherConfig, main, make_parser, space_of_teacher
 from sweeps.teachers import train as teacher_training
@@ -88,6 +90,15 @@ def test_other_weights_under_a_registered_name_are_refused(trained: Path, tmp_pa
         register(tmp_path, "first", default_uri(trained))
 
 
+def test_the_folder_of_a_teacher_says_what_it_expects_of_an_image(trained: Path) -> None:
+    """So its weights can be made smaller, and tell classes, without the set that it was trained on."""
+    expected, data = find_preprocessing(trained / "first" / WEIGHTS_FILE), small_data()
+    assert expected is not None
+    assert (expected.mean, expected.std, expected.classes) == (data.mean, data.std, data.classes)
+    classifier = load_classifier(trained / "first")
+    assert classifier.predict(data.val.images[:3].permute(0, 3, 1, 2).numpy()).shape == (3, 10)
+
+
 def test_a_name_is_never_overwritten(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = file_hash(trained / "first" / WEIGHTS_FILE)
     assert main(arguments(trained, "first", "--seed", "1")) == 2
@@ -102,7 +113,7 @@ def test_the_first_of_two_teachers_that_finish_under_one_name_stays(tmp_path: Pa
     record = read_record(other / RECORD_FILE)
     assert record is not None
     with pytest.raises(ValueError, match=r"the teacher 'twice' exists in .* and is never overwritten"):
-        store_teacher(tmp_path, record, other / WEIGHTS_FILE, [])
+        store_teacher(tmp_path, record, other / WEIGHTS_FILE, [], small_data())
     assert file_hash(folder / WEIGHTS_FILE) == before
     assert (other / WEIGHTS_FILE).exists()  # what was trained is not lost
 
