@@ -155,9 +155,8 @@ class _Steps:
         print(f"{time.perf_counter() - self.begin:6.1f} s  {message}", file=self.stream, flush=True)
 
 
-_ASSUMED_NORMALISATION = (
-    "mean and deviation are those of the training images, since no file beside the weights says what they expect"
-)
+_NOBODY_SAYS = "since no file beside the weights says what they expect"
+_ASSUMED_NORMALISATION = f"mean and deviation are those of the training images, {_NOBODY_SAYS}"
 
 
 @dataclass(frozen=True)
@@ -243,8 +242,8 @@ def _describe_images(preprocessing: ImagePreprocessing | None, data: ImageData) 
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
     preface = "" if preprocessing is None else f"{preprocessing.describe()}; "
     return (
-        f"{preface}normalised by the mean ({mean}) and deviation ({std}) of the training images, since no file "
-        "beside the weights says what they expect; --mean and --std set others"
+        f"{preface}normalised by the mean ({mean}) and deviation ({std}) of the training images, {_NOBODY_SAYS}; "
+        "--mean and --std set others"
     )
 
 

@@ -234,7 +234,7 @@ class CapturedEpoch:
                 if not is_known:
                     with self._train_step.undone(), usual_kernels():
                         self._run_step()  # what the network makes at its first pass is there before it is copied
-                self._compile()
+                self._compile(is_known=is_known)
             if self.recorder is not None:
                 self._record(self.recorder)
             if self.replay is not None:  # it reads what the network has made at the first pass, and so do evaluations
@@ -277,8 +277,12 @@ class CapturedEpoch:
             self.recorder, self.compiled = None, False
             warn_once(self._notify, f"training steps run one by one, and so are slower: {obstacle}")
 
-    def _compile(self) -> None:
-        """Compile the forward pass and the loss; if that is not possible, warn and go on without."""
+    def _compile(self, *, is_known: bool) -> None:
+        """Compile the forward pass and the loss; if that is not possible, warn and go on without.
+
+        Args:
+            is_known: whether the network consists of known code, so that no result of a kernel is an index.
+        """
         train_step = self._train_step
         dtype = None if train_step.dtype is None else (train_step.device.type, train_step.dtype)
         objective = train_step.objective
@@ -294,7 +298,7 @@ class CapturedEpoch:
                 compile_once(digest, self._notify) as on_disk, watch_compiler(), alone, undone,
                 keep_float32_products(),
             ):  # fmt: skip
-                if not on_disk and train_step.device.type == "cuda" and consists_of_known_code(train_step.network):
+                if not on_disk and is_known and train_step.device.type == "cuda":
                     with self._train_step.undone():
                         compile_side_by_side(self._run_step)
                 self._run_step()
